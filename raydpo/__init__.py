@@ -1,0 +1,1 @@
+"""raydpo: preference optimisation of language models on a Ray cluster."""

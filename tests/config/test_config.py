@@ -1,0 +1,235 @@
+"""The options of a run, as users of TRL and of this package write them."""
+
+import ast
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raydpo import config as options_of
+from raydpo.config import HINTS, SECTIONS, JobConfig, OptimConfig, from_flat, parse, to_flat, to_yaml, with_defaults
+from raydpo.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TRL_COMMAND = (
+    "--model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized "
+    "--num_train_epochs 1 --logging_steps 25 --output_dir Qwen2-0.5B-DPO"
+)
+
+
+def test_a_command_of_trl_is_valid_word_for_word() -> None:
+    config = parse(TRL_COMMAND.split())
+    assert config.model.model_name_or_path == "Qwen/Qwen2-0.5B-Instruct"
+    assert config.data.dataset_name == ("trl-lib/ultrafeedback_binarized",)
+    assert config.optim.num_train_epochs == 1.0
+    assert config.run.logging_steps == 25
+    assert config.run.output_dir == "Qwen2-0.5B-DPO"
+    assert config.explicit == {word[2:] for word in TRL_COMMAND.split() if word.startswith("--")}
+
+
+def test_another_command_of_trl_is_valid_word_for_word() -> None:
+    config = parse(
+        "--model_name_or_path gpt2 --dataset_name data --learning_rate 5.0e-6 --per_device_train_batch_size 2 "
+        "--max_steps 1000 --gradient_accumulation_steps 8 --gradient_checkpointing --eval_strategy steps "
+        "--eval_steps 50 --bf16 --use_peft --lora_r 32 --lora_alpha 16 --lora_target_modules all-linear "
+        "--loss_type sigmoid --report_to wandb".split()
+    )
+    assert config.optim.learning_rate == 5e-6
+    assert (config.optim.bf16, config.optim.gradient_checkpointing, config.adapter.use_peft) == (True, True, True)
+    assert config.adapter.lora_target_modules == ()  # all linear layers is the default
+    assert config.run.report_to == ("wandb",)
+    assert config.global_batch(num_workers=4) == 2 * 8 * 4
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 1e-5\nbeta: 0.3\neval_strategy: no\n", encoding="utf-8")
+    config = parse(["--config", str(path), "--beta", "0.5"])
+    assert (config.optim.learning_rate, config.loss.beta, config.optim.eval_strategy) == (1e-5, 0.5, "no")
+    assert config.explicit == {"learning_rate", "beta", "eval_strategy"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        TRL_COMMAND,
+        "--eval_strategy no --save_strategy no --resume_from_checkpoint none --max_length none --bf16 false",
+        "--dataset_name a.jsonl s3://b/part-{0,1}.jsonl --reference_label_selector raydpo-role=ref "
+        "--worker_resources pool=0.5 --report_to wandb,tensorboard --run_name 007 --learning_rate 1e-7",
+        "--output_dir läuft --warmup_steps 0.1 --eval_strategy steps",
+    ],
+)
+def test_the_written_yaml_repeats_the_run(tmp_path: Path, command: str) -> None:
+    config = parse(command.split())
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again = parse(["--config", str(path)])
+    assert again == config
+    assert again.explicit == set(HINTS)
+
+
+def test_the_written_yaml_is_plain_yaml_for_other_readers() -> None:
+    read = yaml.safe_load(to_yaml(parse(["--eval_strategy", "no", "--dataset_name", "a", "b"])))
+    assert list(read) == list(HINTS)
+    assert (read["eval_strategy"], read["dataset_name"], read["beta"], read["bf16"]) == ("no", ["a", "b"], 0.1, None)
+
+
+def test_flat_names_are_unique_and_complete() -> None:
+    names = [field.name for section in SECTIONS.values() for field in dataclasses.fields(section)]
+    assert sorted(names) == sorted(HINTS)
+    assert list(to_flat(JobConfig())) == names
+    assert from_flat(to_flat(JobConfig())) == JobConfig()
+    assert [field.name for field in dataclasses.fields(JobConfig)] == [*SECTIONS, "explicit"]
+
+
+def test_a_config_travels_to_workers() -> None:
+    config = parse(["--reference_label_selector", "raydpo-role=ref"])
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--learning_rat 1", ["learning_rat ", "nearest is learning_rate"]),
+        ("--beta 0", ["beta=0", "above 0"]),
+        ("--label_smoothing 0.5", ["label_smoothing=0.5", "below 0.5"]),
+        ("--max_steps 0", ["max_steps=0", "-1 or at least 1"]),
+        ("--warmup_steps 1.5", ["warmup_steps=1.5", "whole number"]),
+        ("--lr_scheduler_type cosine_with_min_lr", ["cosine_with_min_lr", "linear, cosine"]),
+        ("--zero_stage 4", ["zero_stage=4", "0, 1, 2, 3"]),
+        ("--report_to wandb nowhere", ["report_to=wandb,nowhere", "tensorboard"]),
+        ("--report_to none wandb", ["report_to=none,wandb", "leave none out"]),
+        ("--bf16 --fp16", ["bf16=true", "fp16=true", "one of them"]),
+        ("--dtype float32 --bf16", ["dtype=float32", "bf16=true"]),
+        ("--dtype bfloat16 --fp16", ["dtype=bfloat16", "fp16=true"]),
+        ("--dtype bfloat16 --bf16 false", ["dtype=bfloat16", "bf16=false"]),
+        ("--max_length 64 --max_prompt_length 64", ["max_prompt_length=64", "max_length=64"]),
+        ("--warmup_steps 10 --warmup_ratio 0.1", ["warmup_steps=10", "warmup_ratio=0.1", "one of them"]),
+        ("--offload all --zero_stage 2", ["offload=all", "zero_stage", "3"]),
+        ("--offload optimizer --zero_stage 0", ["offload=optimizer", "zero_stage", "1"]),
+        ("--lr_scheduler_type polynomial --learning_rate 1e-8", ["learning_rate=1e-08", "polynomial"]),
+        ("--precompute_ref_log_probs", ["precompute_ref_log_probs", "leave it out"]),
+        ("--no_remove_unused_columns", ["remove_unused_columns", "leave it out"]),
+    ],
+)
+def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(command.split())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_direct_construction_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match="learning_rate=-1"):
+        OptimConfig(learning_rate=-1)
+    with pytest.raises(ConfigError, match="lerning_rate"):
+        from_flat({"lerning_rate": 1e-6})
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], "auto"),
+        (["--resume_from_checkpoint", "true"], "auto"),
+        (["--resume_from_checkpoint", "auto"], "auto"),
+        (["--resume_from_checkpoint", "False"], "none"),
+        (["--resume_from_checkpoint", "none"], "none"),
+        (["--resume_from_checkpoint", "runs/a/checkpoint-10"], "runs/a/checkpoint-10"),
+    ],
+)
+def test_resume_from_checkpoint(words: list[str], value: str) -> None:
+    assert parse(words).run.resume_from_checkpoint == value
+    assert from_flat({"resume_from_checkpoint": None}).run.resume_from_checkpoint == "none"
+    assert from_flat({"resume_from_checkpoint": True}).run.resume_from_checkpoint == "auto"
+
+
+def test_eval_steps_follow_logging_steps() -> None:
+    config = parse("--eval_strategy steps --logging_steps 7".split())
+    assert config.optim.eval_steps == 7
+    assert parse("--eval_strategy steps --eval_steps 3".split()).optim.eval_steps == 3
+    assert parse("--eval_strategy epoch".split()).optim.eval_steps is None
+
+
+def test_other_defaults_leave_what_the_user_set() -> None:
+    config = parse("--learning_rate 1e-5 --eval_strategy steps".split())
+    other = with_defaults(config, {"learning_rate": 3e-4, "logging_steps": 5, "output_dir": "runs/demo"})
+    assert (other.optim.learning_rate, other.run.logging_steps, other.run.output_dir) == (1e-5, 5, "runs/demo")
+    assert other.optim.eval_steps == 5
+    assert other.explicit == config.explicit
+    later = with_defaults(other, {"beta": 0.2})
+    assert (later.loss.beta, later.run.logging_steps, later.run.output_dir) == (0.2, 5, "runs/demo")
+    with pytest.raises(ConfigError, match="betta"):
+        with_defaults(config, {"betta": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("command", "on_cpu", "on_gpu"),
+    [
+        ("", "float32", "bfloat16"),
+        ("--bf16", "bfloat16", "bfloat16"),
+        ("--no_bf16", "float32", "float32"),
+        ("--fp16", "float16", "float16"),
+        ("--dtype float32", "float32", "float32"),
+        ("--dtype bfloat16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_precision(command: str, on_cpu: str, on_gpu: str) -> None:
+    config = parse(command.split())
+    assert (config.precision(gpu=False), config.precision(gpu=True)) == (on_cpu, on_gpu)
+
+
+def test_warm_up() -> None:
+    assert OptimConfig().warmup_updates(100) == 0
+    assert OptimConfig(warmup_steps=12).warmup_updates(100) == 12
+    assert OptimConfig(warmup_steps=0.1).warmup_updates(101) == 11  # a share is rounded up, as Hugging Face does
+    assert OptimConfig(warmup_ratio=0.1).warmup_updates(101) == 11
+
+
+def test_help_shows_every_option_by_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--beta", "0.2", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"\n  --{name} ") for name in HINTS]
+    assert places == sorted(places)
+    assert " ".join(text.split()).count("[default: ") == len(HINTS)
+
+
+def test_every_count_and_size_names_its_unit() -> None:
+    bare = {"adam_beta1", "adam_beta2", "adam_epsilon", "beta", "gradient_accumulation_steps", "label_smoothing"}
+    bare |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
+    bare |= {"warmup_ratio", "weight_decay", "zero_stage"}
+    for section in SECTIONS.values():
+        for field in dataclasses.fields(section):
+            numeric = HINTS[field.name] in (int, float, int | None, float | None)
+            assert bool(field.metadata["unit"]) == (numeric and field.name not in bare), field.name
+
+
+def test_config_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, raydpo.config; print(sorted({'ray', 'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_option_is_read_by_the_package() -> None:
+    """An option that nothing reads does nothing."""
+    package = Path(options_of.__file__).parent
+    read = {
+        node.attr
+        for path in package.rglob("*.py")
+        if path.name not in ("config.py", "options.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    for method, names in {
+        "precision": {"dtype", "bf16", "fp16"},
+        "warmup_updates": {"warmup_steps", "warmup_ratio"},
+        "global_batch": {"gradient_accumulation_steps", "per_device_train_batch_size"},
+    }.items():
+        read |= names if method in read else set()
+    assert sorted(set(HINTS) - read) == []
