@@ -1,0 +1,1 @@
+"""Which pairs a step takes, in which order, and how ranks share them: pure numpy."""

@@ -1,0 +1,1 @@
+"""Objectives as pure torch functions: per-pair log-probs in, per-pair losses out."""

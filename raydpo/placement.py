@@ -1,0 +1,108 @@
+"""How many workers each stage gets, and what each of them takes from the cluster."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydpo.config import JobConfig
+from raydpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster."""
+
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Workers of one kind."""
+
+    workers: int
+    gpus: float
+    """GPUs of each worker; 0 runs on CPU."""
+    cpus: float
+    """CPUs of each worker, which are also the threads that torch uses."""
+    resources: Mapping[str, float]
+    label_selector: Mapping[str, str]
+
+
+def nodes_of(described: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The nodes that are alive, from what `ray.nodes()` says."""
+    return [
+        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0), node.get("Labels", {}))
+        for node in described
+        if node["Alive"]
+    ]
+
+
+def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
+    """The train workers; `ConfigError` where the cluster cannot hold them."""
+    cluster = job.cluster
+    return _group(
+        "num_workers",
+        Wanted(cluster.num_workers, cluster.gpus_per_worker, cluster.cpus_per_worker),
+        cluster.worker_resources,
+        cluster.worker_label_selector,
+        nodes,
+    )
+
+
+def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
+    """The scoring actors; `ConfigError` where the cluster cannot hold them.
+
+    They may take every GPU that fits: the pool gives them back before training starts.
+    """
+    reference = job.reference
+    return _group(
+        "reference_num_workers",
+        Wanted(
+            reference.reference_num_workers, reference.reference_gpus_per_worker, reference.reference_cpus_per_worker
+        ),
+        reference.reference_resources,
+        reference.reference_label_selector,
+        nodes,
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for; None where the cluster decides."""
+
+    workers: int | None
+    gpus: float | None
+    cpus: int | None
+
+
+def _group(
+    flag: str, wanted: Wanted, resources: Mapping[str, float], selector: Mapping[str, str], nodes: Sequence[Node]
+) -> Group:
+    fitting = [node for node in nodes if selector.items() <= node.labels.items()]
+    if not fitting:
+        raise ConfigError(f"no node has the labels {dict(selector)}; {_labels(nodes)}")
+    all_gpus = any(node.gpus for node in fitting)
+    gpus = wanted.gpus if wanted.gpus is not None else float(all_gpus)
+    workers = wanted.workers
+    if workers is None:
+        workers = max(sum(int(node.gpus // gpus) for node in fitting), 1) if gpus else 1
+    cpus = float(wanted.cpus) if wanted.cpus is not None else 1.0
+    if wanted.cpus is None and not gpus:
+        total = sum(node.cpus for node in fitting)
+        cpus = max(min(total // workers, max(node.cpus for node in fitting)), 1.0)
+    places = sum(
+        int(min(node.cpus // cpus if cpus else workers, node.gpus // gpus if gpus else workers)) for node in fitting
+    )
+    if places < workers:
+        raise ConfigError(
+            f"{flag}={workers} with {gpus:g} GPUs and {cpus:g} CPUs each do not fit: there is room for {places}; "
+            f"lower {flag} or what each takes, or add nodes"
+        )
+    return Group(workers, gpus, cpus, dict(resources), dict(selector))
+
+
+def _labels(nodes: Sequence[Node]) -> str:
+    known = sorted({f"{key}={value}" for node in nodes for key, value in node.labels.items() if "ray.io/" not in key})
+    return f"the nodes' labels are {', '.join(known)}" if known else "no node has labels; leave the selector out"

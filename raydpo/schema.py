@@ -1,0 +1,118 @@
+"""Column names, and the records that pass from one stage to the next."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+# Columns of the tokenized blocks and of their scores. The names are those of TRL's DPOTrainer.
+PAIR_ID = "pair_id"
+PROMPT_IDS = "prompt_ids"
+CHOSEN_IDS = "chosen_ids"
+REJECTED_IDS = "rejected_ids"
+REF_CHOSEN_LOGPS = "ref_chosen_logps"
+REF_REJECTED_LOGPS = "ref_rejected_logps"
+
+TOKENIZED_SCHEMA = pa.schema(
+    [
+        pa.field(PAIR_ID, pa.string(), nullable=False),
+        pa.field(PROMPT_IDS, pa.list_(pa.int32()), nullable=False),
+        pa.field(CHOSEN_IDS, pa.list_(pa.int32()), nullable=False),
+        pa.field(REJECTED_IDS, pa.list_(pa.int32()), nullable=False),
+    ]
+)
+"""A tokenized pair: `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are the two sequences."""
+
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field(REF_CHOSEN_LOGPS, pa.list_(pa.float32()), nullable=False),
+        pa.field(REF_REJECTED_LOGPS, pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""The reference's log-prob of each completion token (natural log), row by row as in the tokenized block."""
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Up to `block_pairs` tokenized pairs of one shard: the unit of scoring, of retry and of the shuffle window."""
+
+    content: str
+    """SHA-256 (hex) of the pairs' token ids: what the scores depend on, and the name of the block's file."""
+    shard: str
+    """Name of the shard the rows came from, unique in the run."""
+    index: int
+    """Position among the blocks of that shard, from 0."""
+    pairs: int
+    """Good pairs in the block (at least 1)."""
+    tokens: int
+    """Tokens in the block: prompt + chosen + rejected, each prompt counted once."""
+    url: str
+    """Where the tokenized Parquet file lies."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be trained on, as it stands in `quarantine/`."""
+
+    shard: str
+    row: int
+    """From 1: the line in a JSONL file, the element of a JSON array, the row of a Parquet or Arrow file."""
+    reason: str
+    content: str
+    """The row as text; undecodable bytes are escaped, long rows cut."""
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """A pair as the reference takes it: token ids, each [tokens]."""
+
+    pair_id: str
+    prompt_ids: IntArray
+    chosen_ids: IntArray
+    rejected_ids: IntArray
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass(frozen=True)
+class ScoredPair(TokenizedPair):
+    """A pair as training takes it: with the reference's log-prob of each completion token, each [tokens]."""
+
+    ref_chosen_logps: FloatArray
+    ref_rejected_logps: FloatArray
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward takes: B pairs as 2B right-padded rows (B chosen, then B rejected), N completion tokens.
+
+    A rank that has no pair left in a global batch gets a batch with `pairs == 0` and one dummy row, so that all ranks
+    make the same number of forwards (collectives in ZeRO-3 hang otherwise); its N is 0.
+    """
+
+    input_ids: IntArray
+    """[2B, T]; padded with 0, which the attention mask hides."""
+    attention_mask: IntArray
+    """[2B, T]; 1 for a token, 0 for padding."""
+    predictors: IntArray
+    """[N]; index into the flattened [2B * T] hidden states of the position that predicts each completion token."""
+    targets: IntArray
+    """[N]; the completion tokens."""
+    completion: IntArray
+    """[N]; row (0 .. 2B-1) that each completion token belongs to."""
+    ref_logps: FloatArray
+    """[N]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""
+    pair_ids: tuple[str, ...]
+    """The B pairs, in row order."""
+
+    @property
+    def pairs(self) -> int:
+        """B, or 0 for a rank's dummy batch."""
+        return len(self.pair_ids)

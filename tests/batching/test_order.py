@@ -1,0 +1,48 @@
+"""The order of pairs: a permutation, the same each time, another one each epoch."""
+
+import pytest
+
+from raydpo.batching.order import EpochOrder, batch_bounds, steps_per_epoch
+
+SIZES = [5, 3, 7, 1, 4]
+
+
+def epoch(sizes: list[int], **changes: object) -> list[tuple[int, int]]:
+    options = {"seed": 1, "epoch": 0, "window": 2, "shuffle": True, **changes}
+    order = EpochOrder(sizes, **options)  # type: ignore[arg-type]
+    return [tuple(row) for index in range(len(order.windows)) for row in order.window_rows(index).tolist()]
+
+
+def test_every_pair_comes_once() -> None:
+    everything = [(block, row) for block, size in enumerate(SIZES) for row in range(size)]
+    assert sorted(epoch(SIZES)) == everything
+    assert epoch(SIZES) != everything
+    assert epoch(SIZES, shuffle=False) == everything
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    assert epoch(SIZES) == epoch(SIZES)
+    assert epoch(SIZES) != epoch(SIZES, seed=2)
+    assert epoch(SIZES) != epoch(SIZES, epoch=1)
+
+
+def test_a_window_takes_whole_blocks_only() -> None:
+    order = EpochOrder(SIZES, seed=3, epoch=0, window=2, shuffle=True)
+    assert [len(window.blocks) for window in order.windows] == [2, 2, 1]
+    for index, window in enumerate(order.windows):
+        blocks = {block for block, _ in order.window_rows(index).tolist()}
+        assert blocks == set(window.blocks)
+        assert order.window_of(window.start) == index
+        assert order.window_of(window.start + window.pairs - 1) == index
+
+
+@pytest.mark.parametrize(("pairs", "batch"), [(20, 6), (6, 6), (5, 6), (7, 1)])
+def test_batches_cut_an_epoch_without_gap_or_overlap(pairs: int, batch: int) -> None:
+    position, steps = 0, 0
+    while position < 3 * pairs:
+        start, stop = batch_bounds(position, pairs, batch)
+        assert start == position
+        assert 0 < stop - start <= batch
+        assert start // pairs == (stop - 1) // pairs, "a batch reaches over the end of an epoch"
+        position, steps = stop, steps + 1
+    assert steps == 3 * steps_per_epoch(pairs, batch)
