@@ -1,0 +1,1 @@
+"""From preference shards to tokenized blocks."""

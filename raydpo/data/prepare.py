@@ -1,0 +1,151 @@
+"""Shards to tokenized blocks: the stage that other stages call."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from raydpo import storage
+from raydpo.data.blocks import BlockOutcome, BlockRecipe
+from raydpo.data.blockstream import Slicing, block_outcomes
+from raydpo.data.shards import Shard
+from raydpo.data.tokenization import Truncation
+from raydpo.errors import DataError
+from raydpo.schema import BadRow, Block
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizationRequest:
+    """How shards become blocks."""
+
+    tokenizer: PreTrainedTokenizerBase
+    cache_dir: str
+    """Folder or URL, reached from every node, for the tokenized blocks."""
+    quarantine_dir: str
+    """Folder or URL, reached from every node, for bad rows. It belongs to the call: what it held is removed."""
+    dialect: str = "auto"
+    """One of `formats.DIALECTS` for all shards, or auto: told from the first rows of each."""
+    truncation: Truncation = field(default_factory=Truncation)
+    block_pairs: int = 4096
+    """Rows in a raw block at most; a block has the good ones of them."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The blocks of a data set, and what was met on the way."""
+
+    blocks: tuple[Block, ...]
+    """In the order of shards and rows. The index of a block whose rows were all bad is missing."""
+    rows_read: int
+    rows_quarantined: int
+    bad_reasons: Mapping[str, int]
+    """Bad rows by the kind of fault, the most frequent first."""
+    dialects: Mapping[str, str]
+    """By name of the shard; shards without rows are missing."""
+    dropped_prompt_tails: int
+    """Pairs whose prompt lost its last tokens because they do not stand before the completions."""
+    longest: int
+    """Tokens of the longest sequence, after truncation."""
+
+    @property
+    def pairs(self) -> int:
+        """Good pairs of all blocks together."""
+        return sum(block.pairs for block in self.blocks)
+
+
+def prepare(
+    shards: Sequence[Shard],
+    request: TokenizationRequest,
+    max_bad_rows: int | None = None,
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> PreparedData:
+    """Read and tokenize every row of the shards on the running Ray cluster.
+
+    `on_progress` is told the rows done so far as blocks finish. Raises DataError if there are more than `max_bad_rows`
+    bad rows (stopping early; None: no limit), if no good row is left, if a shard cannot be read, or if the tokenizer
+    lacks a chat template that the rows need.
+    """
+    storage.remove_folder(request.quarantine_dir)
+    tally = _Tally()
+    recipe = BlockRecipe(request.truncation, request.cache_dir, request.quarantine_dir)
+    slicing = Slicing(request.dialect, request.block_pairs)
+    stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
+    try:
+        for outcome in stream:
+            tally.add(outcome)
+            on_progress(tally.rows)
+            if max_bad_rows is not None and tally.bad > max_bad_rows and tally.first_bad_is_known():
+                raise _too_many_bad_rows(tally, shards, request, f"more than max_bad_rows={max_bad_rows}")
+    finally:
+        stream.close()  # stops the tasks that are still running
+    if not any(outcome.block for outcome in tally.outcomes):
+        if tally.bad:
+            raise _too_many_bad_rows(tally, shards, request, "and no good row is left")
+        raise DataError(f"there are no rows in {', '.join(shard.url for shard in shards[:5])}; check dataset_name")
+    return _summary(tally, shards)
+
+
+@dataclass
+class _Tally:
+    """Outcomes so far, in the order of arrival."""
+
+    outcomes: list[BlockOutcome] = field(default_factory=list)
+    rows: int = 0
+    bad: int = 0
+
+    def add(self, outcome: BlockOutcome) -> None:
+        self.outcomes.append(outcome)
+        self.rows += outcome.rows
+        self.bad += sum(outcome.bad_reasons.values())
+
+    def first_bad(self) -> BlockOutcome:
+        """The earliest block with a bad row among those that have arrived."""
+        return min((part for part in self.outcomes if part.first_bad), key=lambda part: (part.shard_index, part.index))
+
+    def first_bad_is_known(self) -> bool:
+        """True once no block of the same shard can turn up with an earlier bad row."""
+        first = self.first_bad()
+        before = [part for part in self.outcomes if part.shard_index == first.shard_index and part.index < first.index]
+        return len(before) == first.index
+
+
+def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], request: TokenizationRequest, verdict: str) -> DataError:
+    outcome = tally.first_bad()
+    first: BadRow | None = outcome.first_bad
+    assert first is not None
+    url = shards[outcome.shard_index].url
+    return DataError(
+        f"{tally.bad} bad rows in the first {tally.rows} read, {verdict}. The first is row {first.row} of {url}: "
+        f"{first.reason}. See {request.quarantine_dir}; mend or drop the rows, name their dialect with dataset_format, "
+        "or raise max_bad_rows"
+    )
+
+
+def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
+    outcomes = sorted(tally.outcomes, key=lambda part: (part.shard_index, part.index))
+    reasons: Counter[str] = Counter()
+    for outcome in outcomes:
+        reasons.update(outcome.bad_reasons)
+    tails = sum(outcome.dropped_tails for outcome in outcomes)
+    if tails:
+        example = next(outcome.tail for outcome in outcomes if outcome.tail)
+        _log.warning(
+            "The prompts of %d pairs lose their last tokens, here %r, because prompt and completion together have "
+            "other tokens there: tokens merge across the boundary, or the chat template writes a prompt alone "
+            "differently. End prompts on a token boundary, or use a template that writes both alike.",
+            tails,
+            example,
+        )
+    return PreparedData(
+        blocks=tuple(outcome.block for outcome in outcomes if outcome.block),
+        rows_read=tally.rows,
+        rows_quarantined=tally.bad,
+        bad_reasons=dict(reasons.most_common()),
+        dialects={shards[outcome.shard_index].name: outcome.dialect for outcome in outcomes},
+        dropped_prompt_tails=tails,
+        longest=max(outcome.longest for outcome in outcomes),
+    )

@@ -1,0 +1,157 @@
+"""What a dataset name stands for: a file, a glob, a folder, a saved `datasets` folder, or a hub id."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import fsspec
+
+from raydpo import storage
+from raydpo.data import streams
+from raydpo.data.splits import files_of_split
+from raydpo.errors import DataError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+
+
+def is_hub_id(name: str) -> bool:
+    """True for `owner/name`, unless that is a path of this machine or the name of a data file."""
+    is_file = streams.plain_name(name).endswith(streams.DATA_NAMES)
+    return _HUB_ID.fullmatch(name) is not None and not is_file and not storage.exists(storage.absolute(name))
+
+
+def files_of(name: str, split: str, config: str | None, required: bool) -> list[str]:
+    """The URLs of the data files that a name stands for; see `shards.find_shards`."""
+    if is_hub_id(name):
+        files = _of_splits(hub_files(name, config), split, name, required)
+        for file in files:
+            streams.check_type(file)
+        return files
+    url = storage.absolute(name)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        is_file, is_folder = filesystem.isfile(path), filesystem.isdir(path)
+        matches = [] if is_file or is_folder else sorted(filesystem.glob(path)) if _is_glob(path) else []
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"cannot read {name}: {error}; check it, and that its fsspec client is installed") from error
+    if is_folder:
+        return _folder_files(filesystem, path, url, split, required)
+    if not is_file and not matches:
+        raise DataError(
+            f"there is no file or folder {name}{_beside(filesystem, path)}; give a path, a glob, an fsspec URL, or "
+            "owner/name of a hub data set"
+        )
+    if not required:
+        return []  # what is named file by file has no splits
+    files = []
+    for match in matches or [path]:
+        if filesystem.isdir(match):
+            files += _folder_files(filesystem, match, url, split, required)
+        else:
+            files.append(url if is_file else _as_url(filesystem, match, url))
+    for file in files:
+        streams.check_type(file)
+    return files
+
+
+def _is_glob(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _as_url(filesystem: fsspec.AbstractFileSystem, path: str, like: str) -> str:
+    """The path as a URL of the same file system as the URL `like`, be it a chained one (`zip://*::s3://...`)."""
+    if "::" in like:
+        return f"{like.split('://', 1)[0]}://{path}::{like.split('::', 1)[1]}"
+    return path if "://" not in like else str(filesystem.unstrip_protocol(path))
+
+
+def _beside(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """What its folder has instead, for an error message."""
+    parent = path.rstrip("/").rpartition("/")[0]
+    if not parent or not filesystem.isdir(parent):
+        return ""
+    names = sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(parent, detail=False))
+    return f" (beside it: {_some(names)})" if names else " (its folder is empty)"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _folder_files(filesystem: fsspec.AbstractFileSystem, path: str, like: str, split: str, required: bool) -> list[str]:
+    path = path.rstrip("/")
+    if filesystem.isfile(f"{path}/dataset_dict.json"):
+        saved: list[str] = json.loads(filesystem.cat_file(f"{path}/dataset_dict.json"))["splits"]
+        if split in saved:
+            return _saved_files(filesystem, f"{path}/{split}", like)
+        if required:
+            raise _no_split(split, path, saved)
+        return []
+    if filesystem.isfile(f"{path}/state.json"):
+        return _saved_files(filesystem, path, like) if required else []
+    below = sorted(str(file) for file in filesystem.find(path))
+    inside = {file[len(path) :].lstrip("/"): file for file in below}
+    data = {name: file for name, file in inside.items() if _is_data(name)}
+    if not data and required:
+        raise DataError(
+            f"the folder {path} has no data files (it has {_some(list(inside)) or 'none at all'}); "
+            f"they end in {', '.join(streams.DATA_NAMES)}, the text ones also in .gz or .zst"
+        )
+    wanted, found = files_of_split(list(data), split)
+    if found and not wanted and required:
+        raise _no_split(split, path, found)
+    if not found:
+        wanted = list(data) if required else []
+    return [_as_url(filesystem, data[name], like) for name in wanted]
+
+
+def _is_data(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith((".", "_")) for part in parts)
+    cached = parts[-1].startswith("cache-") and parts[-1].endswith(".arrow")  # what `datasets` leaves behind
+    is_data = streams.plain_name(name).endswith(streams.DATA_NAMES)
+    return is_data and not hidden and not cached and parts[-1] not in _NOT_ROWS
+
+
+def _saved_files(filesystem: fsspec.AbstractFileSystem, path: str, like: str) -> list[str]:
+    try:
+        state: dict[str, Any] = json.loads(filesystem.cat_file(f"{path}/state.json"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is no whole `datasets` folder: state.json is missing; save it again") from error
+    return [_as_url(filesystem, f"{path}/{file['filename']}", like) for file in state["_data_files"]]
+
+
+def _no_split(split: str, source: str, found: Sequence[str]) -> DataError:
+    return DataError(
+        f"{source} has no split {split!r} but {', '.join(map(repr, found)) or 'none'}; choose one of them with "
+        "dataset_train_split or dataset_test_split"
+    )
+
+
+def _of_splits(files: Mapping[str, Sequence[str]], split: str, source: str, required: bool) -> list[str]:
+    if split not in files:
+        if required:
+            raise _no_split(split, source, list(files))
+        return []
+    return list(files[split])
+
+
+def hub_files(name: str, config: str | None) -> dict[str, list[str]]:
+    """URLs of a hub data set's files by split; nothing is downloaded but its description.
+
+    A folder of this machine is taken for a hub data set too.
+    """
+    from datasets import load_dataset_builder  # takes a second to import, and only hub ids need it
+
+    try:
+        files = load_dataset_builder(name, config).config.data_files
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is no file or folder here, and as a hub data set it cannot be used: {error}; check the name, "
+            "dataset_config, the network and, for a private one, HF_TOKEN"
+        ) from error
+    if not files:
+        raise DataError(f"the hub data set {name} has no data files; convert it to Parquet or JSONL")
+    return {str(split): [str(file) for file in urls] for split, urls in files.items()}

@@ -1,0 +1,130 @@
+"""Scored blocks on disk or behind a URL, named by (reference identity, block content).
+
+The name says all that the scores depend on, so a file that exists is right: other learning rates, losses, seeds and
+runs read the same one, and a changed shard misses only its own blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raydpo import schema, storage
+from raydpo.errors import ReferenceMismatch
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.schema import Block, FloatArray, ScoredPair, TokenizedPair
+
+
+class _Lists:
+    """A list column with cheap access to a row."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        column = table.column(name).combine_chunks()
+        self._values = column.flatten().to_numpy(zero_copy_only=False)
+        self._ends = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))])
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = self._values[self._ends[row] : self._ends[row + 1]]
+        return values
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+
+class TokenizedBlock:
+    """The pairs of one tokenized block, read into memory."""
+
+    def __init__(self, url: str) -> None:
+        """Read the block's Parquet file (`schema.TOKENIZED_SCHEMA`)."""
+        table = storage.read_table(url)
+        self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
+        self._prompts = _Lists(table, schema.PROMPT_IDS)
+        self._chosen = _Lists(table, schema.CHOSEN_IDS)
+        self._rejected = _Lists(table, schema.REJECTED_IDS)
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def pair(self, row: int) -> TokenizedPair:
+        """The pair in a row."""
+        return TokenizedPair(
+            pair_id=self.pair_ids[row],
+            prompt_ids=self._prompts[row].astype(np.int64),
+            chosen_ids=self._chosen[row].astype(np.int64),
+            rejected_ids=self._rejected[row].astype(np.int64),
+        )
+
+
+class ScoredBlock:
+    """The pairs of a tokenized block together with their scores, joined row by row."""
+
+    def __init__(self, tokenized: TokenizedBlock, scores: pa.Table, url: str) -> None:
+        """`scores` is what was read from `url`, which messages name."""
+        self._tokenized = tokenized
+        self._url = url
+        self._chosen = _Lists(scores, schema.REF_CHOSEN_LOGPS)
+        self._rejected = _Lists(scores, schema.REF_REJECTED_LOGPS)
+        if len(self._chosen) != len(tokenized):
+            raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
+
+    def __len__(self) -> int:
+        return len(self._tokenized)
+
+    def pair(self, row: int) -> ScoredPair:
+        """The pair in a row, with its scores."""
+        pair = self._tokenized.pair(row)
+        chosen, rejected = self._chosen[row], self._rejected[row]
+        if (len(chosen), len(rejected)) != (len(pair.chosen_ids), len(pair.rejected_ids)):
+            raise self._mismatch(f"row {row} holds other numbers of tokens than {pair.pair_id}")
+        return ScoredPair(
+            pair_id=pair.pair_id,
+            prompt_ids=pair.prompt_ids,
+            chosen_ids=pair.chosen_ids,
+            rejected_ids=pair.rejected_ids,
+            ref_chosen_logps=chosen,
+            ref_rejected_logps=rejected,
+        )
+
+    def _mismatch(self, what: str) -> ReferenceMismatch:
+        return ReferenceMismatch(f"the scores in {self._url} do not fit their block: {what}; delete that file")
+
+
+@dataclass(frozen=True)
+class ReferenceStore:
+    """The scored blocks of one reference."""
+
+    cache_dir: str
+    """Folder or fsspec URL that every node can reach."""
+    identity: ReferenceIdentity
+
+    @property
+    def folder(self) -> str:
+        """Where this reference's blocks lie."""
+        return storage.join(self.cache_dir, "scored", self.identity.digest)
+
+    def url(self, block: Block) -> str:
+        """Where the scores of a block lie, or will."""
+        return storage.join(self.folder, f"{block.content}.parquet")
+
+    def open(self) -> None:
+        """Write down, beside the scores, what the digest in the folder's name stands for."""
+        storage.write_json(storage.join(self.folder, "identity.json"), self.identity.to_dict())
+
+    def missing(self, blocks: Sequence[Block]) -> list[Block]:
+        """The blocks without scores, each content once, in the order given."""
+        unique = {block.content: block for block in blocks}
+        return [block for block in unique.values() if not storage.exists(self.url(block))]
+
+    def read(self, block: Block) -> ScoredBlock:
+        """A block's pairs and scores; `ReferenceMismatch` where the two do not fit."""
+        url = self.url(block)
+        return ScoredBlock(TokenizedBlock(block.url), storage.read_table(url), url)
+
+
+def write_scores(url: str, chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> None:
+    """Write a block's scores: for each pair, the log-prob of each token of its two completions."""
+    columns = [pa.array(list(values), type=pa.list_(pa.float32())) for values in (chosen, rejected)]
+    storage.write_table(url, pa.Table.from_arrays(columns, schema=schema.SCORES_SCHEMA))

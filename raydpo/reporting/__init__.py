@@ -1,0 +1,1 @@
+"""What a run tells: metrics, ledger, console lines, trackers."""

@@ -1,0 +1,86 @@
+"""What the driver prints: one line a stage, with rate and time left."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+REDRAW_S = 0.2
+"""On a terminal the line is drawn over itself, at most this often."""
+REPEAT_S = 15.0
+"""Elsewhere (a job's log) a stage still under way gets another line this often."""
+
+
+class Stage:
+    """The progress line of one stage."""
+
+    def __init__(self, title: str, unit: str, stream: TextIO | None = None) -> None:
+        """`title` and `unit` (plural) as printed; the clock starts now."""
+        self._title = title
+        self._unit = unit
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._started = time.monotonic()
+        self._drawn = self._started if not self._terminal else 0.0
+        self._first: tuple[float, int] | None = None
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Say how far the stage is; drawn only as often as is readable."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)  # the rate leaves the start-up out
+        if now - self._drawn < (REDRAW_S if self._terminal else REPEAT_S):
+            return
+        self._drawn = now
+        started, first = self._first
+        rate = (done - first) / (now - started) if now > started else 0.0
+        left = f", {duration((total - done) / rate)} left" if total and rate else ""
+        amount = f"{done:,} of {total:,}" if total else f"{done:,}"
+        speed = f", {rate:,.1f}/s" if rate else ""
+        self._print(f"{amount} {self._unit}{speed}{left}{note and f', {note}'}", end=False)
+
+    def done(self, text: str) -> float:
+        """Print the stage's last line, and return the seconds it took."""
+        seconds = time.monotonic() - self._started
+        self._print(f"{text} in {duration(seconds)}", end=True)
+        return seconds
+
+    def _print(self, text: str, *, end: bool) -> None:
+        line = f"{self._title:<12} {text}"
+        if self._terminal:
+            line = f"\r\033[K{line}"
+        self._stream.write(line + ("\n" if end or not self._terminal else ""))
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Poller:
+    """Calls a function every second from a thread of its own, while the driver waits for something else."""
+
+    def __init__(self, poll: Callable[[], None]) -> None:
+        """`poll` must be quick, and must not raise."""
+        self._poll = poll
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Poller":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1.0):
+            self._poll()

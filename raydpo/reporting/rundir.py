@@ -1,0 +1,96 @@
+"""The run's folder: laid out at the start, checked against an earlier run of the same name, summed up at the end."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo import options, storage
+from raydpo.config import HINTS, JobConfig, from_flat, to_flat, to_yaml
+from raydpo.errors import ResumeError
+
+# Options that may change when a run goes on: they alter where it runs, what it says and when it ends, but not what an
+# update computes.
+MAY_CHANGE = {
+    "cache_dir",
+    "cpus_per_worker",
+    "eval_steps",
+    "eval_strategy",
+    "gpus_per_worker",
+    "logging_steps",
+    "max_bad_rows",
+    "max_failures",
+    "max_steps",
+    "num_train_epochs",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "precompute_ref_batch_size",
+    "reference_cpus_per_worker",
+    "reference_gpus_per_worker",
+    "reference_label_selector",
+    "reference_num_workers",
+    "reference_resources",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "storage_path",
+    "trust_remote_code",
+    "verbose",
+    "worker_label_selector",
+    "worker_resources",
+}
+
+
+class RunDir:
+    """Paths in `output_dir`."""
+
+    def __init__(self, path: str) -> None:
+        """`path` is made absolute, as workers run in other folders."""
+        self.path = Path(storage.absolute(path))
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.ledger = self.path / "ledger"
+        self.quarantine = self.path / "quarantine"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    def start(self, job: JobConfig) -> None:
+        """Lay the folder out. With `resume_from_checkpoint=none` an earlier run's files are removed first.
+
+        `ResumeError` where the folder holds checkpoints of a run with other options.
+        """
+        if job.run.resume_from_checkpoint == "none":
+            for old in (self.ledger, self.checkpoints, self.model):
+                shutil.rmtree(old, ignore_errors=True)
+            self.metrics.unlink(missing_ok=True)
+        elif self.checkpoints.exists() and self.config.exists():
+            self._check_same(job)
+        shutil.rmtree(self.quarantine, ignore_errors=True)
+        self.summary.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        storage.write_bytes(str(self.config), to_yaml(job).encode())
+
+    def _check_same(self, job: JobConfig) -> None:
+        before = to_flat(from_flat(options.read_yaml(str(self.config), HINTS, {})))
+        for name, value in to_flat(job).items():
+            if name not in MAY_CHANGE and before[name] != value:
+                raise ResumeError(
+                    f"{self.path} holds a run with {name}={before[name]}, and this one has {name}={value}; give it an "
+                    "output_dir of its own, or start over with resume_from_checkpoint=none (the old checkpoints are "
+                    "then removed)"
+                )
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; empty before there are any."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        storage.write_json(str(self.summary), summary)

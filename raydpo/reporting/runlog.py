@@ -1,0 +1,54 @@
+"""metrics.jsonl and ledger/, as rank 0 writes them."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydpo import storage
+
+
+class RunLog:
+    """The metrics and the ledger of a run, cut back to the step that it goes on from."""
+
+    def __init__(self, run_dir: str, resumed_at: int) -> None:
+        """Lines of steps after `resumed_at` are dropped: those steps are about to be made again."""
+        self._metrics = Path(run_dir) / "metrics.jsonl"
+        self._ledger = Path(run_dir) / "ledger"
+        self._pending: list[dict[str, Any]] = []
+        _keep_lines(self._metrics, lambda line: line["step"] <= resumed_at)
+        for file in sorted(self._ledger.glob("*.jsonl")):
+            _keep_lines(file, lambda line: line["step"] <= resumed_at)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line of metrics; a reader may follow the file."""
+        with self._metrics.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def enter(self, step: int, epoch: int, pair_ids: Sequence[str]) -> None:
+        """Note the pairs of an update; `flush` writes them."""
+        self._pending.append({"step": step, "epoch": epoch, "pairs": list(pair_ids)})
+
+    def flush(self) -> None:
+        """Write the noted updates as one file; called just before each checkpoint, so the two agree."""
+        if not self._pending:
+            return
+        first, last = self._pending[0]["step"], self._pending[-1]["step"]
+        content = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._pending)
+        storage.write_bytes(str(self._ledger / f"{first:08d}-{last:08d}.jsonl"), content.encode())
+        self._pending = []
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSONL file with the lines to keep; a last line that a crash cut short goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and keep(json.loads(line)):
+            kept.append(line)
+    if kept:
+        storage.write_bytes(str(path), "".join(kept).encode())
+    else:
+        os.remove(path)

@@ -1,0 +1,105 @@
+"""Sharded checkpoints through Ray Train's storage, and going on from one."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from raydpo.errors import ResumeError
+
+TAG = "engine"
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is after an update."""
+
+    step: int = 0
+    """Updates made."""
+    position: int = 0
+    """Pairs consumed since the start of the run."""
+    tokens: int = 0
+    """Tokens seen over all ranks, padding not counted."""
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Sums and weights of the metrics since the last line of them, over all ranks."""
+
+
+def name(step: int) -> str:
+    """The folder's name, as Hugging Face's Trainer has it."""
+    return f"checkpoint-{step}"
+
+
+def save(engine: Any, state: TrainState, fingerprint: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+    """Write each rank's shards and let Ray Train collect them; every rank must call it.
+
+    The checkpoint counts only once all ranks have handed in theirs. `state.json` lists every file with its size, so
+    that a checkpoint that lost one is found out before it is used.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    folder = Path(tempfile.mkdtemp(prefix="raydpo-checkpoint-"))
+    engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+    mine = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files: list[dict[str, int]] = [{}] * world
+    torch.distributed.all_gather_object(files, mine)
+    if rank == 0:
+        content = {
+            **asdict(state),
+            "num_workers": world,
+            "fingerprint": dict(fingerprint),
+            "files": {path: size for shard in files for path, size in sorted(shard.items())},
+        }
+        (folder / STATE_FILE).write_text(json.dumps(content, indent=2))
+    ray.train.report(
+        {"step": state.step, **metrics},
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_dir_name=name(state.step),
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore(engine: Any, checkpoint: ray.train.Checkpoint, fingerprint: Mapping[str, str]) -> TrainState:
+    """Load a checkpoint into the engine -> where the run goes on. `ResumeError` where it does not fit or is damaged."""
+    with checkpoint.as_directory() as directory:
+        folder = Path(directory)
+        state = read_state(folder, fingerprint, torch.distributed.get_world_size())
+        loaded, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    if loaded is None:
+        raise ResumeError(
+            f"DeepSpeed found no checkpoint in {checkpoint.path}; choose another with resume_from_checkpoint"
+        )
+    return state
+
+
+def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -> TrainState:
+    """Where a checkpoint's run was, after checking that its files are whole and that it belongs to this run."""
+    try:
+        content = json.loads((folder / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ResumeError(
+            f"{folder} is not a whole checkpoint ({STATE_FILE}: {error}); remove it to go on from the one before, or "
+            "pass another with resume_from_checkpoint"
+        ) from error
+    for path, size in content["files"].items():
+        if not (folder / path).is_file() or (folder / path).stat().st_size != size:
+            raise ResumeError(
+                f"{folder / path} is missing or not {size} bytes long; remove the checkpoint to go on from an older one"
+            )
+    if content["num_workers"] != num_workers:
+        raise ResumeError(
+            f"{folder} was written by {content['num_workers']} workers and this run has {num_workers}; resume with "
+            f"num_workers={content['num_workers']}"
+        )
+    for what, digest in fingerprint.items():
+        if content["fingerprint"].get(what) != digest:
+            raise ResumeError(
+                f"{folder} was trained with another {what} ({content['fingerprint'].get(what)}, now {digest}); "
+                f"bring back that {what}, or start over in another output_dir"
+            )
+    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums")})

@@ -1,0 +1,172 @@
+"""The feed: one actor that turns a position in the run into the micro-batches of every rank.
+
+What it gives is a pure function of the position (`batching.order`, `batching.planner`), so nothing needs to be saved of
+it: a restarted feed, or a rank that goes back to a checkpoint, asks for a position again and gets the same pairs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from raydpo.batching.collate import collate_scored
+from raydpo.batching.order import EpochOrder, batch_bounds
+from raydpo.batching.planner import plan
+from raydpo.reference.store import ReferenceStore, ScoredBlock
+from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
+
+KEPT_WINDOWS = 2
+"""Shuffle windows in memory: the present one, and the one that ranks ahead of the others read."""
+KEPT_BATCHES = 8
+"""Global batches in memory: more than ranks are apart, as they meet at each update."""
+
+
+@dataclass(frozen=True)
+class FeedSpec:
+    """All that the order and the cut of the batches depend on."""
+
+    seed: int
+    shuffle: bool
+    window: int
+    """Shuffle window, in blocks."""
+    global_batch: int
+    """Pairs an update."""
+    micro_pairs: int
+    """Pairs a forward, at most."""
+    ranks: int
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's share of a global batch."""
+
+    start: int
+    """Position of the global batch: pairs consumed before it since the start of the run."""
+    stop: int
+    """Position after it."""
+    micro_batches: tuple[MicroBatch, ...]
+    """As many on every rank."""
+    tokens: int
+    """Tokens of the global batch, each sequence with its prompt, padding not counted (TRL's `num_tokens`)."""
+    pair_ids: tuple[str, ...]
+    """The whole global batch, in order; for rank 0 alone, which keeps the ledger."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of the global batch, over all ranks."""
+        return self.stop - self.start
+
+
+class BatchSource:
+    """Global batches by position, from blocks and their scores."""
+
+    def __init__(self, blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> None:
+        """`blocks` in the run's order; they must all have scores in `store`."""
+        self._blocks = list(blocks)
+        self._store = store
+        self._spec = spec
+        self._pairs = sum(block.pairs for block in blocks)
+        self._orders: dict[int, EpochOrder] = {}
+        self._windows: OrderedDict[tuple[int, int], tuple[IntArray, dict[int, ScoredBlock]]] = OrderedDict()
+
+    def pairs(self, position: int) -> list[ScoredPair]:
+        """The pairs of the global batch at a position, in order."""
+        start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
+        epoch, offset = divmod(start, self._pairs)
+        order = self._order(epoch)
+        return [self._pair(epoch, order, offset + index) for index in range(stop - start)]
+
+    def rank_batches(self, position: int) -> list[RankBatch]:
+        """The global batch at a position, cut for each rank."""
+        pairs = self.pairs(position)
+        plans = plan([pair.length for pair in pairs], self._spec.ranks, self._spec.micro_pairs)
+        tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+        return [
+            RankBatch(
+                start=position,
+                stop=position + len(pairs),
+                micro_batches=tuple(collate_scored([pairs[index] for index in group]) for group in rank_plan),
+                tokens=tokens,
+                pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
+            )
+            for rank, rank_plan in enumerate(plans)
+        ]
+
+    def _order(self, epoch: int) -> EpochOrder:
+        if epoch not in self._orders:
+            spec = self._spec
+            sizes = [block.pairs for block in self._blocks]
+            order = EpochOrder(sizes, seed=spec.seed, epoch=epoch, window=spec.window, shuffle=spec.shuffle)
+            self._orders = {epoch: order}
+        return self._orders[epoch]
+
+    def _pair(self, epoch: int, order: EpochOrder, offset: int) -> ScoredPair:
+        index = order.window_of(offset)
+        window = order.windows[index]
+        if (epoch, index) not in self._windows:
+            blocks = {block: self._store.read(self._blocks[block]) for block in window.blocks}
+            self._windows[(epoch, index)] = (order.window_rows(index), blocks)
+            if len(self._windows) > KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        rows, blocks = self._windows[(epoch, index)]
+        block, row = rows[offset - window.start]
+        return blocks[int(block)].pair(int(row))
+
+
+class Feed:
+    """The actor around a `BatchSource`; it also passes the ranks' progress on to the driver's console."""
+
+    def __init__(self, blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> None:
+        """As `BatchSource`."""
+        self._source = BatchSource(blocks, store, spec)
+        self._batches: OrderedDict[int, list[RankBatch]] = OrderedDict()
+        self._progress: dict[str, Any] = {}
+
+    def fetch(self, position: int, rank: int) -> RankBatch:
+        """A rank's share of the global batch at a position."""
+        if position not in self._batches:
+            self._batches[position] = self._source.rank_batches(position)
+            if len(self._batches) > KEPT_BATCHES:
+                self._batches.popitem(last=False)
+        return self._batches[position][rank]
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """What rank 0 says of where the run is."""
+        self._progress = progress
+
+    def progress(self) -> dict[str, Any]:
+        """What rank 0 said last; empty before it said anything."""
+        return self._progress
+
+
+def start_feed(blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> Any:
+    """Start the actor; should its process die, Ray starts it anew and repeats what was asked of it."""
+    actor = ray.remote(Feed).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    return actor.remote(blocks, store, spec)
+
+
+class Prefetcher:
+    """A rank's side of the feed: asks for batches ahead of need."""
+
+    def __init__(self, feed: Any, rank: int, *, pairs: int, global_batch: int, depth: int = 2) -> None:
+        """`pairs` an epoch; `depth` batches are under way while one is trained on."""
+        self._feed = feed
+        self._rank = rank
+        self._pairs = pairs
+        self._global_batch = global_batch
+        self._depth = depth
+        self._ahead: OrderedDict[int, Any] = OrderedDict()
+
+    def get(self, position: int, end: int) -> RankBatch:
+        """This rank's share of the batch at a position; those after it, before `end`, are asked for too."""
+        ask = position
+        for _ in range(self._depth + 1):
+            if ask >= end:
+                break
+            if ask not in self._ahead:
+                self._ahead[ask] = self._feed.fetch.remote(ask, self._rank)
+            ask = batch_bounds(ask, self._pairs, self._global_batch)[1]
+        batch: RankBatch = ray.get(self._ahead.pop(position))
+        return batch

@@ -1,0 +1,271 @@
+"""What each train worker runs: build the policy, go on from a checkpoint, update, evaluate, save, export."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from raydpo.errors import StorageError, TrainingError
+from raydpo.models.adapters import add_lora
+from raydpo.models.export import ExportTarget, export_adapter, export_model
+from raydpo.models.load import (
+    disable_dropout,
+    enable_gradient_checkpointing,
+    load_causal_lm,
+    load_tokenizer,
+    quiet_libraries,
+)
+from raydpo.models.logprobs import CompletionLogps, TokenLogps
+from raydpo.reporting.runlog import RunLog
+from raydpo.reporting.trackers import Trackers
+from raydpo.schema import MicroBatch
+from raydpo.training import checkpoint, zero
+from raydpo.training.checkpoint import TrainState
+from raydpo.training.evaluation import evaluate
+from raydpo.training.feed import Prefetcher, RankBatch
+from raydpo.training.step import Sums, to_device, train_micro_batches
+from raydpo.training.task import TrainReport, TrainTask
+
+
+def train_worker(config: dict[str, Any]) -> TrainReport:
+    """Ray Train's entry: `config["task"]` is a `TrainTask`. Rank 0's report is the run's."""
+    task: TrainTask = config["task"]
+    quiet_libraries()
+    check_run_dir(task.run_dir)
+    zero.prepare_process(task.gpu)
+    worker = Worker(task)
+    worker.train()
+    return worker.export()
+
+
+def check_run_dir(run_dir: str) -> None:
+    """`StorageError` unless this process sees the run's folder, which the driver made."""
+    if not Path(run_dir).is_dir():
+        raise StorageError(
+            f"output_dir={run_dir} does not exist on node {ray.util.get_node_ip_address()}; every node must see it: "
+            "use a folder on shared storage"
+        )
+
+
+def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
+    """The model to train -> (policy that gives log-probs, the Hugging Face model inside it)."""
+    keep_alive = zero.keep_weights_partitioned(zero_config)
+    model: Any = load_causal_lm(
+        task.source,
+        dtype=task.precision,
+        attn_implementation=task.job.model.attn_implementation,
+        trust_remote_code=task.job.model.trust_remote_code,
+    )
+    del keep_alive  # held until here: transformers keeps no reference of its own
+    if task.job.optim.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    if task.job.adapter.use_peft:
+        model = add_lora(model, task.job.adapter)
+    if task.job.loss.disable_dropout:
+        disable_dropout(model)
+    return CompletionLogps(model), model
+
+
+class Worker:
+    """One rank's state over the run."""
+
+    def __init__(self, task: TrainTask) -> None:
+        """Load the policy, start DeepSpeed, and go on from the newest checkpoint if there is one."""
+        self._task = task
+        self._job = task.job
+        self._rank = torch.distributed.get_rank()
+        torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
+        self._zero_config = zero.zero_config(task.job, task.precision, task.gpu)
+        policy, self._model = build_policy(task, self._zero_config)
+        self._zero = zero.Engine(policy, task.job, self._zero_config, task.schedule.total_steps)
+        self._engine = self._zero.engine
+        self._state = TrainState()
+        if newest := ray.train.get_checkpoint() or self._given_checkpoint():
+            self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
+        self._resumed_at = self._state.step
+        self._sums = Sums(self._state.sums if self._rank == 0 else None)
+        self._log = RunLog(task.run_dir, self._resumed_at) if self._rank == 0 else None
+        self._trackers = Trackers(task.job, task.run_dir) if self._rank == 0 else None
+        schedule = task.schedule
+        self._feed = Prefetcher(task.feed, self._rank, pairs=schedule.pairs, global_batch=schedule.global_batch)
+        self._last_line: dict[str, float] = {}
+        self._clock = Clock()
+
+    def _given_checkpoint(self) -> ray.train.Checkpoint | None:
+        path = self._job.run.resume_from_checkpoint
+        return None if path in ("auto", "none") else ray.train.Checkpoint(path)
+
+    def train(self) -> None:
+        """All updates that are left."""
+        schedule, job = self._task.schedule, self._job
+        self._engine.train()
+        if self._state.step == 0:
+            self._evaluate()
+        while self._state.step < schedule.total_steps:
+            waiting = time.monotonic()
+            batch = self._feed.get(self._state.position, schedule.end)
+            self._clock.waited += time.monotonic() - waiting
+            self._update(batch)
+            step, done = self._state.step, self._state.step == schedule.total_steps
+            epoch_done = self._state.position % schedule.pairs == 0
+            if due(job.optim.eval_strategy, step, job.optim.eval_steps or 1, epoch_done) or done:
+                self._evaluate()
+            if due(job.run.save_strategy, step, job.run.save_steps, epoch_done) or (
+                done and job.run.save_strategy != "no"
+            ):
+                self._save()
+        if self._log:
+            self._log.flush()
+
+    def _update(self, batch: RankBatch) -> None:
+        """One update, its ledger entry and, where one is due, its line of metrics."""
+        step = self._state.step + 1
+        logging = step % self._job.run.logging_steps == 0 or step == self._task.schedule.total_steps
+        # Seeded by step and rank, so that dropout after a resume is that of the uninterrupted run.
+        torch.manual_seed(hash((self._job.optim.seed, step, self._rank)))
+        drift = Drift(self._engine.device)
+        micro_batches = train_micro_batches(self._engine, batch, self._job.loss, self._sums, with_statistics=logging)
+        for micro_batch, token_logps in micro_batches:
+            if step == 1:
+                drift.add(micro_batch, token_logps)
+        if step == 1:
+            first_loss = self._sums.means(self._engine.device)["loss"]
+            self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **drift.reduced()})
+        grad_norm, learning_rate = self._zero.step()
+        self._clock.pairs += batch.pairs
+        self._clock.tokens += batch.tokens
+        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens)
+        if self._log:
+            self._log.enter(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
+        if logging:
+            self._log_line(grad_norm, learning_rate)
+
+    def _log_line(self, grad_norm: float, learning_rate: float) -> None:
+        """Average what was gathered since the last line, over ranks and samples, and write it."""
+        metrics = self._sums.means(self._engine.device)
+        self._sums = Sums()
+        rates = self._clock.rates()
+        state, schedule = self._state, self._task.schedule
+        line = {
+            "step": state.step,
+            "epoch": state.position / schedule.pairs,
+            "loss": metrics.pop("loss"),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            **metrics,
+            "num_tokens": state.tokens,
+            **rates,
+        }
+        self._last_line = line
+        self._write(line)
+        if not math.isfinite(line["loss"]):
+            raise TrainingError(
+                f"the loss is {line['loss']} at step {state.step}; lower learning_rate, or compute in a wider type "
+                "(bf16=true instead of fp16, or dtype=float32)"
+            )
+
+    def _write(self, line: dict[str, float]) -> None:
+        if self._log and self._trackers:
+            self._log.log(line)
+            self._trackers.log(line)
+            self._task.feed.report.remote(line)
+
+    def _evaluate(self) -> None:
+        """Held-out metrics, as a line of their own; nothing where there are no held-out pairs."""
+        task = self._task
+        if task.eval_feed is None or task.eval_schedule is None:
+            return
+        metrics = evaluate(self._engine, task.eval_feed, task.eval_schedule, self._job.loss, self._rank)
+        self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
+        self._clock.restart()  # the rates are those of training
+
+    def _save(self) -> None:
+        if self._log:
+            self._log.flush()
+        metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
+        state = TrainState(
+            self._state.step, self._state.position, self._state.tokens, self._sums.totals(self._engine.device)
+        )
+        checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
+        self._clock.restart()
+
+    def export(self) -> TrainReport:
+        """Write the trained model, and sum the run up."""
+        job = self._job
+        folder = str(Path(self._task.run_dir) / "model")
+        target = ExportTarget(
+            folder=folder,
+            source=self._task.source,
+            tokenizer=load_tokenizer(self._task.source, trust_remote_code=job.model.trust_remote_code),
+            is_main=self._rank == 0,
+        )
+        write = export_adapter if job.adapter.use_peft else export_model
+        write(self._model, target, zero.gather(self._zero_config))
+        torch.distributed.barrier()
+        if self._trackers:
+            self._trackers.close()
+        return TrainReport(
+            steps=self._state.step,
+            resumed_at=self._resumed_at,
+            pairs_trained=self._state.position,
+            model_dir=folder,
+        )
+
+
+def due(strategy: str, step: int, every: int, epoch_done: bool) -> bool:
+    """True after the updates that `save_strategy` or `eval_strategy` names."""
+    return {"no": False, "steps": step % every == 0, "epoch": epoch_done}[strategy]
+
+
+class Drift:
+    """|log-prob of policy - of reference| a token, before the first update."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing seen yet."""
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._max = torch.zeros(1, dtype=torch.float64, device=device)
+
+    def add(self, micro_batch: MicroBatch, tokens: TokenLogps) -> None:
+        """Take in a micro-batch."""
+        if micro_batch.pairs:
+            gap = (tokens.logps.detach() - to_device(micro_batch.ref_logps, self._max.device)).abs().double()
+            self._sums += torch.stack([gap.sum(), gap.new_tensor(len(gap))])
+            self._max = torch.maximum(self._max, gap.max())
+
+    def reduced(self) -> dict[str, float]:
+        """Mean and max over all ranks, which must all call it."""
+        torch.distributed.all_reduce(self._sums)
+        torch.distributed.all_reduce(self._max, op=torch.distributed.ReduceOp.MAX)
+        return {
+            "reference_drift/mean": float(self._sums[0] / self._sums[1]),
+            "reference_drift/max": float(self._max),
+        }
+
+
+class Clock:
+    """Rates since the last line of metrics."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.pairs = 0
+        self.tokens = 0
+        self.waited = 0.0
+        self._started = time.monotonic()
+
+    def rates(self) -> dict[str, float]:
+        """Pairs and tokens a second over all ranks, and the share of time spent waiting for data; then starts anew."""
+        elapsed = time.monotonic() - self._started
+        rates = {
+            "pairs_per_second": self.pairs / elapsed,
+            "tokens_per_second": self.tokens / elapsed,
+            "data_wait": self.waited / elapsed,
+        }
+        self.restart()
+        return rates

@@ -1,0 +1,80 @@
+"""What the driver tells the train workers, and what rank 0 says at the end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from raydpo.batching.order import batch_bounds, steps_per_epoch
+from raydpo.config import JobConfig
+from raydpo.models.load import ModelSource
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is; a position counts pairs since its start."""
+
+    pairs: int
+    """Pairs an epoch."""
+    global_batch: int
+    """Pairs an update."""
+    total_steps: int
+    """Updates in all."""
+
+    @staticmethod
+    def of(pairs: int, global_batch: int, *, num_train_epochs: float, max_steps: int) -> "Schedule":
+        """`max_steps` where it is set, else the updates of `num_train_epochs` (rounded up), as Hugging Face counts."""
+        steps = max_steps if max_steps > 0 else -int(-num_train_epochs * steps_per_epoch(pairs, global_batch) // 1)
+        return Schedule(pairs, global_batch, steps)
+
+    @staticmethod
+    def one_epoch(pairs: int, global_batch: int) -> "Schedule":
+        """One pass, as evaluation makes it."""
+        return Schedule(pairs, global_batch, steps_per_epoch(pairs, global_batch))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch."""
+        return steps_per_epoch(self.pairs, self.global_batch)
+
+    @property
+    def end(self) -> int:
+        """Position after the last update."""
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        return epochs * self.pairs + min(steps * self.global_batch, self.pairs)
+
+    def next(self, position: int) -> int:
+        """Position after the update at a position."""
+        return batch_bounds(position, self.pairs, self.global_batch)[1]
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """All that a train worker needs; the same for each of them."""
+
+    job: JobConfig
+    source: ModelSource
+    precision: str
+    """float32, bfloat16 or float16."""
+    gpu: bool
+    schedule: Schedule
+    feed: Any
+    """Handle of the actor that gives training batches."""
+    eval_feed: Any
+    """Handle of the actor that gives held-out batches, or None."""
+    eval_schedule: Schedule | None
+    run_dir: str
+    """Absolute path that every node sees."""
+    fingerprint: dict[str, str]
+    """Digests of reference and data, which a checkpoint must share."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What rank 0 says when training is over."""
+
+    steps: int
+    """Updates of the run, those before a resume counted in."""
+    resumed_at: int
+    """Updates that a checkpoint had already."""
+    pairs_trained: int
+    """Pairs since the start of the run; a pair counts once an epoch."""
+    model_dir: str

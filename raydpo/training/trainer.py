@@ -1,0 +1,73 @@
+"""The driver's side of training: Ray Train around `loop.train_worker`."""
+
+import os
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from raydpo.config import JobConfig
+from raydpo.errors import RaydpoError, TrainingError
+from raydpo.placement import Group
+from raydpo.training.loop import train_worker
+from raydpo.training.task import TrainReport, TrainTask
+
+CHECKPOINTS = "checkpoints"
+"""Ray Train's name of the run below `storage_path`, where that is the run's own folder."""
+COLLECTIVE_TIMEOUT_S = 1800
+"""How long a rank waits for the others: a save to slow storage and the load of a large model take minutes."""
+
+
+def storage_of(job: JobConfig, run_dir: str) -> tuple[str, str]:
+    """Where checkpoints lie -> (Ray Train's storage path, name of the run in it)."""
+    if job.run.storage_path is None:
+        return run_dir, CHECKPOINTS
+    return job.run.storage_path, job.run.run_name or os.path.basename(run_dir.rstrip("/"))
+
+
+def fit(task: TrainTask, group: Group) -> TrainReport:
+    """Train, going on from the newest checkpoint after a lost worker -> what rank 0 reports.
+
+    A run of the same name in the same storage is resumed. Raises the `RaydpoError` that a worker met, or
+    `TrainingError` where workers were lost more often than `max_failures` allows.
+    """
+    job = task.job
+    storage_path, name = storage_of(job, task.run_dir)
+    # Ray asks for a new group of workers when the first takes longer than this; large images and models do.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers,
+            use_gpu=group.gpus > 0,
+            resources_per_worker={"CPU": group.cpus, "GPU": group.gpus, **group.resources},
+            label_selector=dict(group.label_selector) or None,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.run.save_total_limit),
+        ),
+        torch_config=TorchConfig(backend="nccl" if task.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+    )
+    try:
+        report: Any = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    assert isinstance(report, TrainReport), f"rank 0 returned {type(report)}"
+    return report
+
+
+def _cause(error: TrainingFailedError) -> RaydpoError:
+    """The error to show: the user's own where a worker met one."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    for failure in failures.values():
+        if isinstance(failure, RaydpoError):
+            return failure
+    return TrainingError(
+        f"training failed: {error}\nEach worker's messages are in Ray's logs; run the same command again to go on from "
+        "the newest checkpoint"
+    )

@@ -1,0 +1,273 @@
+"""Shards through Ray Data to blocks: all rows, in order, each bad one in quarantine, the same files every time."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from transformers import PreTrainedTokenizerFast
+
+from raydpo import schema, storage
+from raydpo.data import blocks, blockstream
+from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
+from raydpo.data.shards import Shard, find_shards
+from raydpo.data.tokenization import Truncation
+from raydpo.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def pair(i: int) -> dict[str, Any]:
+    return {"prompt": f"question {i}:", "chosen": f" yes {i}", "rejected": f" no {i} {i}"}
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def request(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> TokenizationRequest:
+    return TokenizationRequest(tokenizer, str(tmp_path / "cache"), str(tmp_path / "quarantine"), **options)
+
+
+def quarantined(tmp_path: Path) -> list[dict[str, Any]]:
+    files = sorted((tmp_path / "quarantine").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def pairs_of(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[str, str, str]]:
+    """Texts by pair id, in the order of the blocks."""
+    texts = {}
+    for block in data.blocks:
+        table = storage.read_table(block.url)
+        assert table.schema.equals(schema.TOKENIZED_SCHEMA)
+        for row in table.to_pylist():
+            ids = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+            texts[row["pair_id"]] = tuple(tokenizer.decode(part) for part in ids)
+    return texts  # type: ignore[return-value]
+
+
+def test_a_mix_of_shards(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [pair(i) for i in range(60)]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(jsonl(rows[:25])))
+    (tmp_path / "b.json.zst").write_bytes(zstandard.compress(json.dumps(rows[25:40]).encode()))
+    pq.write_table(pa.Table.from_pylist(rows[40:]), tmp_path / "a.parquet")
+    (tmp_path / "empty.jsonl").touch()
+    shards = find_shards(
+        [str(tmp_path / name) for name in ("c.jsonl.gz", "empty.jsonl", "b.json.zst", "a.parquet")], "train"
+    )
+    progress: list[int] = []
+    data = prepare(shards, request(tmp_path, text_tokenizer, block_pairs=10), on_progress=progress.append)
+
+    assert (data.rows_read, data.rows_quarantined, dict(data.bad_reasons)) == (60, 0, {})
+    assert sorted(progress) == progress
+    assert progress[-1] == 60
+    assert data.dialects == dict.fromkeys(("c.jsonl.gz", "b.json.zst", "a.parquet"), "preference")
+    places = [(block.shard, block.index, block.pairs) for block in data.blocks]
+    assert places == [
+        *(("c.jsonl.gz", index, pairs) for index, pairs in enumerate((10, 10, 5))),
+        *(("b.json.zst", index, pairs) for index, pairs in enumerate((10, 5))),
+        *(("a.parquet", index, 10) for index in range(2)),
+    ]
+    numbers = [*(f"c.jsonl.gz:{i}" for i in range(1, 26)), *(f"b.json.zst:{i}" for i in range(1, 16))]
+    numbers += [f"a.parquet:{i}" for i in range(1, 21)]
+    texts = pairs_of(data, text_tokenizer)
+    assert list(texts) == numbers
+    assert list(texts.values()) == [(row["prompt"], row["chosen"] + "<eos>", row["rejected"] + "<eos>") for row in rows]
+    ids = [[*text_tokenizer(row["prompt"] + row["rejected"] + "<eos>")["input_ids"]] for row in rows]
+    assert data.longest == max(map(len, ids))
+    chosen = [len(text_tokenizer(row["chosen"] + "<eos>")["input_ids"]) for row in rows[:10]]
+    assert data.blocks[0].tokens == sum(map(len, ids[:10])) + sum(chosen)
+
+
+def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    user, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    good = json.dumps(pair(0)).encode()
+    lines: list[tuple[bytes, str | None]] = [
+        (good, None),
+        (b'{"prompt": "p", "chosen": ', "broken JSON"),
+        (b'{"prompt": "p\xff", "chosen": "a", "rejected": "b"}', "bad UTF-8"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'{"prompt": "p", "chosen": "a"}', "missing column"),
+        (b'{"prompt": "p", "chosen": "a", "rejected": null}', "null column"),
+        (b'{"prompt": "p", "chosen": "a", "rejected": 5}', "wrong type"),
+        (b'{"prompt": "p", "chosen": "a", "rejected": "a"}', "chosen and rejected are the same"),
+        (b'{"prompt": "p", "chosen": "", "rejected": "a"}', "empty completion"),
+        (b'{"prompt": "", "chosen": "a", "rejected": "b"}', "no prompt"),
+        (json.dumps({"prompt": "p" * 200, "chosen": "a", "rejected": "b"}).encode(), "empty completion"),
+        (
+            json.dumps({"prompt": "p", "chosen": "c" * 200 + "a", "rejected": "c" * 200}).encode(),
+            "chosen and rejected are the same",
+        ),
+        (b"", None),
+        (good, None),
+        (
+            json.dumps(
+                {"prompt": [{"role": "forbidden", "content": "x"}], "chosen": user, "rejected": answer}
+            ).encode(),
+            "refused by the chat template",
+        ),
+    ]
+    content = b"\n".join(line for line, _ in lines) + b"\n" + good
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content)[:-1])  # without its last byte it is cut off
+    shard = find_shards([str(tmp_path / "rows.jsonl.gz")], "train")
+    data = prepare(shard, request(tmp_path, chat_tokenizer, block_pairs=4, truncation=Truncation(max_length=150)))
+
+    expected = {number: reason for number, (_, reason) in enumerate(lines, 1) if reason}
+    expected[16] = "damaged gzip stream"
+    bad = {row["row"]: row for row in quarantined(tmp_path)}
+    assert {number: row["reason"].split(":")[0] for number, row in bad.items()} == expected
+    assert all(
+        row["file"] == str(tmp_path / "rows.jsonl.gz") and row["shard"] == "rows.jsonl.gz" for row in bad.values()
+    )
+    assert bad[2]["content"] == '{"prompt": "p", "chosen": '
+    assert bad[3]["content"] == '{"prompt": "p\\xff", "chosen": "a", "rejected": "b"}'
+    assert bad[16]["content"] == good.decode()
+    assert list(pairs_of(data, chat_tokenizer)) == ["rows.jsonl.gz:1", "rows.jsonl.gz:14"]
+    assert (data.rows_read, data.rows_quarantined) == (15, 13)
+    assert sum(data.bad_reasons.values()) == 13
+    assert data.bad_reasons["empty completion"] == 2
+    assert [block.index for block in data.blocks] == [0, 3]  # all rows of the blocks between are bad
+    names = sorted(file.name for file in (tmp_path / "quarantine").iterdir())
+    assert names == [f"rows.jsonl.gz.from-row-00000000{first}.jsonl" for first in (1, 5, 9)] + [
+        "rows.jsonl.gz.from-row-000000014.jsonl"
+    ]
+
+
+def test_max_bad_rows_stops_with_the_first(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [pair(i) for i in range(300)]
+    for bad in (130, 131, 200, 290):
+        rows[bad]["chosen"] = ""
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(rows))
+    shards = find_shards([str(tmp_path / "rows.jsonl")], "train")
+    wanted = request(tmp_path, text_tokenizer, block_pairs=20)
+    message = (
+        r"more than max_bad_rows=0. The first is row 131 of .*rows.jsonl: empty completion: chosen holds no text. See "
+        r".*quarantine; mend"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(shards, wanted, max_bad_rows=0)
+    assert {"row": 131, "reason": "empty completion: chosen holds no text"}.items() <= quarantined(tmp_path)[0].items()
+    assert prepare(shards, wanted, max_bad_rows=4).rows_quarantined == 4
+
+
+def test_no_good_row_is_left(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "chosen": "a"}\n' * 3)
+    (tmp_path / "empty.jsonl").touch()
+    wanted = request(tmp_path, text_tokenizer)
+    with pytest.raises(
+        DataError, match=r"3 bad rows in the first 3 read, and no good row is left. The first is row 1 of"
+    ):
+        prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), wanted)
+    with pytest.raises(DataError, match="there are no rows in"):
+        prepare(find_shards([str(tmp_path / "empty.jsonl")], "train"), wanted)
+
+
+def test_conversations_need_a_chat_template(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    row["rejected"] = [row["chosen"][0], {"role": "assistant", "content": "c"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(
+        DataError, match=r"rows.jsonl has conversations, but the tokenizer of .* has no chat template; take"
+    ):
+        prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), request(tmp_path, text_tokenizer))
+
+
+def test_a_shard_that_is_gone_is_told_by_name(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*gone.jsonl"):
+        prepare([Shard("gone.jsonl", str(tmp_path / "gone.jsonl"))], request(tmp_path, text_tokenizer))
+
+
+def test_blocks_depend_on_their_rows_alone(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    """The same rows give the same content in other shards and company, but files of their own with their own ids."""
+    rows = [pair(i) for i in range(40)]
+    for name, part in (("a", rows[:20]), ("b", rows[20:]), ("copy-of-a", rows[:20])):
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl(part))
+    wanted = request(tmp_path, text_tokenizer, block_pairs=8)
+
+    def run(*names: str) -> PreparedData:
+        return prepare(find_shards([str(tmp_path / f"{name}.jsonl") for name in names], "train"), wanted)
+
+    first, again, other = run("a", "b"), run("a", "b"), run("copy-of-a", "a")
+    assert first == again
+    assert [block.content for block in other.blocks] == [block.content for block in first.blocks[:3]] * 2
+    assert len({block.url for block in other.blocks}) == 6
+    assert other.blocks[3:] == first.blocks[:3]
+    assert list(pairs_of(other, text_tokenizer))[:2] == ["copy-of-a.jsonl:1", "copy-of-a.jsonl:2"]
+    assert len(set(block.content for block in first.blocks)) == len(first.blocks)
+
+
+def test_the_content_of_a_block_is_the_digest_of_its_ids(
+    tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([pair(1), pair(22)]))
+    (block,) = prepare(find_shards([str(tmp_path / "a.jsonl")], "train"), request(tmp_path, text_tokenizer)).blocks
+    expected = hashlib.sha256()
+    table = storage.read_table(block.url)
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        ids = table[name].to_pylist()
+        for number in (len(ids), *map(len, ids)):
+            expected.update(number.to_bytes(8, "little"))
+        for token in (token for part in ids for token in part):
+            expected.update(token.to_bytes(4, "little"))
+    assert block.content == expected.hexdigest()
+
+
+def test_dropped_prompt_tails_are_counted_and_told_once(
+    tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [pair(0), *({"prompt": f"{i} he", "chosen": "llo", "rejected": "y"} for i in range(9))]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    data = prepare(find_shards([str(tmp_path / "a.jsonl")], "train"), request(tmp_path, text_tokenizer, block_pairs=2))
+    assert data.dropped_prompt_tails == 9
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
+    assert len(told) == 1
+    assert told[0].startswith("The prompts of 9 pairs lose their last tokens, here 'he'")
+
+
+def test_a_flag_overrides_the_dialect(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"chosen": "\n\nHuman: a\n\nAssistant: same words", "rejected": "\n\nHuman: a\n\nAssistant: same thing"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    shards = find_shards([str(tmp_path / "a.jsonl")], "train")
+    found = prepare(shards, request(tmp_path, text_tokenizer))
+    told = prepare(shards, request(tmp_path, text_tokenizer, dialect="preference"))
+    assert (dict(found.dialects), dict(told.dialects)) == ({"a.jsonl": "hh"}, {"a.jsonl": "preference"})
+    assert pairs_of(found, text_tokenizer)["a.jsonl:1"][1] == " same words<eos>"
+    assert pairs_of(told, text_tokenizer)["a.jsonl:1"][1] == " words<eos>"
+
+
+def test_each_raw_block_is_a_task_of_its_own(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Small rows, which Ray Data would put together: one large shard must not become one task."""
+    (tmp_path / "a.jsonl").write_bytes(jsonl([pair(i) for i in range(64)]))
+    shards = find_shards([str(tmp_path / "a.jsonl")], "train")
+    before = blockstream.DataContext.get_current().target_max_block_size
+    rows: list[int] = []
+    prepare(shards, request(tmp_path, text_tokenizer, block_pairs=4), on_progress=rows.append)
+    assert rows == list(range(4, 65, 4))
+    assert blockstream.DataContext.get_current().target_max_block_size == before
+
+
+def test_a_retried_block_writes_the_same_files(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([pair(1), {"chosen": "x"}, pair(2)]))
+    recipe = blocks.BlockRecipe(Truncation(), str(tmp_path / "cache"), str(tmp_path / "quarantine"))
+    shard = Shard("a.jsonl", str(tmp_path / "a.jsonl"))
+    (raw,) = blockstream.raw_blocks(shard, 0, blockstream.Slicing("auto", 10))
+    outcomes = [blocks.tokenize_block(raw, text_tokenizer, recipe) for _ in range(2)]
+    assert outcomes[0] == outcomes[1]
+    assert len(list((tmp_path / "cache/tokenized").iterdir())) == 1
+    assert len(quarantined(tmp_path)) == 1
+
+
+def test_an_earlier_run_s_quarantine_does_not_stay(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "a.jsonl"
+    shards = [Shard("a.jsonl", str(path))]
+    path.write_bytes(jsonl([pair(1), {"chosen": "x"}]))
+    prepare(shards, request(tmp_path, text_tokenizer))
+    assert len(quarantined(tmp_path)) == 1
+    path.write_bytes(jsonl([pair(1), pair(2)]))
+    prepare(shards, request(tmp_path, text_tokenizer))
+    assert quarantined(tmp_path) == []

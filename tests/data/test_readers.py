@@ -1,0 +1,362 @@
+"""Every file type gives the same rows, with their numbers; damage is a row among the others."""
+
+import gzip
+import io
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from raydpo.data import readers, streams, textrows
+from raydpo.data.formats import COLUMNS
+from raydpo.data.readers import ReadRow, parse, read_slices
+from raydpo.errors import DataError
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f'Frage {i}: {"ä" * (i % 5)}\n"{i}" [{{', "chosen": f"yes }}] {i}", "rejected": "no, \\"}
+    for i in range(10)
+]
+
+
+def read(path: Path | str, slice_rows: int = 4) -> list[ReadRow]:
+    return [row for part in read_slices(str(path), slice_rows, COLUMNS) for row in parse(part)]
+
+
+def good(rows: list[ReadRow]) -> dict[int, Any]:
+    return {row.number: row.columns for row in rows if row.columns is not None}
+
+
+def bad(rows: list[ReadRow]) -> dict[int, str]:
+    return {row.number: row.reason for row in rows if row.columns is None}
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_array(rows: list[dict[str, Any]], indent: int | None = None) -> bytes:
+    return json.dumps(rows, indent=indent).encode()
+
+
+def as_arrow(rows: list[dict[str, Any]], new: Callable[..., Any], rows_a_batch: int = 3) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(rows)
+    with new(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=rows_a_batch):
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def as_parquet(rows: list[dict[str, Any]], rows_a_group: int = 3) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=rows_a_group)
+    return sink.getvalue()
+
+
+TEXTS = {
+    "lines.jsonl": as_jsonl(ROWS),
+    "lines.json": as_jsonl(ROWS),
+    "crlf.jsonl": as_jsonl(ROWS).replace(b"\n", b"\r\n"),
+    "bom.jsonl": b"\xef\xbb\xbf" + as_jsonl(ROWS),
+    "no-last-newline.jsonl": as_jsonl(ROWS).rstrip(),
+    "array.json": as_array(ROWS),
+    "pretty.json": as_array(ROWS, indent=2),
+    "bom.json": b"\xef\xbb\xbf \n" + as_array(ROWS, indent=1),
+    "nameless": as_array(ROWS),
+}
+COMPRESSIONS = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".hidden-gz": gzip.compress,  # told by its first bytes, whatever the name
+    ".members.gz": lambda content: gzip.compress(content[:100]) + gzip.compress(content[100:]) + b"\0" * 512,
+    ".members.zst": lambda content: b"".join(zstandard.compress(part) for part in (content[:100], content[100:])),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_files_in_every_compression(tmp_path: Path, name: str, compression: str) -> None:
+    path = tmp_path / (name + compression)
+    path.write_bytes(COMPRESSIONS[compression](TEXTS[name]))
+    rows = read(path)
+    assert [row.number for row in rows] == list(range(1, 11))
+    assert [row.columns for row in rows] == ROWS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [as_parquet(ROWS), as_arrow(ROWS, pa.ipc.new_file), as_arrow(ROWS, pa.ipc.new_stream)],
+    ids=["parquet", "arrow-file", "arrow-stream"],
+)
+@pytest.mark.parametrize("slice_rows", [1, 4, 100])
+def test_columnar_files(tmp_path: Path, content: bytes, slice_rows: int) -> None:
+    path = tmp_path / "rows.bin"
+    path.write_bytes(content)
+    slices = list(read_slices(str(path), slice_rows, COLUMNS))
+    assert [part.first_row for part in slices] == list(range(1, 11, slice_rows))
+    rows = [row for part in slices for row in parse(part)]
+    assert [row.number for row in rows] == list(range(1, 11))
+    assert [row.columns for row in rows] == ROWS
+
+
+def test_any_fsspec_url() -> None:
+    with fsspec.open("memory://readers/rows.jsonl.zst", "wb") as file:
+        file.write(zstandard.compress(as_jsonl(ROWS)))
+    with fsspec.open("memory://readers/rows.parquet", "wb") as file:
+        file.write(as_parquet(ROWS))
+    for name in ("rows.jsonl.zst", "rows.parquet"):
+        assert [row.columns for row in read(f"memory://readers/{name}")] == ROWS
+
+
+def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n  \n\r\n{"a": 2}\n\n')
+    assert good(read(tmp_path / "a.jsonl")) == {2: {"a": 1}, 5: {"a": 2}}
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]", b" [ \n ] "], ids=["empty", "blank", "array", "spaced"])
+def test_files_without_rows(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert read(tmp_path / "a.json") == []
+
+
+def test_bad_lines_are_told_with_number_and_reason(tmp_path: Path) -> None:
+    lines = [
+        b'{"a": 1}',
+        b'{"a": ',
+        b'{"a": "\xff"}',
+        b'["a"]',
+        b"7",
+        rb'{"a": "\ud800"}',
+        rb'{"a": "\ud83d\ude00"}',
+        b"[" * 200_000,
+        b'{"a": 2}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    rows = read(tmp_path / "a.jsonl")
+    assert good(rows) == {1: {"a": 1}, 7: {"a": "\U0001f600"}, 9: {"a": 2}}
+    reasons = bad(rows)
+    assert sorted(reasons) == [2, 3, 4, 5, 6, 8]
+    assert reasons[2].startswith("broken JSON: ")
+    assert reasons[3] == "bad UTF-8: invalid start byte at byte 7 of the row"
+    assert reasons[4] == "not a JSON object: the row is a list"
+    assert reasons[5] == "not a JSON object: the row is a number"
+    assert "surrogate" in reasons[6]
+    assert reasons[8].startswith("broken JSON: ")
+
+
+def test_a_row_that_is_too_long_is_bad_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(textrows, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 64)
+    rows = [{"a": "x"}, {"a": "y" * 5000 + '"}],'}, {"a": "z"}]
+    for name, content in (("a.jsonl", as_jsonl(rows)), ("a.json", as_array(rows))):
+        (tmp_path / name).write_bytes(content)
+        assert good(read(tmp_path / name)) == {1: {"a": "x"}, 3: {"a": "z"}}
+        assert list(bad(read(tmp_path / name))) == [2]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_arrays_are_cut_alike_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
+    content = rb'[{"a": "\\"}, 3 , {"a": "\"]},{"}, {"b": [1, {"c": [2]}]}, {"a": }, , null,]  x'
+    (tmp_path / "a.json").write_bytes(content)
+    rows = read(tmp_path / "a.json")
+    assert good(rows) == {1: {"a": "\\"}, 3: {"a": '"]},{'}, 4: {"b": [1, {"c": [2]}]}}
+    assert {number: reason.split(":")[0] for number, reason in bad(rows).items()} == {
+        2: "not a JSON object",
+        5: "broken JSON",
+        6: "broken JSON",
+        7: "not a JSON object",
+        8: "broken JSON",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "numbers", "bad_number"),
+    [
+        (b'[{"a": 1}, {"a": 2}', [1, 2], 3),
+        (b'[{"a": 1}, {"a": 2', [1], 2),
+        (b'[{"a": 1}, {"a": "2', [1], 2),
+        (b'[{"a": 1},', [1], 2),
+    ],
+)
+def test_an_array_that_is_cut_off(tmp_path: Path, content: bytes, numbers: list[int], bad_number: int) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    rows = read(tmp_path / "a.json")
+    assert list(good(rows)) == numbers
+    assert list(bad(rows)) == [bad_number]
+    assert "cut off" in bad(rows)[bad_number]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst", "json.gz"])
+def test_a_truncated_compressed_file_keeps_the_rows_before_the_damage(tmp_path: Path, suffix: str) -> None:
+    rows = [{"n": i, "noise": hash((i, "x")) % 10**18} for i in range(5000)]
+    content = as_array(rows) if suffix.startswith("json.") else as_jsonl(rows)
+    whole = gzip.compress(content) if suffix.endswith("gz") else zstandard.compress(content)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(whole[: len(whole) // 2])
+    result = read(path, slice_rows=1000)
+    assert list(good(result).values()) == rows[: len(result) - 1]
+    assert len(result) > 1000 or suffix.endswith("zst")  # zstd gives whole blocks of 128 KiB
+    assert list(bad(result)) == [len(result)]
+    assert "cut off" in result[-1].reason
+
+
+def test_a_corrupted_gzip_file_is_one_bad_row(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(as_jsonl(ROWS)))
+    content[-8] ^= 0xFF  # the checksum
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    rows = read(tmp_path / "a.jsonl.gz")
+    assert len(bad(rows)) == 1
+    assert rows[-1].reason.startswith("damaged gzip stream: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", as_parquet(ROWS)[:-20]),
+        ("a.parquet", b"not Parquet at all"),
+        ("a.parquet", b""),
+        ("a.arrow", as_arrow(ROWS, pa.ipc.new_file)[:-20]),
+        ("a.arrow", b"\xff\xff\xff\xff" + b"junk" * 100),
+    ],
+)
+def test_a_columnar_file_damaged_as_a_whole_is_one_bad_row(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    rows = read(tmp_path / name)
+    assert [row.number for row in rows] == [1]
+    assert rows[0].reason.startswith("damaged ")
+
+
+def test_an_arrow_stream_that_is_cut_off_keeps_its_first_batches(tmp_path: Path) -> None:
+    content = as_arrow(ROWS, pa.ipc.new_stream, rows_a_batch=3)
+    (tmp_path / "a.arrow").write_bytes(content[: len(content) * 3 // 4])
+    rows = read(tmp_path / "a.arrow", slice_rows=100)
+    assert good(rows) == dict(enumerate(ROWS[: len(rows) - 1], 1))
+    assert len(rows) >= 4
+    assert list(bad(rows)) == [len(rows)]
+
+
+def test_bad_utf8_in_a_column_is_a_bad_row(tmp_path: Path) -> None:
+    array = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc")]
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema([("chosen", pa.string())])) as writer:
+        writer.write_batch(pa.record_batch([array], names=["chosen"]))
+    (tmp_path / "a.arrow").write_bytes(sink.getvalue())
+    rows = read(tmp_path / "a.arrow")
+    assert good(rows) == {1: {"chosen": "a"}, 3: {"chosen": "c"}}
+    assert bad(rows)[2].startswith("bad UTF-8")
+
+
+def test_struct_fields_of_other_rows_are_no_nulls_here(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    other = {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "g", "arguments": {"b": "2"}}}]}
+    (tmp_path / "a.parquet").write_bytes(
+        as_parquet([{"chosen": [call], "prompt": None}, {"chosen": [other], "prompt": "p"}])
+    )
+    assert [row.columns for row in read(tmp_path / "a.parquet")] == [
+        {"chosen": [call], "prompt": None},
+        {"chosen": [other], "prompt": "p"},
+    ]
+
+
+def test_json_columns_of_datasets(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Json, List, Value
+
+    tools = [{"name": "f", "parameters": {"x": None}}]
+    features = Features({"chosen": Value("string"), "tools": List(Json())})
+    Dataset.from_list(
+        [{"chosen": "a", "tools": tools}, {"chosen": "b", "tools": None}], features=features
+    ).save_to_disk(tmp_path)
+    rows = read(next(tmp_path.glob("*.arrow")))
+    assert (rows[0].columns or {})["tools"][0]["name"] == "f"
+    assert rows[1].columns == {"chosen": "b", "tools": None}
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*absent.jsonl"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_a_failing_store_stops_reading_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (
+        ("a.parquet", as_parquet(ROWS * 500)),
+        ("a.arrow", as_arrow(ROWS * 500, pa.ipc.new_file)),
+        ("b.arrow", as_arrow(ROWS * 500, pa.ipc.new_stream)),
+        ("a.jsonl.gz", gzip.compress(as_jsonl(ROWS * 500))),
+    ):
+        (tmp_path / name).write_bytes(content)
+
+        class Failing:
+            """The file, whose store goes away after the first read."""
+
+            closed = False
+
+            def __init__(self, file: Any) -> None:
+                self.file, self.reads = file, 0
+
+            def read(self, size: int = -1) -> bytes:
+                self.reads += 1
+                if self.reads > 1:
+                    raise OSError("connection lost")
+                return bytes(self.file.read(size))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.file, name)
+
+        original = streams.ShardStream.__init__
+
+        def init(self: Any, url: str, original: Any = original) -> None:
+            original(self, url)
+            self._file = Failing(self._file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(streams.ShardStream, "__init__", init)
+            with pytest.raises(DataError, match="connection lost"):
+                read(tmp_path / name)
+
+
+def test_slices_hold_few_bytes_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_SLICE_BYTES", 10_000)
+    rows = [{"chosen": "x" * 4000} for _ in range(7)]
+    for name, content in (("a.jsonl", as_jsonl(rows)), ("a.parquet", as_parquet(rows, 7))):
+        (tmp_path / name).write_bytes(content)
+        slices = list(read_slices(str(tmp_path / name), 100, COLUMNS))
+        assert [part.first_row for part in slices] == [1, 3, 5, 7]
+        assert [row.number for part in slices for row in parse(part)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("kind", ["lines", "array"])
+def test_reading_is_lazy(kind: str) -> None:
+    """The first slice of an endless stream comes without the rest, and memory stays flat after it."""
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        row = as_jsonl([{"prompt": "p" * 300, "chosen": "c" * 300, "rejected": "r"}]).strip()
+        separator = b"\n" if kind == "lines" else b","
+        if kind == "array":
+            yield b"["
+        while True:
+            taken += 1
+            yield (row + separator) * 100
+
+    rows = (textrows.lines if kind == "lines" else textrows.elements)(endless())
+    slices = readers._text_slices(rows, 1000)
+    assert len(next(slices).rows) == 1000
+    assert taken <= 11
+    tracemalloc.start()
+    for _ in range(20):
+        next(slices)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20  # twenty slices are 14 MB

@@ -1,0 +1,165 @@
+"""Names to files: in order, of the split asked for, and errors that say what there is."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from raydpo.data import sources
+from raydpo.data.shards import find_shards
+from raydpo.data.splits import files_of_split
+from raydpo.errors import DataError
+
+ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(ROW)
+
+
+def found(names: list[str], split: str = "train", **options: bool) -> list[str]:
+    return [shard.name for shard in find_shards(names, split, **options)]
+
+
+def test_paths_and_globs_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "b.jsonl", "a.jsonl", "c/2.json", "c/10.json")
+    monkeypatch.chdir(tmp_path)
+    shards = find_shards(["b.jsonl", str(tmp_path / "c/*.json"), f"file://{tmp_path}/a.jsonl"], "train")
+    assert [shard.name for shard in shards] == ["b.jsonl", "10.json", "2.json", "a.jsonl"]
+    assert shards[0].url == str(tmp_path / "b.jsonl")
+    assert shards[1].url == str(tmp_path / "c/10.json")
+
+
+def test_names_that_clash_take_folders(tmp_path: Path) -> None:
+    put(tmp_path, "x/data/a.jsonl", "y/data/a.jsonl", "y/b.jsonl")
+    names = [str(tmp_path / path) for path in ("x/data/a.jsonl", "y/data/a.jsonl", "y/b.jsonl")]
+    assert found(names) == ["x/data/a.jsonl", "y/data/a.jsonl", "b.jsonl"]
+
+
+def test_urls_of_other_stores() -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("test.jsonl", "train-1.jsonl.gz", "train-0.parquet", "notes.txt"):
+        memory.pipe_file(f"/shards/{name}", ROW.encode())
+    shards = find_shards(["memory://shards"], "train")
+    assert [(shard.name, shard.url) for shard in shards] == [
+        ("train-0.parquet", "memory:///shards/train-0.parquet"),
+        ("train-1.jsonl.gz", "memory:///shards/train-1.jsonl.gz"),
+    ]
+    assert found(["memory://shards/t*.jsonl"]) == ["test.jsonl"]
+    assert found(["memory://shards/test.jsonl"]) == ["test.jsonl"]
+
+
+def test_a_folder_without_split_names_is_taken_whole(tmp_path: Path) -> None:
+    put(tmp_path, "b.jsonl", "sub/a.parquet", "README.md", "dataset_info.json", ".hidden/x.jsonl", "cache-123.arrow")
+    assert found([str(tmp_path)]) == ["b.jsonl", "a.parquet"]
+    assert found([str(tmp_path)], "test", required=False) == []
+
+
+def test_a_folder_with_split_names(tmp_path: Path) -> None:
+    put(tmp_path, "train-0.jsonl", "train-1.json.gz", "test/part.parquet", "val.jsonl", "trainer.jsonl")
+    assert found([str(tmp_path)]) == ["train-0.jsonl", "train-1.json.gz"]
+    assert found([str(tmp_path)], "test") == ["part.parquet"]
+    assert found([str(tmp_path)], "validation") == ["val.jsonl"]
+    with pytest.raises(DataError, match=r"no split 'prefs' but 'test', 'train', 'validation'; choose"):
+        find_shards([str(tmp_path)], "prefs")
+    assert found([str(tmp_path)], "prefs", required=False) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "wanted"),
+    [
+        (["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"], "train_prefs", [0]),
+        (["data/train_prefs-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet"], "train", []),
+        (["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"], "train", []),
+        (["train_data/test.jsonl", "train_data/train.jsonl"], "train", [1]),
+        (["harmless_train.jsonl.gz", "harmless_test.jsonl.gz"], "test", [1]),
+        (["dev-00000-of-00001.parquet", "eval.jsonl"], "validation", [0]),
+        (["train.jsonl", "extra.jsonl"], "train", [0]),
+        (["harmless/a.jsonl", "helpful/a.jsonl"], "helpful", [1]),
+        (["contest.jsonl", "trained.jsonl"], "train", []),
+    ],
+)
+def test_splits_are_told_from_names(files: list[str], split: str, wanted: list[int]) -> None:
+    assert files_of_split(files, split)[0] == [files[i] for i in wanted]
+
+
+def test_a_name_that_tells_no_split_belongs_to_none() -> None:
+    assert files_of_split(["contest.jsonl", "trained.jsonl"], "train") == ([], [])
+
+
+def test_saved_datasets_folders(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": str(i)} for i in range(4)])
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    DatasetDict(train=rows, test_prefs=rows).save_to_disk(tmp_path / "dict")
+    (tmp_path / "one" / "cache-1.arrow").touch()
+    assert found([str(tmp_path / "one")], "whatever") == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    assert found([str(tmp_path / "one")], "test", required=False) == []
+    shards = find_shards([str(tmp_path / "dict")], "test_prefs")
+    assert [shard.url for shard in shards] == [str(tmp_path / "dict/test_prefs/data-00000-of-00001.arrow")]
+    with pytest.raises(DataError, match="no split 'test' but 'train', 'test_prefs'"):
+        find_shards([str(tmp_path / "dict")], "test")
+    assert found([str(tmp_path / "dict")], "test", required=False) == []
+
+
+def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local folder stands in for the hub: `datasets` resolves both by the same rules."""
+    put(tmp_path, "en/train-00000-of-00001.jsonl", "en/test-00000-of-00001.jsonl", "de/train.jsonl")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: en\n  data_files:\n"
+        "  - {split: train, path: 'en/train*'}\n  - {split: test, path: 'en/test*'}\n"
+        "- config_name: de\n  data_files: 'de/*'\n---\n"
+    )
+    original = sources.hub_files
+    monkeypatch.setattr(sources, "hub_files", lambda name, config: original(str(tmp_path), config))
+    urls = [shard.url for shard in find_shards(["owner/name"], "test", "en")]
+    assert urls == [str(tmp_path / "en/test-00000-of-00001.jsonl")]
+    with pytest.raises(DataError, match="owner/name has no split 'test' but 'train'"):
+        find_shards(["owner/name"], "test", "de")
+    with pytest.raises(DataError, match="Config name is missing"):
+        find_shards(["owner/name"], "train")
+    with pytest.raises(DataError, match="'fr' not found"):
+        find_shards(["owner/name"], "train", "fr")
+
+
+def test_a_configuration_without_a_hub_id_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl")
+    with pytest.raises(DataError, match="dataset_config='en' is the configuration of a hub data set"):
+        find_shards([str(tmp_path / "a.jsonl")], "train", "en")
+
+
+def test_single_files_have_no_test_split(tmp_path: Path) -> None:
+    put(tmp_path, "test.jsonl")
+    assert found([str(tmp_path / "test.jsonl")], "test", required=False) == []
+    assert found([str(tmp_path / "test.jsonl")], "test") == ["test.jsonl"]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    put(tmp_path, "here.jsonl", "empty/notes.txt")
+    with pytest.raises(DataError, match=r"no file or folder .*gone.jsonl \(beside it: empty, here.jsonl\); give"):
+        find_shards([str(tmp_path / "gone.jsonl")], "train")
+    with pytest.raises(DataError, match="no file or folder"):
+        find_shards([str(tmp_path / "*.parquet")], "train")
+    with pytest.raises(DataError, match=r"no data files \(it has notes.txt\); they end in .jsonl"):
+        find_shards([str(tmp_path / "empty")], "train")
+    with pytest.raises(DataError, match="Protocol not known: nowhere"):
+        find_shards(["nowhere://bucket/a.jsonl"], "train")
+
+
+def test_unknown_types(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("prompt,chosen,rejected\n")
+    with pytest.raises(DataError, match=r"table.csv is of no known type; shards are JSONL"):
+        find_shards([str(tmp_path / "table.csv")], "train")
+    (tmp_path / "rows.txt").write_text(json.dumps([json.loads(ROW)]))
+    assert found([str(tmp_path / "rows.txt")]) == ["rows.txt"]
+
+
+def test_a_file_named_twice(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl")
+    with pytest.raises(DataError, match="named twice"):
+        find_shards([str(tmp_path / "a.jsonl"), str(tmp_path / "*.jsonl")], "train")

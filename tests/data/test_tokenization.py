@@ -1,0 +1,219 @@
+"""Token ids by TRL's rules: checked by hand on small cases, and against TRL's own preparation of the same rows."""
+
+import contextlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from raydpo.data.formats import dialect_of, to_pair
+from raydpo.data.pairs import Pair, RowError
+from raydpo.data.tokenization import TokenizedPair, Truncation, tokenize
+
+USER = {"role": "user", "content": "hello world"}
+YES, NO = {"role": "assistant", "content": "hello"}, {"role": "assistant", "content": "no world"}
+
+
+def one(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> TokenizedPair:
+    (result,) = tokenize(tokenizer, [pair])
+    assert isinstance(result, TokenizedPair)
+    return result
+
+
+def parts(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> tuple[str, str, str, str]:
+    """Prompt, chosen, rejected and dropped tail, as text again."""
+    result = one(tokenizer, pair)
+    ids = (result.prompt_ids, result.chosen_ids, result.rejected_ids, result.dropped_tail)
+    return tuple(tokenizer.decode(part.tolist()) for part in ids)  # type: ignore[return-value]
+
+
+def test_text_gets_eos_unless_it_has_it(text_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert parts(text_tokenizer, Pair("hi:", " yes", " no<eos>")) == ("hi:", " yes<eos>", " no<eos>", "")
+
+
+def test_conversations_end_as_the_template_ends_them(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = "<|user|>hello world<|end|><|assistant|>"
+    assert parts(chat_tokenizer, Pair([USER], [YES], [NO])) == (prompt, "hello<|end|>", "no world<|end|>", "")
+
+
+def test_special_tokens_of_the_tokenizer_are_for_text_alone(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert parts(bos_tokenizer, Pair("hi", " a", " b"))[0] == "<bos>hi"
+    assert parts(bos_tokenizer, Pair("", "a", "b")) == ("<bos>", "a<eos>", "b<eos>", "")
+    bos_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    try:
+        assert parts(bos_tokenizer, Pair([USER], [YES], [NO]))[0] == "hello world|"
+    finally:
+        bos_tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        # "he" + "llo" merge to "hello": the prompt's "he" is no token of prompt + chosen, and goes to both completions
+        (Pair("say he", "llo", "y"), ("say ", "hello<eos>", "hey<eos>", "he")),
+        # one side alone merges, and still both begin at the same place
+        (Pair("a world b", "lue", "oth"), ("a world", " blue<eos>", " both<eos>", " b")),
+    ],
+)
+def test_tokens_that_merge_across_the_boundary(
+    text_tokenizer: PreTrainedTokenizerFast, pair: Pair, expected: tuple[str, ...]
+) -> None:
+    assert parts(text_tokenizer, pair) == expected
+    result = one(text_tokenizer, pair)
+    for completion, ids in ((pair.chosen, result.chosen_ids), (pair.rejected, result.rejected_ids)):
+        whole = text_tokenizer(f"{pair.prompt}{completion}<eos>")["input_ids"]
+        assert [*result.prompt_ids, *ids] == whole
+
+
+def test_tools_and_template_arguments_reach_the_template(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    prompt = parts(chat_tokenizer, Pair([USER], [YES], [NO], tools, {"style": "curt"}))[0]
+    assert prompt.startswith(f"<|tools|>{json.dumps(tools)}<|style|>curt<|user|>")
+
+
+def test_faults_stay_with_their_row(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    good = Pair([USER], [YES], [NO])
+    forbidden = Pair([{"role": "forbidden", "content": "x"}], [YES], [NO])
+    reserved = Pair([USER], [YES], [NO], None, {"tokenize": False})
+    blank = Pair("", "a", "b")
+    results = list(tokenize(chat_tokenizer, [good, forbidden, Pair("x", "y", "z"), good, reserved, blank, good]))
+    assert [isinstance(result, TokenizedPair) for result in results] == [True, False, True, True, False, False, True]
+    assert str(results[1]) == "refused by the chat template: TemplateError: no such role"
+    assert str(results[4]) == "wrong chat_template_kwargs: ['tokenize'] are no variables of a chat template"
+    assert str(results[5]).startswith("no prompt: ")
+
+
+def test_order_and_number_hold_over_batches(text_tokenizer: PreTrainedTokenizerFast) -> None:
+    pairs = [Pair(f"{i}:", f" {i}", " no") for i in range(1000)]
+    results = list(tokenize(text_tokenizer, pairs))
+    assert [text_tokenizer.decode(result.chosen_ids.tolist()) for result in results] == [
+        f" {i}<eos>" for i in range(1000)
+    ]  # type: ignore[union-attr]
+    assert list(tokenize(text_tokenizer, [])) == []
+
+
+def tokenized(prompt: int, chosen: int, rejected: int) -> TokenizedPair:
+    """Ids that say where they stood: prompts from 0, chosen from 100, rejected from 200."""
+    ids = [
+        np.arange(start, start + count, dtype=np.int32)
+        for start, count in ((0, prompt), (100, chosen), (200, rejected))
+    ]
+    return TokenizedPair(*ids, dropped_tail=np.zeros(0, dtype=np.int32))
+
+
+def cut(pair: TokenizedPair, **how: Any) -> list[list[int]]:
+    result = Truncation(**how).apply(pair)
+    return [result.prompt_ids.tolist(), result.chosen_ids.tolist(), result.rejected_ids.tolist()]
+
+
+def test_truncation() -> None:
+    pair = tokenized(4, 3, 5)
+    assert cut(pair) == cut(pair, max_length=9) == [[0, 1, 2, 3], [100, 101, 102], [200, 201, 202, 203, 204]]
+    assert cut(pair, max_length=6) == [[0, 1, 2, 3], [100, 101], [200, 201]]
+    assert cut(pair, max_length=7, truncation_mode="keep_end") == [[2, 3], [100, 101, 102], [200, 201, 202, 203, 204]]
+    assert cut(pair, max_prompt_length=2) == [[2, 3], [100, 101, 102], [200, 201, 202, 203, 204]]
+    assert cut(pair, max_prompt_length=2, max_length=4) == [[2, 3], [100, 101], [200, 201]]
+
+
+@pytest.mark.parametrize(
+    ("pair", "how", "reason"),
+    [
+        (tokenized(4, 3, 5), {"max_length": 4}, "empty completion: the prompt's 4 tokens fill max_length 4"),
+        (tokenized(4, 3, 5), {"max_length": 5, "truncation_mode": "keep_end"}, "completion too long: its 5 tokens"),
+    ],
+)
+def test_truncation_that_leaves_nothing(pair: TokenizedPair, how: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        Truncation(**how).apply(pair)
+
+
+def test_completions_that_differ_only_where_they_are_cut(text_tokenizer: PreTrainedTokenizerFast) -> None:
+    pair = one(text_tokenizer, Pair("p", "same start, then this", "same start, then that"))
+    with pytest.raises(RowError, match="chosen and rejected are the same: their tokens are, once cut to max_length 6"):
+        Truncation(max_length=6).apply(pair)
+    assert Truncation(max_length=100).apply(pair).length == pair.length
+
+
+WORDS = "hello world he llo blue black b both yes, no! ".split(" ")
+
+
+def words(*seed: int) -> str:
+    generator = np.random.default_rng(seed)
+    return " ".join(generator.choice(WORDS, size=generator.integers(1, 30)))
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+FORMATS: dict[str, list[dict[str, Any]]] = {
+    "text, explicit": [{"prompt": words(i, 0), "chosen": words(i, 1), "rejected": words(i, 2)} for i in range(40)],
+    "text, implicit": [
+        {"chosen": f"{words(i, 0)} {words(i, 1)}", "rejected": f"{words(i, 0)} {words(i, 2)}"} for i in range(40)
+    ],
+    "messages, explicit": [
+        {
+            "prompt": [{"role": "system", "content": words(i, 3)}, {"role": "user", "content": words(i, 0)}],
+            "chosen": [{"role": "assistant", "content": words(i, 1)}],
+            "rejected": [{"role": "assistant", "content": words(i, 2)}],
+        }
+        for i in range(40)
+    ],
+    "messages, implicit": [
+        {
+            name: [{"role": "user", "content": words(i, 0)}, {"role": "assistant", "content": words(i, place)}]
+            for name, place in (("chosen", 1), ("rejected", 2))
+        }
+        for i in range(40)
+    ],
+    "tools": [
+        {
+            "prompt": [
+                {"role": "user", "content": words(i, 0)},
+                CALL,
+                {"role": "tool", "name": "f", "content": str(i)},
+            ],
+            "chosen": [{"role": "assistant", "content": words(i, 1)}],
+            "rejected": [{"role": "assistant", "content": words(i, 2)}],
+            "tools": json.dumps([{"type": "function", "function": {"name": f"f{i % 3}", "parameters": {}}}]),
+            "chat_template_kwargs": {"style": "curt" if i % 2 else "long"},
+        }
+        for i in range(20)
+    ],
+}
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_ids_equal_those_of_trl(chat_tokenizer: PreTrainedTokenizerFast, name: str, truncated: bool) -> None:
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+    rows = FORMATS[name]
+    rows = [row for row in rows if row["chosen"] != row["rejected"]]
+    dialect = dialect_of(rows)
+    whole = list(tokenize(chat_tokenizer, [to_pair(row, dialect, chat=True) for row in rows]))
+    assert all(isinstance(result, TokenizedPair) for result in whole)
+    max_length = int(np.median([result.length for result in whole])) if truncated else None  # type: ignore[union-attr]
+    options = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
+    theirs = DPOTrainer._prepare_dataset(
+        SimpleNamespace(_tokenizer=chat_tokenizer), Dataset.from_list(rows), chat_tokenizer, options, "train"
+    )
+    collate = DataCollatorForPreference(pad_token_id=0, max_length=max_length)
+    expected = []
+    for row in theirs:
+        batch = collate([row])
+        joined = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        prompt = row["prompt_ids"]
+        if joined[0] != joined[1]:  # TRL trains on pairs that are equal once they are cut
+            expected.append([prompt, joined[0][len(prompt) :], joined[1][len(prompt) :]])
+
+    ours = []
+    for result in whole:
+        with contextlib.suppress(RowError):
+            ours.append(cut(result, max_length=max_length))  # type: ignore[arg-type]
+    assert ours == expected
+    assert len(ours) > len(rows) // 2

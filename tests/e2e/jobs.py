@@ -1,0 +1,85 @@
+"""Runs of the main job in tests: data for them, and what they leave behind."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORDS = "red green blue cat dog bird runs sleeps sings fast slow now here there soon".split()
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Pairs of text of various lengths, all different."""
+    draw = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
+
+    return [
+        {"prompt": f"{number} {text(1, 6)}:", "chosen": f" {text(1, 8)}.", "rejected": f" {text(1, 8)}!"}
+        for number in range(count)
+    ]
+
+
+def write_rows(path: Path, content: list[dict[str, str]]) -> str:
+    """Write rows as JSONL -> the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    summary: dict[str, Any]
+    folder: Path
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics that updates left."""
+        return [line for line in self.every_line() if "grad_norm" in line]
+
+    def every_line(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """An entry an update."""
+        files = sorted((self.folder / "ledger").glob("*.jsonl"))
+        return [entry for file in files for entry in read_lines(file)]
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The bad rows."""
+        files = sorted((self.folder / "quarantine").rglob("*.jsonl"))
+        return [entry for file in files for entry in read_lines(file)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_job(folder: Path, **options: Any) -> Run:
+    """Run the pipeline in this process, on the Ray instance that is up."""
+    from raydpo import config, pipeline
+
+    defaults = {
+        "output_dir": str(folder),
+        "num_workers": 1,
+        "zero_stage": 0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "cpus_per_worker": 1,
+        "max_failures": 0,
+    }
+    return Run(pipeline.run(config.from_flat({**defaults, **options})), folder)
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """The same options as command-line flags."""
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]

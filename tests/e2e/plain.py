@@ -1,0 +1,75 @@
+"""DPO as a plain torch loop: no Ray, no DeepSpeed, no code of this package; padded batches and full logits.
+
+What the main job computes is held against it. Formulas: Rafailov et al. 2023, eq. 7 and the rewards below it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def completion_logps(model: Any, sequences: list[list[int]], prompts: list[int]) -> Tensor:
+    """log p(completion | prompt) of each sequence, whose first `prompts[i]` tokens are the prompt, [len(sequences)]."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
+    logps = model(input_ids=ids, attention_mask=mask).logits.log_softmax(dim=-1)
+    picked = logps[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
+    counted = torch.tensor(
+        [
+            [prompt - 1 <= position < len(sequence) - 1 for position in range(width - 1)]
+            for sequence, prompt in zip(sequences, prompts, strict=True)
+        ]
+    )
+    return (picked * counted).sum(dim=1)
+
+
+def train(
+    policy_folder: Path, reference_folder: Path, rows: list[dict[str, str]], options: dict[str, Any]
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """One epoch in the order of the rows -> metrics of each step, weights at the end.
+
+    `options`: batch (pairs a step), learning_rate, beta, max_grad_norm; linear decay to 0 without warm-up.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    policy = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(reference_folder, dtype=torch.float32).eval()
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=options["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=0.0
+    )
+    starts = list(range(0, len(rows), options["batch"]))
+    history = []
+    for step, start in enumerate(starts):
+        batch = rows[start : start + options["batch"]]
+        prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
+        texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
+        sequences = [tokenizer(text)["input_ids"] for text in texts]
+        chosen, rejected = completion_logps(policy, sequences, prompts).chunk(2)
+        with torch.no_grad():
+            ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
+        beta = options["beta"]
+        loss = -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = options["learning_rate"] * (1 - step / len(starts))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), options["max_grad_norm"])
+        optimizer.step()
+        history.append(
+            {
+                "loss": loss.item(),
+                "grad_norm": norm.item(),
+                "rewards/chosen": beta * (chosen - ref_chosen).mean().item(),
+                "rewards/rejected": beta * (rejected - ref_rejected).mean().item(),
+                "rewards/margins": beta * (chosen - ref_chosen - rejected + ref_rejected).mean().item(),
+                "logps/chosen": chosen.mean().item(),
+                "logps/rejected": rejected.mean().item(),
+            }
+        )
+    return history, {name: tensor.detach() for name, tensor in policy.state_dict().items()}

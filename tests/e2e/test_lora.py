@@ -1,0 +1,48 @@
+"""LoRA under ZeRO-3: the reference is the base model, and what is exported loads."""
+
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.jobs import rows, run_job, write_rows
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def test_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    run = run_job(
+        tmp_path / "run",
+        model_name_or_path=str(tiny_model),
+        dataset_name=write_rows(tmp_path / "pairs.jsonl", rows(12)),
+        eval_dataset_name=write_rows(tmp_path / "held-out.jsonl", rows(5, seed=1)),
+        eval_strategy="epoch",
+        cache_dir=str(tmp_path / "cache"),
+        use_peft=True,
+        zero_stage=3,
+        num_workers=2,
+        num_train_epochs=4,
+        learning_rate=2e-2,
+        gradient_checkpointing=True,
+        save_total_limit=2,
+        save_steps=3,
+    )
+    assert run.summary["reference"]["first_loss"] == pytest.approx(log(2), abs=1e-6)
+    assert run.lines[-1]["loss"] < 0.6
+    assert sorted(path.name for path in (run.folder / "checkpoints").glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-9",
+    ]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = base(ids).logits.detach().clone()
+    adapted = PeftModel.from_pretrained(base, run.folder / "model")
+    assert not torch.allclose(adapted(ids).logits, before, atol=1e-2), "the adapter does nothing"
+    assert AutoTokenizer.from_pretrained(run.folder / "model").chat_template
+    before_after = run.summary["evaluation"]
+    assert before_after["before"]["eval_loss"] == pytest.approx(log(2), abs=1e-6)
+    assert before_after["before"]["step"] == 0
+    assert before_after["after"]["step"] == 12

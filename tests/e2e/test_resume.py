@@ -1,0 +1,117 @@
+"""A run that is killed and started again by the same command ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.errors import ResumeError
+from tests.e2e.jobs import Run, flags, rows, run_job, write_rows
+
+PAIRS, BATCH, EPOCHS = 22, 4, 2
+PAIRS_OF_STEP = [4, 4, 4, 4, 4, 2] * EPOCHS
+STEPS = len(PAIRS_OF_STEP)
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("resume")
+    return {
+        "model_name_or_path": str(tiny_model),
+        "dataset_name": write_rows(folder / "pairs.jsonl", rows(PAIRS)),
+        "cache_dir": str(folder / "cache"),
+        "learning_rate": 1e-3,
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": BATCH,
+        "block_pairs": 5,
+        "shuffle_window": 2,
+        "zero_stage": 2,
+        "disable_dropout": False,
+        "use_peft": True,  # its dropout makes the random numbers count
+        "lora_dropout": 0.2,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_local: None, job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_job(tmp_path_factory.mktemp("uninterrupted"), **job)
+
+
+def wait_for(condition: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(
+    ray_local: None, job: dict[str, Any], uninterrupted: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Killed without warning once a checkpoint in the first epoch is there, then run again."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("killed")
+    options = {**job, "save_steps": 5, "logging_steps": 3}
+    defaults = {
+        "output_dir": folder,
+        "num_workers": 1,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "cpus_per_worker": 1,
+        "max_failures": 0,
+    }
+    command = [sys.executable, "jobs/dpo.py", *flags({**defaults, **options})]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        wait_for(lambda: (folder / "checkpoints" / "checkpoint-5" / "state.json").exists(), 180)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (folder / "summary.json").exists()
+    return run_job(folder, **options)
+
+
+def test_the_remaining_losses_are_the_same(uninterrupted: Run, killed_and_resumed: Run) -> None:
+    assert killed_and_resumed.summary["training"]["resumed_at"] in (5, 10)
+    assert len(uninterrupted.lines) == STEPS
+    for line in killed_and_resumed.lines:  # each the mean over three updates, also where the kill came in between
+        last = line["step"]
+        three, sizes = uninterrupted.lines[last - 3 : last], PAIRS_OF_STEP[last - 3 : last]
+        mean = sum(single["loss"] * size for single, size in zip(three, sizes, strict=True)) / sum(sizes)
+        assert line["loss"] == pytest.approx(mean, rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(three[-1]["grad_norm"], rel=1e-6)
+        assert line["learning_rate"] == pytest.approx(three[-1]["learning_rate"], rel=1e-9)
+
+
+def test_each_pair_is_trained_on_once_an_epoch(killed_and_resumed: Run, uninterrupted: Run) -> None:
+    ledger = killed_and_resumed.ledger()
+    assert [entry["step"] for entry in ledger] == list(range(1, STEPS + 1))
+    for epoch in range(EPOCHS):
+        ids = Counter(pair for entry in ledger if entry["epoch"] == epoch for pair in entry["pairs"])
+        assert ids == {f"pairs.jsonl:{row}": 1 for row in range(1, PAIRS + 1)}
+    assert [entry["pairs"] for entry in ledger] == [entry["pairs"] for entry in uninterrupted.ledger()]
+
+
+def test_metrics_have_one_line_a_logging_step(killed_and_resumed: Run) -> None:
+    assert [line["step"] for line in killed_and_resumed.lines] == [3, 6, 9, 12]
+
+
+def test_a_finished_run_trains_no_more(ray_local: None, killed_and_resumed: Run, job: dict[str, Any]) -> None:
+    again = run_job(killed_and_resumed.folder, **{**job, "save_steps": 5, "logging_steps": 3})
+    assert again.summary["training"]["resumed_at"] == STEPS
+    assert again.ledger() == killed_and_resumed.ledger()
+
+
+def test_other_options_in_the_same_folder_are_refused(
+    ray_local: None, killed_and_resumed: Run, job: dict[str, Any]
+) -> None:
+    with pytest.raises(ResumeError, match=r"learning_rate=0\.001, and this one has learning_rate=0\.5"):
+        run_job(killed_and_resumed.folder, **{**job, "learning_rate": 0.5, "save_steps": 5, "logging_steps": 3})

@@ -1,0 +1,92 @@
+"""Bad rows, reuse of scores, and counts that add up."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.errors import DataError
+from tests.e2e.jobs import Run, rows, run_job, write_rows
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+GOOD = rows(5)
+BAD: dict[int, bytes] = {  # line number: line
+    2: b'{"prompt": "p", "chosen": "c"',
+    3: b'{"prompt": "p", "chosen": "\xff\xfe", "rejected": "r"}',
+    5: b'{"prompt": "p", "chosen": "c"}',
+    6: b'{"prompt": "p", "chosen": null, "rejected": "r"}',
+    8: b'{"prompt": "p", "chosen": 3, "rejected": "r"}',
+    9: b'{"prompt": "p", "chosen": "same", "rejected": "same"}',
+    11: b'{"prompt": "p", "chosen": "", "rejected": "r"}',
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A shard with a bad row of each kind between good ones, and a gzip file that is cut off."""
+    folder = tmp_path_factory.mktemp("shards")
+    good = iter(GOOD)
+    lines = [BAD[number] if number in BAD else json.dumps(next(good)).encode() for number in range(1, 13)]
+    assert not list(good)
+    (folder / "mixed.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows(500, seed=1)), mtime=0)
+    (folder / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    return [str(folder / "mixed.jsonl"), str(folder / "cut.jsonl.gz")]
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(tiny_model),
+        "cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(job: dict[str, Any], shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_job(tmp_path_factory.mktemp("rows"), **job, dataset_name=shards)
+
+
+def test_each_bad_row_is_in_quarantine_with_its_line_number(run: Run, shards: list[str]) -> None:
+    mixed = {row["row"]: row for row in run.quarantine() if row["file"] == shards[0]}
+    assert sorted(mixed) == sorted(BAD)
+    for number, row in mixed.items():
+        assert row["reason"]
+        assert row["content"].startswith('{"prompt": "p"')
+        assert row["shard"] == "mixed.jsonl", number
+    damage = [row for row in run.quarantine() if row["file"] == shards[1]]
+    assert len(damage) == 1
+    assert damage[0]["row"] > 100
+    assert len({row["reason"] for row in mixed.values()}) >= 5, "different faults have different reasons"
+
+
+def test_counts_add_up(run: Run) -> None:
+    counts = run.summary["rows"]
+    assert counts["read"] == counts["pairs"] + counts["quarantined"]
+    assert counts["quarantined"] == len(run.quarantine()) == len(BAD) + 1
+    assert sum(counts["reasons"].values()) == counts["quarantined"]
+
+
+def test_no_bad_row_is_tolerated_where_none_may_be(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"max_bad_rows=0.*row 2 of .*mixed\.jsonl"):
+        run_job(tmp_path, **job, dataset_name=shards[0], max_bad_rows=0)
+    assert not (tmp_path / "metrics.jsonl").exists(), "training began"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_second_run_with_other_options_scores_nothing(
+    run: Run, job: dict[str, Any], shards: list[str], tmp_path: Path
+) -> None:
+    assert run.summary["reference"]["completions_scored"] == 2 * run.summary["rows"]["pairs"]
+    added = write_rows(tmp_path / "added.jsonl", rows(5, seed=2))
+    changes = {"learning_rate": 1e-4, "beta": 0.4, "label_smoothing": 0.1, "seed": 7}
+    second = run_job(tmp_path / "run", **{**job, **changes}, dataset_name=[*shards, added])
+    reference = second.summary["reference"]
+    assert reference["completions_reused"] == 2 * run.summary["rows"]["pairs"]
+    assert reference["completions_scored"] == 2 * 5, "only the added shard is scored"
+    assert reference["identity"] == run.summary["reference"]["identity"]

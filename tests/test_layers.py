@@ -1,0 +1,162 @@
+"""Which room may import which, and who may touch Ray, DeepSpeed and torch: read from the source, functions included."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "raydpo"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Imports go down this list only, or stay in the room.
+ROOMS = (
+    "errors",
+    "options",
+    "config",
+    "schema",
+    "storage",
+    "placement",
+    "objectives",
+    "batching",
+    "models",
+    "data",
+    "reference",
+    "reporting",
+    "training",
+    "demo",
+    "setting",
+    "summary",
+    "pipeline",
+    "cli",
+)
+RAY_ROOMS = {"data", "reference", "training", "setting", "pipeline", "cli"}
+# What a room may import beside Python and raydpo.
+PURE = {
+    "errors": set(),
+    "options": {"yaml"},
+    "config": {"yaml"},
+    "schema": {"numpy", "pyarrow"},
+    "storage": {"fsspec", "pyarrow"},
+    "placement": set(),
+    "objectives": {"torch"},
+    "batching": {"numpy"},
+}
+OUTSIDE = {
+    "datasets",
+    "deepspeed",
+    "fsspec",
+    "numpy",
+    "peft",
+    "pyarrow",
+    "ray",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "yaml",
+}
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+def room_of(path: Path) -> str:
+    """The folder or, at the top, the file that a module lies in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The module's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all that is imported below a node; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(tree: ast.AST) -> set[str]:
+    """Top-level packages that are imported."""
+    return {name.split(".")[0] for name in imports(tree)}
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    """Rooms of this package that are imported."""
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("raydpo.")}
+
+
+@each_module
+def test_imports_go_down(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        assert rooms_imported(tree_of(path)) == set()
+        return
+    assert room in ROOMS, f"{room} has no place in the order of rooms"
+    for other in rooms_imported(tree_of(path)) - {room}:
+        assert ROOMS.index(other) < ROOMS.index(room), f"{room} must not import {other}"
+
+
+@each_module
+def test_ray_and_deepspeed_stay_in_their_rooms(path: Path) -> None:
+    room, tree = room_of(path), tree_of(path)
+    assert "ray" not in roots(tree) or room in RAY_ROOMS
+    assert "deepspeed" not in roots(tree) or room == "training"
+    # The driver imports training/ too, and importing DeepSpeed there needs a GPU where its build has one.
+    at_import = {
+        root for statement in tree.body if not isinstance(statement, ast.FunctionDef) for root in roots_now(statement)
+    }
+    assert "deepspeed" not in at_import
+
+
+def roots_now(statement: ast.stmt) -> set[str]:
+    """Packages that a statement imports when the module is imported: not those inside methods."""
+    if isinstance(statement, ast.ClassDef):
+        return {root for inner in statement.body if not isinstance(inner, ast.FunctionDef) for root in roots_now(inner)}
+    return roots(statement)
+
+
+@each_module
+def test_pure_rooms_import_little(path: Path) -> None:
+    allowed = PURE.get(room_of(path))
+    if allowed is not None:
+        assert roots(tree_of(path)) & OUTSIDE <= allowed
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    waiting = {}
+    for name, path in names.items():
+        # `a.b.c.` starts with `a.b.` where c is imported from the module a.b.
+        found = [f"{imported}." for imported in imports(tree_of(path))]
+        waiting[name] = {other for other in names if any(imported.startswith(f"{other}.") for imported in found)}
+    while ready := {name for name, needs in waiting.items() if not needs & set(waiting)}:
+        for name in ready:
+            del waiting[name]
+    assert sorted(waiting) == []
+
+
+@each_module
+def test_public_functions_are_documented(path: Path) -> None:
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the module has no docstring"
+    scopes: list[ast.Module | ast.ClassDef] = [tree]
+    while scopes:
+        for node in scopes.pop().body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                assert ast.get_docstring(node), f"{node.name} has no docstring"
+                if isinstance(node, ast.ClassDef):
+                    scopes.append(node)
+
+
+@each_module
+def test_no_broad_except(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {"all"}
+            assert not caught & {"all", "Exception", "BaseException"}, f"line {node.lineno}"
