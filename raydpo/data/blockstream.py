@@ -7,6 +7,7 @@ shard keeps every CPU busy while no process holds more than a few blocks. Only o
 import functools
 import itertools
 import math
+import os
 import pickle
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from raydpo.errors import RaydpoError
 
 _PAYLOAD = "payload"
 _DIALECT_ROWS = 64
-"""Rows at the start of a shard from which its dialect is told."""
+"""Readable rows at the start of a shard from which its dialect is told."""
 _READER_CPUS, _TOKENIZER_CPUS = 0.1, 0.9
 """A reader mostly waits. A CPU takes a tokenizer and a reader, so that readers never cost a tokenizer's CPU."""
 _CPUS_A_READER = 4
@@ -66,11 +67,11 @@ def block_outcomes(
             zero_copy_batch=True,
             num_cpus=_TOKENIZER_CPUS,
         )
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for outcome in map(pickle.loads, table[_PAYLOAD].to_pylist()):
-                if isinstance(outcome, RaydpoError):
-                    raise outcome
-                yield outcome
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for outcome in map(pickle.loads, table[_PAYLOAD].to_pylist()):
+            if isinstance(outcome, RaydpoError):
+                raise outcome
+            yield outcome
 
 
 def _context() -> DataContext:
@@ -121,16 +122,15 @@ def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[
 
 def raw_blocks(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[RawBlock]:
     """The shard's rows in raw blocks, read as they are asked for."""
-    dialect = slicing.dialect
+    dialect = None if slicing.dialect == "auto" else slicing.dialect
     for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, formats.COLUMNS)):
-        if dialect == "auto":
-            dialect = _dialect(rows)
-        yield RawBlock(shard, shard_index, index, dialect, rows)
+        dialect = dialect or _dialect(rows)
+        yield RawBlock(shard, shard_index, index, dialect or formats.DIALECTS[0], rows)
 
 
-def _dialect(rows: RowSlice) -> str:
-    first = itertools.islice(parse(rows), _DIALECT_ROWS)
-    return formats.dialect_of(row.columns for row in first if row.columns is not None)
+def _dialect(rows: RowSlice) -> str | None:
+    readable = (row.columns for row in parse(rows) if row.columns is not None)
+    return formats.dialect_of(itertools.islice(readable, _DIALECT_ROWS))
 
 
 def _payload(content: RawBlock | BlockOutcome | RaydpoError) -> pa.Table:
@@ -152,5 +152,6 @@ def _tokenize_payload(batch: pa.Table, tokenizer: Any, recipe: BlockRecipe) -> p
 @functools.lru_cache(maxsize=1)
 def _fetch(tokenizer: Any) -> PreTrainedTokenizerBase:
     """The tokenizer behind an object reference, unpacked once in a process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism; threads on top slow them down
     fetched: PreTrainedTokenizerBase = ray.get(tokenizer)
     return fetched

@@ -33,10 +33,10 @@ COLUMNS = frozenset(
 """Every column that some dialect reads."""
 
 
-def dialect_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The dialect that most of these rows speak; `preference` if there is none."""
+def dialect_of(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """The dialect that most of these rows speak; None if there are no rows."""
     found = Counter(_dialect_of_row(row) for row in rows)
-    return found.most_common(1)[0][0] if found else "preference"
+    return found.most_common(1)[0][0] if found else None
 
 
 def _dialect_of_row(row: Mapping[str, Any]) -> str:

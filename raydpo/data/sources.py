@@ -32,7 +32,8 @@ def files_of(name: str, split: str, config: str | None, required: bool) -> list[
     url = storage.absolute(name)
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-        is_file, is_folder = filesystem.isfile(path), filesystem.isdir(path)
+        is_file = filesystem.isfile(path)
+        is_folder = not is_file and filesystem.isdir(path)  # over HTTP this takes any page with links for a folder
         matches = [] if is_file or is_folder else sorted(filesystem.glob(path)) if _is_glob(path) else []
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"cannot read {name}: {error}; check it, and that its fsspec client is installed") from error

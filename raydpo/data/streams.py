@@ -47,33 +47,41 @@ class ShardStream:
 
     @property
     def closed(self) -> bool:
+        """True once closed; the methods below, too, are those of a binary file."""
         return bool(self._file.closed)
 
     def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, or all; DataError if the store cannot deliver them."""
         try:
             return bytes(self._file.read(size))
         except OSError as error:
             raise self._unreadable(error) from error
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to an offset; returns it, from the start."""
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
+        """The offset of the next read."""
         return int(self._file.tell())
 
     def seekable(self) -> bool:
+        """Yes: Parquet begins at its end."""
         return True
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def writable(self) -> bool:
+        """No."""
         return False
 
     def flush(self) -> None:
         """Nothing to do; Arrow asks for it."""
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> "ShardStream":

@@ -104,13 +104,19 @@ def local_folder(source: ModelSource, *, trust_remote_code: bool = False) -> str
 
 
 def weight_files(folder: str) -> list[str]:
-    """Absolute paths of the files that `from_pretrained` reads weights from; empty where there are none."""
+    """Absolute paths of the files that `from_pretrained` reads weights from; empty where there are none.
+
+    ModelError where the files' index cannot be read.
+    """
     for single, index in WEIGHT_INDEXES:
         if os.path.isfile(path := os.path.join(folder, single)):
             return [path]
         if os.path.isfile(path := os.path.join(folder, index)):
-            with open(path, encoding="utf-8") as stream:
-                names = set(json.load(stream)["weight_map"].values())
+            try:
+                with open(path, encoding="utf-8") as stream:
+                    names = set(json.load(stream)["weight_map"].values())
+            except (ValueError, KeyError) as error:
+                raise ModelError(f"{path} is no index of weight files; copy or fetch it again") from error
             return [os.path.join(folder, name) for name in sorted(names)]
     return []
 

@@ -270,4 +270,4 @@ def test_rows_without_a_pair_say_why(case: str) -> None:
 def test_the_dialect_is_that_of_most_rows() -> None:
     sharegpt = CONVERSATIONS["sharegpt"][1]
     assert dialect_of([{"x": 1}, sharegpt, sharegpt]) == "sharegpt"
-    assert dialect_of([]) == "preference"
+    assert dialect_of([]) is None

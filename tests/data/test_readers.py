@@ -3,8 +3,7 @@
 import gzip
 import io
 import json
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from raydpo.data import readers, streams, textrows
+from raydpo.data import streams
 from raydpo.data.formats import COLUMNS
 from raydpo.data.readers import ReadRow, parse, read_slices
 from raydpo.errors import DataError
@@ -152,16 +151,6 @@ def test_bad_lines_are_told_with_number_and_reason(tmp_path: Path) -> None:
     assert reasons[8].startswith("broken JSON: ")
 
 
-def test_a_row_that_is_too_long_is_bad_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textrows, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr(streams, "CHUNK_BYTES", 64)
-    rows = [{"a": "x"}, {"a": "y" * 5000 + '"}],'}, {"a": "z"}]
-    for name, content in (("a.jsonl", as_jsonl(rows)), ("a.json", as_array(rows))):
-        (tmp_path / name).write_bytes(content)
-        assert good(read(tmp_path / name)) == {1: {"a": "x"}, 3: {"a": "z"}}
-        assert list(bad(read(tmp_path / name))) == [2]
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
 def test_arrays_are_cut_alike_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
@@ -244,119 +233,6 @@ def test_an_arrow_stream_that_is_cut_off_keeps_its_first_batches(tmp_path: Path)
     assert list(bad(rows)) == [len(rows)]
 
 
-def test_bad_utf8_in_a_column_is_a_bad_row(tmp_path: Path) -> None:
-    array = pa.Array.from_buffers(
-        pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc")]
-    )
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, pa.schema([("chosen", pa.string())])) as writer:
-        writer.write_batch(pa.record_batch([array], names=["chosen"]))
-    (tmp_path / "a.arrow").write_bytes(sink.getvalue())
-    rows = read(tmp_path / "a.arrow")
-    assert good(rows) == {1: {"chosen": "a"}, 3: {"chosen": "c"}}
-    assert bad(rows)[2].startswith("bad UTF-8")
-
-
-def test_struct_fields_of_other_rows_are_no_nulls_here(tmp_path: Path) -> None:
-    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
-    other = {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "g", "arguments": {"b": "2"}}}]}
-    (tmp_path / "a.parquet").write_bytes(
-        as_parquet([{"chosen": [call], "prompt": None}, {"chosen": [other], "prompt": "p"}])
-    )
-    assert [row.columns for row in read(tmp_path / "a.parquet")] == [
-        {"chosen": [call], "prompt": None},
-        {"chosen": [other], "prompt": "p"},
-    ]
-
-
-def test_json_columns_of_datasets(tmp_path: Path) -> None:
-    from datasets import Dataset, Features, Json, List, Value
-
-    tools = [{"name": "f", "parameters": {"x": None}}]
-    features = Features({"chosen": Value("string"), "tools": List(Json())})
-    Dataset.from_list(
-        [{"chosen": "a", "tools": tools}, {"chosen": "b", "tools": None}], features=features
-    ).save_to_disk(tmp_path)
-    rows = read(next(tmp_path.glob("*.arrow")))
-    assert (rows[0].columns or {})["tools"][0]["name"] == "f"
-    assert rows[1].columns == {"chosen": "b", "tools": None}
-
-
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent.jsonl"):
         read(tmp_path / "absent.jsonl")
-
-
-def test_a_failing_store_stops_reading_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in (
-        ("a.parquet", as_parquet(ROWS * 500)),
-        ("a.arrow", as_arrow(ROWS * 500, pa.ipc.new_file)),
-        ("b.arrow", as_arrow(ROWS * 500, pa.ipc.new_stream)),
-        ("a.jsonl.gz", gzip.compress(as_jsonl(ROWS * 500))),
-    ):
-        (tmp_path / name).write_bytes(content)
-
-        class Failing:
-            """The file, whose store goes away after the first read."""
-
-            closed = False
-
-            def __init__(self, file: Any) -> None:
-                self.file, self.reads = file, 0
-
-            def read(self, size: int = -1) -> bytes:
-                self.reads += 1
-                if self.reads > 1:
-                    raise OSError("connection lost")
-                return bytes(self.file.read(size))
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.file, name)
-
-        original = streams.ShardStream.__init__
-
-        def init(self: Any, url: str, original: Any = original) -> None:
-            original(self, url)
-            self._file = Failing(self._file)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(streams.ShardStream, "__init__", init)
-            with pytest.raises(DataError, match="connection lost"):
-                read(tmp_path / name)
-
-
-def test_slices_hold_few_bytes_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_SLICE_BYTES", 10_000)
-    rows = [{"chosen": "x" * 4000} for _ in range(7)]
-    for name, content in (("a.jsonl", as_jsonl(rows)), ("a.parquet", as_parquet(rows, 7))):
-        (tmp_path / name).write_bytes(content)
-        slices = list(read_slices(str(tmp_path / name), 100, COLUMNS))
-        assert [part.first_row for part in slices] == [1, 3, 5, 7]
-        assert [row.number for part in slices for row in parse(part)] == list(range(1, 8))
-
-
-@pytest.mark.parametrize("kind", ["lines", "array"])
-def test_reading_is_lazy(kind: str) -> None:
-    """The first slice of an endless stream comes without the rest, and memory stays flat after it."""
-    taken = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        row = as_jsonl([{"prompt": "p" * 300, "chosen": "c" * 300, "rejected": "r"}]).strip()
-        separator = b"\n" if kind == "lines" else b","
-        if kind == "array":
-            yield b"["
-        while True:
-            taken += 1
-            yield (row + separator) * 100
-
-    rows = (textrows.lines if kind == "lines" else textrows.elements)(endless())
-    slices = readers._text_slices(rows, 1000)
-    assert len(next(slices).rows) == 1000
-    assert taken <= 11
-    tracemalloc.start()
-    for _ in range(20):
-        next(slices)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 << 20  # twenty slices are 14 MB

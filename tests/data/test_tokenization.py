@@ -192,7 +192,7 @@ def test_ids_equal_those_of_trl(chat_tokenizer: PreTrainedTokenizerFast, name: s
 
     rows = FORMATS[name]
     rows = [row for row in rows if row["chosen"] != row["rejected"]]
-    dialect = dialect_of(rows)
+    dialect = dialect_of(rows) or ""
     whole = list(tokenize(chat_tokenizer, [to_pair(row, dialect, chat=True) for row in rows]))
     assert all(isinstance(result, TokenizedPair) for result in whole)
     max_length = int(np.median([result.length for result in whole])) if truncated else None  # type: ignore[union-attr]

@@ -43,10 +43,13 @@ def uninterrupted(ray_local: None, job: dict[str, Any], tmp_path_factory: pytest
     return run_job(tmp_path_factory.mktemp("uninterrupted"), **job)
 
 
-def wait_for(condition: Any, seconds: float) -> None:
+def wait_for(checkpoint: str, folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Until Ray Train has noted the checkpoint, which it does once all of it is there."""
+    snapshot = folder / "checkpoints" / "checkpoint_manager_snapshot.json"
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
+    while not (snapshot.exists() and checkpoint in snapshot.read_text()):
+        assert time.monotonic() < end, f"{checkpoint} did not appear"
+        assert process.poll() is None, "the job ended too early"
         time.sleep(0.05)
 
 
@@ -71,7 +74,7 @@ def killed_and_resumed(
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        wait_for(lambda: (folder / "checkpoints" / "checkpoint-5" / "state.json").exists(), 180)
+        wait_for("checkpoint-5", folder, process, seconds=180)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -122,6 +122,9 @@ def test_a_missing_shard_is_named(tiny_model: Path, tmp_path: Path) -> None:
     os.remove(files[1])
     with pytest.raises(ModelError, match=f"lacks 1 of {len(files)} weight files.*{os.path.basename(files[1])}"):
         resolve_model(str(tmp_path / "sharded"), None)
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ModelError, match=r"index\.json is no index of weight files"):
+        resolve_model(str(tmp_path / "sharded"), None)
 
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
