@@ -1,0 +1,71 @@
+"""The command line: options to a run, Ray started or joined, errors as one line, a short summary at the end."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from raydpo import config, storage
+from raydpo.config import JobConfig
+from raydpo.errors import ConfigError, RaydpoError
+
+BAD_INPUT = 2
+"""Exit status where the options are wrong, as argparse has it; other failures exit with 1."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job that the flags describe -> exit status."""
+    try:
+        job = config.parse(sys.argv[1:] if argv is None else argv)
+        quiet(job)
+        # Imported here, so that `--help` and wrong flags answer at once.
+        from raydpo import pipeline
+        from raydpo.summary import tell
+
+        job, told = complete(with_output_dir(job))
+        start_ray(job)
+        summary = pipeline.run(job)
+        tell(summary)
+        if told:
+            from raydpo.demo import story
+
+            story.tell(job, summary)
+    except RaydpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def with_output_dir(job: JobConfig) -> JobConfig:
+    """The job with its output folder settled: a new one in runs/ where none is given."""
+    name = job.run.run_name or time.strftime("dpo-%Y%m%d-%H%M%S")
+    return config.with_defaults(job, {"output_dir": storage.join("runs", name)})
+
+
+def complete(job: JobConfig) -> tuple[JobConfig, bool]:
+    """The job with a model and data where it names none -> job, whether the demonstration's story is to be told."""
+    if job.model.model_name_or_path and job.data.dataset_name:
+        return job, False
+    from raydpo.demo import story
+
+    return story.complete(job)
+
+
+def quiet(job: JobConfig) -> None:
+    """Without `--verbose`, keep what Ray and its libraries say out of the console; it is in Ray's logs all the same."""
+    if job.run.verbose:
+        return
+    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's new default, which it otherwise announces
+    for library in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def start_ray(job: JobConfig) -> None:
+    """Join the cluster that this process belongs to (RAY_ADDRESS, a submitted job), or start Ray on this machine."""
+    import ray
+
+    if not ray.is_initialized():
+        level = logging.INFO if job.run.verbose else logging.ERROR
+        ray.init(log_to_driver=job.run.verbose, logging_level=level)
