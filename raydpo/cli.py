@@ -1,10 +1,12 @@
 """The command line: options to a run, Ray started or joined, errors as one line, a short summary at the end."""
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 from raydpo import config, storage
 from raydpo.config import JobConfig
@@ -18,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job that the flags describe -> exit status."""
     try:
         job = config.parse(sys.argv[1:] if argv is None else argv)
-        quiet(job)
         # Imported here, so that `--help` and wrong flags answer at once.
         from raydpo import pipeline
         from raydpo.summary import tell
@@ -52,20 +53,41 @@ def complete(job: JobConfig) -> tuple[JobConfig, bool]:
     return story.complete(job)
 
 
-def quiet(job: JobConfig) -> None:
-    """Without `--verbose`, keep what Ray and its libraries say out of the console; it is in Ray's logs all the same."""
-    if job.run.verbose:
-        return
-    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's new default, which it otherwise announces
-    for library in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-
-
 def start_ray(job: JobConfig) -> None:
-    """Join the cluster that this process belongs to (RAY_ADDRESS, a submitted job), or start Ray on this machine."""
-    import ray
+    """Join the cluster that this process belongs to (RAY_ADDRESS, a submitted job), or start Ray on this machine.
 
-    if not ray.is_initialized():
-        level = logging.INFO if job.run.verbose else logging.ERROR
+    Without `--verbose`, what Ray and its libraries say stays out of the console; it is in Ray's logs all the same.
+    """
+    if not job.run.verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of Ray's C++ parts, which write to stderr
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, otherwise announced
+    import ray
+    import ray.data
+    import ray.train
+
+    if not job.run.verbose:
+        # After the imports, which set up these loggers.
+        for library in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        warnings.filterwarnings("ignore", module="ray")
+    level = logging.INFO if job.run.verbose else logging.ERROR
+    with contextlib.nullcontext() if job.run.verbose else muted_stderr():
         ray.init(log_to_driver=job.run.verbose, logging_level=level)
+
+
+@contextlib.contextmanager
+def muted_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2: Ray's C++ parts announce there that they were told to be quiet."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
