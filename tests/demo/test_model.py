@@ -1,0 +1,58 @@
+"""A starter is built once, whole and the same each time; the judge asks it in its own format and takes adapters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from raydpo.demo.facts import dialogues
+from raydpo.demo.judge import assess
+from raydpo.demo.model import Recipe, ensure_starter
+
+RECIPE = Recipe(hidden_size=16, heads=2, layers=1, steps=3, batch_size=4, dialogues=20)
+Steps = list[tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Steps]:
+    """A starter of three steps, and the steps that its making told of."""
+    told: Steps = []
+    folder = ensure_starter(str(tmp_path_factory.mktemp("starters")), lambda *step: told.append(step), RECIPE)
+    return folder, told
+
+
+def test_it_is_made_once_and_appears_whole(starter: tuple[str, Steps]) -> None:
+    folder, told = starter
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    cache = Path(folder).parent
+    again: Steps = []
+    assert ensure_starter(str(cache), lambda *step: again.append(step), RECIPE) == folder
+    assert again == []
+    assert [path.name for path in cache.iterdir()] == [Path(folder).name]
+
+
+def test_the_same_recipe_gives_the_same_weights(starter: tuple[str, Steps], tmp_path: Path) -> None:
+    again = ensure_starter(str(tmp_path), lambda *_: None, RECIPE)
+    weights, others = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (starter[0], again))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_it_ends_turns_with_its_end_token_and_takes_long_prompts(starter: tuple[str, Steps]) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(starter[0]), AutoModelForCausalLM.from_pretrained(starter[0])
+    assert GenerationConfig.from_pretrained(starter[0]).eos_token_id == tokenizer.eos_token_id
+    ids = tokenizer("The quick brown fox, he said, is not what it used to be. " * 100, return_tensors="pt")["input_ids"]
+    assert ids.shape[1] >= 1024
+    assert model(input_ids=ids[:, :1024]).logits.isfinite().all()
+
+
+def test_the_judge_answers_twice_alike_and_loads_an_adapter(starter: tuple[str, Steps], tmp_path: Path) -> None:
+    folder, asked = starter[0], dialogues(6, 1, "held_out")
+    whole = assess(folder, asked, 0)
+    assert assess(folder, asked, 0) == whole
+    assert whole.greedy.well_formed == 0.0  # after three steps it knows nothing
+    adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(task_type="CAUSAL_LM"))
+    adapter.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert assess(str(tmp_path), asked, 0) == whole  # a fresh adapter adds nothing
