@@ -17,9 +17,9 @@ class RunLog:
         self._metrics = Path(run_dir) / "metrics.jsonl"
         self._ledger = Path(run_dir) / "ledger"
         self._pending: list[dict[str, Any]] = []
-        _keep_lines(self._metrics, lambda line: line["step"] <= resumed_at)
-        for file in sorted(self._ledger.glob("*.jsonl")):
-            _keep_lines(file, lambda line: line["step"] <= resumed_at)
+        for file in [self._metrics, *sorted(self._ledger.glob("*.jsonl"))]:
+            # A run from the start has nothing to keep, nor the line before its first update.
+            _keep_lines(file, lambda line: 0 < resumed_at >= line["step"])
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line of metrics; a reader may follow the file."""

@@ -1,0 +1,46 @@
+"""How many workers a cluster holds, and what is said where it does not hold them."""
+
+import pytest
+
+from raydpo import config
+from raydpo.errors import ConfigError
+from raydpo.placement import Node, reference_group, train_group
+
+LAPTOP = [Node(cpus=8, gpus=0)]
+GPU_NODES = [
+    Node(cpus=0, gpus=0),
+    Node(cpus=64, gpus=8, labels={"role": "train"}),
+    Node(cpus=64, gpus=8, labels={"role": "train"}),
+    Node(cpus=16, gpus=4, labels={"role": "ref"}),
+]
+
+
+def test_a_laptop_gives_one_worker_all_its_cpus() -> None:
+    group = train_group(config.from_flat({}), LAPTOP)
+    assert (group.workers, group.gpus, group.cpus) == (1, 0, 8)
+    assert train_group(config.from_flat({"num_workers": 2}), LAPTOP).cpus == 4
+
+
+def test_gpus_are_all_taken() -> None:
+    group = train_group(config.from_flat({}), GPU_NODES)
+    assert (group.workers, group.gpus) == (20, 1)
+
+
+def test_labels_choose_nodes() -> None:
+    job = config.from_flat({"worker_label_selector": "role=train", "reference_label_selector": "role=ref"})
+    assert train_group(job, GPU_NODES).workers == 16
+    assert reference_group(job, GPU_NODES).workers == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": 9}, "num_workers=9 .* room for 8"),
+        ({"gpus_per_worker": 1}, "room for 0"),
+        ({"worker_label_selector": "role=train"}, "no node has the labels"),
+        ({"num_workers": 2, "cpus_per_worker": 5}, "room for 1"),
+    ],
+)
+def test_what_does_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_group(config.from_flat(options), LAPTOP)
