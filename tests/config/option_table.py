@@ -1,4 +1,4 @@
-"""The README's table of options, made from the options themselves: `python -m tests.config.option_table` rewrites it."""
+"""The README's table of options, made from the options; `python -m tests.config.option_table` writes it anew."""
 
 import dataclasses
 from pathlib import Path
