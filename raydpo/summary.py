@@ -1,5 +1,6 @@
 """What came of a run: summary.json, and the same in a few lines for people."""
 
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -39,6 +40,9 @@ class Stopwatch:
         self.seconds[stage], self._lap = now - self._lap, now
 
 
+FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+"""How far the first loss may be from ln 2. Half precision rounds a log-prob differently in batches of other shapes."""
+
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
 
 
@@ -72,6 +76,7 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
             "completions_scored": done.scoring.completions_scored,
             "completions_reused": done.scoring.completions_reused,
             "first_loss": first.get("loss"),
+            "first_loss_warning": check_first_loss(setting, first.get("loss")),
             "drift_mean": first.get("reference_drift/mean"),
             "drift_max": first.get("reference_drift/max"),
         },
@@ -82,6 +87,23 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
     }
     setting.run_dir.write_summary(summary)
     return summary
+
+
+def check_first_loss(setting: Setting, first_loss: float | None) -> str:
+    """What is wrong where a policy that starts as its own reference does not begin with a loss of ln 2; else nothing.
+
+    log sigmoid(0) = -ln 2 for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
+    """
+    if first_loss is None or setting.reference != setting.source:
+        return ""
+    tolerance = FIRST_LOSS_TOLERANCE[setting.precision]
+    if abs(first_loss - math.log(2)) <= tolerance:
+        return ""
+    return (
+        f"the first loss is {first_loss:.6f} and not ln 2 = {math.log(2):.6f} to {tolerance:g}, so the policy does not "
+        "compute what its reference did: look for other numerics on the reference's nodes (GPU type, attention "
+        "implementation, versions), or for dropout that is left on"
+    )
 
 
 def tell(summary: Mapping[str, Any]) -> None:
@@ -98,6 +120,8 @@ def tell(summary: Mapping[str, Any]) -> None:
             f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "
             f"{reference['drift_mean']:.1e} a token on average, {reference['drift_max']:.1e} at most"
         )
+    if reference["first_loss_warning"]:
+        print(f"warning: {reference['first_loss_warning']}")
     if metrics:
         print(
             f"{'Last':<12} loss {metrics['loss']:.4f}, reward accuracy {metrics['rewards/accuracies']:.3f}, "

@@ -15,7 +15,7 @@ from raydpo.data.formats import to_pair
 from raydpo.data.pairs import Pair, RowError, kind_of
 from raydpo.data.readers import ReadRow, RowSlice, parse
 from raydpo.data.shards import Shard
-from raydpo.data.tokenization import TokenIds, TokenizedPair, Truncation, tokenize
+from raydpo.data.tokenization import PairIds, TokenIds, Truncation, tokenize
 from raydpo.errors import DataError
 
 
@@ -66,7 +66,7 @@ class BlockOutcome:
 @dataclass(frozen=True, slots=True)
 class _GoodRow:
     number: int
-    pair: TokenizedPair
+    pair: PairIds
 
 
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:

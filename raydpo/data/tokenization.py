@@ -35,7 +35,7 @@ _CALL_ARGUMENTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedPair:
+class PairIds:
     """`prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are the two sequences."""
 
     prompt_ids: TokenIds
@@ -69,7 +69,7 @@ class Truncation:
     max_prompt_length: int | None = None
     truncation_mode: str = "keep_start"
 
-    def apply(self, pair: TokenizedPair) -> TokenizedPair:
+    def apply(self, pair: PairIds) -> PairIds:
         """The pair, cut; RowError if nothing to learn from is left."""
         prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
         if self.max_prompt_length is not None:
@@ -88,19 +88,17 @@ class Truncation:
         if np.array_equal(chosen, rejected):
             cause = f"once cut to max_length {limit}" if excess > 0 else "though the row's texts are not"
             raise RowError("chosen and rejected are the same", f"their tokens are, {cause}")
-        return TokenizedPair(prompt, chosen, rejected, pair.dropped_tail)
+        return PairIds(prompt, chosen, rejected, pair.dropped_tail)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[TokenizedPair | RowError]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[PairIds | RowError]:
     """The pairs' token ids, uncut and in order; a RowError in place of a pair that the tokenizer cannot take.
 
     The tokenizer must have a chat template if a pair is conversational, and an EOS token if one is text.
     """
     for batch in _batches(pairs):
         texts = _texts(tokenizer, batch)
-        encoded: list[TokenizedPair | RowError | None] = [
-            part if isinstance(part, RowError) else None for part in texts
-        ]
+        encoded: list[PairIds | RowError | None] = [part if isinstance(part, RowError) else None for part in texts]
         for conversational in (False, True):
             wanted = {
                 i: part
@@ -203,7 +201,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_to
     return (np.asarray(part, dtype=np.int32) for part in ids)
 
 
-def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> TokenizedPair | RowError:
+def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> PairIds | RowError:
     boundary = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
     chosen, rejected = with_chosen[boundary:], with_rejected[boundary:]
     if not boundary:
@@ -212,7 +210,7 @@ def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> T
         )
     if not (len(chosen) and len(rejected)):
         return RowError("empty completion", "it has no tokens of its own")
-    return TokenizedPair(prompt[:boundary], chosen, rejected, prompt[boundary:])
+    return PairIds(prompt[:boundary], chosen, rejected, prompt[boundary:])
 
 
 def _common_length(one: TokenIds, other: TokenIds) -> int:

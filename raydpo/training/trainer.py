@@ -1,15 +1,20 @@
 """The driver's side of training: Ray Train around `loop.train_worker`."""
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from raydpo import storage
 from raydpo.config import JobConfig
-from raydpo.errors import RaydpoError, TrainingError
+from raydpo.errors import RaydpoError, ResumeError, TrainingError
 from raydpo.placement import Group
+from raydpo.training import checkpoint
 from raydpo.training.loop import train_worker
 from raydpo.training.task import TrainReport, TrainTask
 
@@ -23,7 +28,27 @@ def storage_of(job: JobConfig, run_dir: str) -> tuple[str, str]:
     """Where checkpoints lie -> (Ray Train's storage path, name of the run in it)."""
     if job.run.storage_path is None:
         return run_dir, CHECKPOINTS
-    return job.run.storage_path, job.run.run_name or os.path.basename(run_dir.rstrip("/"))
+    return storage.absolute(job.run.storage_path), job.run.run_name or os.path.basename(run_dir.rstrip("/"))
+
+
+def check_resume(task: TrainTask, group: Group) -> None:
+    """`ResumeError` where the newest checkpoint does not fit this run: said here, before workers start.
+
+    Of storage behind a URL the workers find out themselves.
+    """
+    storage_path, name = storage_of(task.job, task.run_dir)
+    snapshot = Path(storage_path) / name / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    if storage.is_remote(storage_path) or not snapshot.exists():
+        return
+    try:
+        newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+    except ValueError as error:  # Ray Train writes it in place, so a crash can cut it short
+        raise ResumeError(
+            f"{snapshot} was cut short ({error}); remove it, and pass the newest folder beside it with "
+            "resume_from_checkpoint, or none to start over"
+        ) from error
+    if newest:
+        checkpoint.read_state(snapshot.parent / newest["checkpoint_dir_name"], task.fingerprint, group.workers)
 
 
 def fit(task: TrainTask, group: Group) -> TrainReport:
@@ -33,6 +58,7 @@ def fit(task: TrainTask, group: Group) -> TrainReport:
     `TrainingError` where workers were lost more often than `max_failures` allows.
     """
     job = task.job
+    check_resume(task, group)
     storage_path, name = storage_of(job, task.run_dir)
     # Ray asks for a new group of workers when the first takes longer than this; large images and models do.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -65,8 +91,9 @@ def _cause(error: TrainingFailedError) -> RaydpoError:
     """The error to show: the user's own where a worker met one."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for failure in failures.values():
-        if isinstance(failure, RaydpoError):
-            return failure
+        cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a worker raised
+        if isinstance(cause, RaydpoError):
+            return cause
     return TrainingError(
         f"training failed: {error}\nEach worker's messages are in Ray's logs; run the same command again to go on from "
         "the newest checkpoint"

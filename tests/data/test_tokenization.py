@@ -11,15 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from raydpo.data.formats import dialect_of, to_pair
 from raydpo.data.pairs import Pair, RowError
-from raydpo.data.tokenization import TokenizedPair, Truncation, tokenize
+from raydpo.data.tokenization import PairIds, Truncation, tokenize
 
 USER = {"role": "user", "content": "hello world"}
 YES, NO = {"role": "assistant", "content": "hello"}, {"role": "assistant", "content": "no world"}
 
 
-def one(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> TokenizedPair:
+def one(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> PairIds:
     (result,) = tokenize(tokenizer, [pair])
-    assert isinstance(result, TokenizedPair)
+    assert isinstance(result, PairIds)
     return result
 
 
@@ -80,7 +80,7 @@ def test_faults_stay_with_their_row(chat_tokenizer: PreTrainedTokenizerFast) -> 
     reserved = Pair([USER], [YES], [NO], None, {"tokenize": False})
     blank = Pair("", "a", "b")
     results = list(tokenize(chat_tokenizer, [good, forbidden, Pair("x", "y", "z"), good, reserved, blank, good]))
-    assert [isinstance(result, TokenizedPair) for result in results] == [True, False, True, True, False, False, True]
+    assert [isinstance(result, PairIds) for result in results] == [True, False, True, True, False, False, True]
     assert str(results[1]) == "refused by the chat template: TemplateError: no such role"
     assert str(results[4]) == "wrong chat_template_kwargs: ['tokenize'] are no variables of a chat template"
     assert str(results[5]).startswith("no prompt: ")
@@ -95,16 +95,16 @@ def test_order_and_number_hold_over_batches(text_tokenizer: PreTrainedTokenizerF
     assert list(tokenize(text_tokenizer, [])) == []
 
 
-def tokenized(prompt: int, chosen: int, rejected: int) -> TokenizedPair:
+def tokenized(prompt: int, chosen: int, rejected: int) -> PairIds:
     """Ids that say where they stood: prompts from 0, chosen from 100, rejected from 200."""
     ids = [
         np.arange(start, start + count, dtype=np.int32)
         for start, count in ((0, prompt), (100, chosen), (200, rejected))
     ]
-    return TokenizedPair(*ids, dropped_tail=np.zeros(0, dtype=np.int32))
+    return PairIds(*ids, dropped_tail=np.zeros(0, dtype=np.int32))
 
 
-def cut(pair: TokenizedPair, **how: Any) -> list[list[int]]:
+def cut(pair: PairIds, **how: Any) -> list[list[int]]:
     result = Truncation(**how).apply(pair)
     return [result.prompt_ids.tolist(), result.chosen_ids.tolist(), result.rejected_ids.tolist()]
 
@@ -125,7 +125,7 @@ def test_truncation() -> None:
         (tokenized(4, 3, 5), {"max_length": 5, "truncation_mode": "keep_end"}, "completion too long: its 5 tokens"),
     ],
 )
-def test_truncation_that_leaves_nothing(pair: TokenizedPair, how: dict[str, Any], reason: str) -> None:
+def test_truncation_that_leaves_nothing(pair: PairIds, how: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         Truncation(**how).apply(pair)
 
@@ -194,7 +194,7 @@ def test_ids_equal_those_of_trl(chat_tokenizer: PreTrainedTokenizerFast, name: s
     rows = [row for row in rows if row["chosen"] != row["rejected"]]
     dialect = dialect_of(rows) or ""
     whole = list(tokenize(chat_tokenizer, [to_pair(row, dialect, chat=True) for row in rows]))
-    assert all(isinstance(result, TokenizedPair) for result in whole)
+    assert all(isinstance(result, PairIds) for result in whole)
     max_length = int(np.median([result.length for result in whole])) if truncated else None  # type: ignore[union-attr]
     options = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start")
     theirs = DPOTrainer._prepare_dataset(

@@ -113,8 +113,19 @@ def test_a_finished_run_trains_no_more(ray_local: None, killed_and_resumed: Run,
     assert again.ledger() == killed_and_resumed.ledger()
 
 
-def test_other_options_in_the_same_folder_are_refused(
-    ray_local: None, killed_and_resumed: Run, job: dict[str, Any]
+def test_a_checkpoint_can_be_continued_in_another_folder(
+    ray_local: None, killed_and_resumed: Run, job: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ResumeError, match=r"learning_rate=0\.001, and this one has learning_rate=0\.5"):
-        run_job(killed_and_resumed.folder, **{**job, "learning_rate": 0.5, "save_steps": 5, "logging_steps": 3})
+    given = killed_and_resumed.folder / "checkpoints" / "checkpoint-10"
+    run = run_job(tmp_path, **job, resume_from_checkpoint=str(given))
+    assert run.summary["training"]["resumed_at"] == 10
+    assert [entry["step"] for entry in run.ledger()] == [11, 12]
+    assert [entry["pairs"] for entry in run.ledger()] == [entry["pairs"] for entry in killed_and_resumed.ledger()[10:]]
+
+
+@pytest.mark.parametrize(("name", "before", "now"), [("learning_rate", "0.001", 0.5), ("num_workers", "1", 2)])
+def test_other_options_in_the_same_folder_are_refused(
+    ray_local: None, killed_and_resumed: Run, job: dict[str, Any], name: str, before: str, now: float
+) -> None:
+    with pytest.raises(ResumeError, match=f"{name}={before}, and this one has {name}={now}"):
+        run_job(killed_and_resumed.folder, **{**job, name: now, "save_steps": 5, "logging_steps": 3})

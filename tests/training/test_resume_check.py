@@ -1,0 +1,44 @@
+"""What the driver finds out about a checkpoint before it starts workers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raydpo import config
+from raydpo.errors import ResumeError
+from raydpo.placement import Group
+from raydpo.training.trainer import check_resume
+
+ONE, TWO = (Group(workers, 0, 1, {}, {}) for workers in (1, 2))
+
+
+def task(folder: Path) -> Any:
+    return SimpleNamespace(job=config.from_flat({}), run_dir=str(folder), fingerprint={"data": "abc"})
+
+
+def snapshot(folder: Path, content: str) -> None:
+    checkpoint = folder / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    state = {"step": 3, "position": 6, "tokens": 9, "sums": {}, "num_workers": 1, "fingerprint": {"data": "abc"}}
+    (checkpoint / "state.json").write_text(json.dumps({**state, "files": {}}))
+    (folder / "checkpoints" / "checkpoint_manager_snapshot.json").write_text(content)
+
+
+def test_a_new_run_has_nothing_to_check(tmp_path: Path) -> None:
+    check_resume(task(tmp_path), ONE)
+
+
+def test_the_newest_checkpoint_must_fit(tmp_path: Path) -> None:
+    snapshot(tmp_path, json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint-3"}}))
+    check_resume(task(tmp_path), ONE)
+    with pytest.raises(ResumeError, match="written by 1 workers and this run has 2"):
+        check_resume(task(tmp_path), TWO)
+
+
+def test_a_list_of_checkpoints_that_a_crash_cut_short(tmp_path: Path) -> None:
+    snapshot(tmp_path, '{"latest_checkpoint_res')
+    with pytest.raises(ResumeError, match="was cut short.*resume_from_checkpoint"):
+        check_resume(task(tmp_path), ONE)
