@@ -40,5 +40,5 @@ def test_the_newest_checkpoint_must_fit(tmp_path: Path) -> None:
 
 def test_a_list_of_checkpoints_that_a_crash_cut_short(tmp_path: Path) -> None:
     snapshot(tmp_path, '{"latest_checkpoint_res')
-    with pytest.raises(ResumeError, match="was cut short.*resume_from_checkpoint"):
+    with pytest.raises(ResumeError, match=r"was cut short.*resume_from_checkpoint"):
         check_resume(task(tmp_path), ONE)
