@@ -107,6 +107,7 @@ def score_reference(
         dtype=numerics["dtype"],
         attn_implementation=model.attn_implementation,
         trust_remote_code=model.trust_remote_code,
+        gpu=setting.reference_group.gpus > 0,
         batch_pairs=setting.job.reference.precompute_ref_batch_size,
     )
     report = score([*train, *held_out], store, scorer, setting.reference_group, stage.update)

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from raydpo.errors import ReferenceMismatch
+from raydpo.errors import RaydpoError, ReferenceMismatch
 from raydpo.placement import Group
 from raydpo.reference.scorer import Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
@@ -42,9 +42,14 @@ def score(
         store.open()
         on_progress(0, pairs)
         done = 0
-        for batch in _scored_batches(missing, store, scorer, group):
-            done += int(batch["pairs"].sum())
-            on_progress(done, pairs)
+        try:
+            for batch in _scored_batches(missing, store, scorer, group):
+                done += int(batch["pairs"].sum())
+                on_progress(done, pairs)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RaydpoError):  # what an actor said, without the way it came
+                raise error.cause from None
+            raise
         if still := store.missing(blocks):
             raise ReferenceMismatch(
                 f"{len(still)} of {len(blocks)} blocks have no reference log-probs, first {store.url(still[0])}; "

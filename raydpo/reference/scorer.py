@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from raydpo.batching.collate import collate
+from raydpo.models.device import device
 from raydpo.models.load import ModelSource, load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.reference.store import TokenizedBlock, write_scores
@@ -22,6 +23,8 @@ class ScorerSpec:
     dtype: str
     attn_implementation: str | None
     trust_remote_code: bool
+    gpu: bool
+    """True where each actor has a GPU."""
     batch_pairs: int
     """Pairs a forward (`precompute_ref_batch_size`)."""
 
@@ -33,7 +36,7 @@ class Scorer:
         """Load the model, on the GPU that Ray gave this actor or on the CPU."""
         quiet_libraries()
         self._batch_pairs = spec.batch_pairs
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device(spec.gpu)
         model = load_causal_lm(
             spec.source,
             dtype=spec.dtype,

@@ -10,6 +10,7 @@ import torch
 
 from raydpo.errors import StorageError, TrainingError
 from raydpo.models.adapters import add_lora
+from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.load import (
     disable_dropout,
@@ -35,6 +36,7 @@ def train_worker(config: dict[str, Any]) -> TrainReport:
     task: TrainTask = config["task"]
     quiet_libraries()
     check_run_dir(task.run_dir)
+    device(task.gpu)
     zero.prepare_process(task.gpu)
     worker = Worker(task)
     worker.train()
@@ -59,13 +61,13 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[torch.nn
         attn_implementation=task.job.model.attn_implementation,
         trust_remote_code=task.job.model.trust_remote_code,
     )
-    del keep_alive  # held until here: transformers keeps no reference of its own
     if task.job.optim.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if task.job.adapter.use_peft:
         model = add_lora(model, task.job.adapter)
     if task.job.loss.disable_dropout:
         disable_dropout(model)
+    del keep_alive  # held until here, as transformers keeps no reference of its own
     return CompletionLogps(model), model
 
 
@@ -80,7 +82,7 @@ class Worker:
         torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
         self._zero_config = zero.zero_config(task.job, task.precision, task.gpu)
         policy, self._model = build_policy(task, self._zero_config)
-        self._zero = zero.Engine(policy, task.job, self._zero_config, task.schedule.total_steps)
+        self._zero = zero.Engine(policy, task, self._zero_config)
         self._engine = self._zero.engine
         self._state = TrainState()
         if newest := ray.train.get_checkpoint() or self._given_checkpoint():

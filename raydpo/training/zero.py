@@ -12,6 +12,7 @@ from torch import nn
 
 from raydpo.config import JobConfig
 from raydpo.errors import ConfigError
+from raydpo.training.task import TrainTask
 
 # What a DeepSpeed file may only repeat: the batch is cut by the feed, which these flags set.
 BATCH_KEYS = {
@@ -135,12 +136,12 @@ def _optimizer(job: JobConfig, config: Mapping[str, Any], model: nn.Module, gpu:
 class Engine:
     """A DeepSpeed engine, with the two things that it leaves open: the gradient's norm and the learning rate."""
 
-    def __init__(self, model: nn.Module, job: JobConfig, config: Mapping[str, Any], total_steps: int) -> None:
+    def __init__(self, model: nn.Module, task: TrainTask, config: Mapping[str, Any]) -> None:
         """Wrap the model, with AdamW and the run's learning-rate schedule unless the config names others."""
         import deepspeed
         from transformers import get_scheduler
 
-        gpu = torch.cuda.is_available()
+        job, total_steps = task.job, task.schedule.total_steps
         # Without ZeRO and in fp32 DeepSpeed clips but does not say the norm, so that case is clipped in `step`.
         self._clips = config["zero_optimization"]["stage"] == 0 and not _enabled(config, "bf16", "fp16")
         self._max_norm = float(config["gradient_clipping"]) or float("inf")
@@ -157,7 +158,7 @@ class Engine:
 
         self.engine, _, _, self._scheduler = deepspeed.initialize(
             model=model,
-            optimizer=None if "optimizer" in config else _optimizer(job, config, model, gpu),
+            optimizer=None if "optimizer" in config else _optimizer(job, config, model, task.gpu),
             lr_scheduler=None if "scheduler" in config else schedule,
             config=dict(config),
         )
