@@ -110,3 +110,12 @@ def test_first_loss_is_ln_2_where_the_policy_is_the_reference(job: dict[str, Any
     assert run.summary["reference"]["first_loss"] == pytest.approx(log(2), abs=1e-6)
     assert run.summary["reference"]["drift_max"] < 1e-4
     assert run.lines[0]["rewards/accuracies"] <= 1.0
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bf16_stays_near(stage: int, job: dict[str, Any], one_worker: Run, tmp_path: Path) -> None:
+    half = run_job(tmp_path, **job, gradient_accumulation_steps=2, zero_stage=stage, bf16=True)
+    assert half.summary["training"]["precision"] == "bfloat16"
+    for line, one_line in zip(half.lines, one_worker.lines, strict=True):
+        assert line["loss"] == pytest.approx(one_line["loss"], abs=0.03), line["step"]
+    assert weights(half)["lm_head.weight"].dtype == torch.bfloat16

@@ -94,6 +94,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     port, dashboard = free_port(), free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"PATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
     # Short, as the path of a Unix socket has 107 characters at most.
     temporary = f"/tmp/ray-head-{os.getpid()}"
     command = ["ray", "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
@@ -117,9 +118,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 def submit(address: str, environment: dict[str, str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/dpo.py"]
-    return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    end = time.monotonic() + 90
+    while True:
+        done = subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        # A head that has just started has no agent yet that takes jobs.
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > end:
+            return done
+        time.sleep(1)
 
 
 def test_as_a_submitted_job(head: tuple[str, dict[str, str]], tiny_model: Path, tmp_path: Path) -> None:
