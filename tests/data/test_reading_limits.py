@@ -1,58 +1,21 @@
 """Reading holds little at a time, whatever the rows; and what the store does wrong is no fault of a row."""
 
 import gzip
-import io
-import json
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from raydpo.data import readers, streams, textrows
 from raydpo.data.formats import COLUMNS
-from raydpo.data.readers import ReadRow, parse, read_slices
+from raydpo.data.readers import parse, read_slices
 from raydpo.errors import DataError
+from tests.data.files import as_array, as_arrow, as_jsonl, as_parquet, bad, good, read
 
 ROWS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(10)]
-
-
-def read(path: Path | str, slice_rows: int = 4) -> list[ReadRow]:
-    return [row for part in read_slices(str(path), slice_rows, COLUMNS) for row in parse(part)]
-
-
-def good(rows: list[ReadRow]) -> dict[int, Any]:
-    return {row.number: row.columns for row in rows if row.columns is not None}
-
-
-def bad(rows: list[ReadRow]) -> dict[int, str]:
-    return {row.number: row.reason for row in rows if row.columns is None}
-
-
-def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def as_array(rows: list[dict[str, Any]], indent: int | None = None) -> bytes:
-    return json.dumps(rows, indent=indent).encode()
-
-
-def as_arrow(rows: list[dict[str, Any]], new: Callable[..., Any], rows_a_batch: int = 3) -> bytes:
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(rows)
-    with new(sink, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=rows_a_batch):
-            writer.write_batch(batch)
-    return sink.getvalue()
-
-
-def as_parquet(rows: list[dict[str, Any]], rows_a_group: int = 3) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=rows_a_group)
-    return sink.getvalue()
 
 
 def test_a_row_that_is_too_long_is_bad_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
