@@ -91,14 +91,16 @@ def free_port() -> int:
 @pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head with token authentication -> its dashboard's address, the environment to reach it."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"PATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
     # Short, as the path of a Unix socket has 107 characters at most.
     temporary = f"/tmp/ray-head-{os.getpid()}"
     command = ["ray", "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={temporary}"]
+    # The agent that takes jobs has a fixed port by default, which the Ray of the other tests on this machine holds.
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command += ["--num-cpus=2", f"--temp-dir={temporary}"]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
