@@ -13,7 +13,7 @@ from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
-from raydpo.reference.identity import identify
+from raydpo.reference.digest import identify
 from raydpo.reference.pool import ScoringReport, score
 from raydpo.reference.scorer import ScorerSpec
 from raydpo.reference.store import ReferenceStore

@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo import placement
 from raydpo.config import JobConfig
-from raydpo.models.load import ModelSource, load_tokenizer, resolve_model
+from raydpo.models.load import load_tokenizer
+from raydpo.models.source import ModelSource, resolve_model
 from raydpo.placement import Group
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers

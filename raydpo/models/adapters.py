@@ -1,22 +1,27 @@
 """LoRA adapters, by peft: which modules get one, and which must not."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
 
-def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
+
+def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
     """Freeze the model and add a LoRA adapter whose initial output is nought, so that policy equals base model.
 
     The adapter has the model's dtype; the float32 copy that updates go to is DeepSpeed's.
     ModelError where a named module does not exist, cannot have an adapter, or is the output embedding or tied to it,
     since log-probs are computed from that weight directly.
     """
+    # Not above: it is a third of a second at the start of each worker, and most runs have no adapter.
+    from peft import LoraConfig, TaskType, get_peft_model
+
     _check_names(model, "lora_target_modules", adapter.lora_target_modules)
     _check_names(model, "lora_modules_to_save", adapter.lora_modules_to_save)
     config = LoraConfig(

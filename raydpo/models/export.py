@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,7 +24,10 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from raydpo import storage
 from raydpo.errors import ModelError, StorageError
-from raydpo.models.load import ModelSource, local_folder
+from raydpo.models.source import ModelSource, local_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes parameters whole inside its `with` block; all ranks enter it, for the same parameters in the same order."""
@@ -71,11 +74,13 @@ def export_model(
         _write_side_files(model, target, aside)
 
 
-def export_adapter(model: PeftModel, target: ExportTarget, gather: Gather) -> None:
+def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> None:
     """Write a folder for `PeftModel.from_pretrained`: the adapter, and the modules trained in full; all ranks call it.
 
     Its `base_model_name_or_path` is the name that the user gave. Errors as in `export_model`.
     """
+    from peft import get_peft_model_state_dict  # not above, for the reason given in `add_lora`
+
     # A selection by name, so that parameters may still be in parts. "auto" would ask the hub for the base's config.
     tensors = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
     if not target.is_main:

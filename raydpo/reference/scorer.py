@@ -9,8 +9,9 @@ import torch
 
 from raydpo.batching.collate import collate
 from raydpo.models.device import device
-from raydpo.models.load import ModelSource, load_causal_lm, quiet_libraries
+from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.source import ModelSource
 from raydpo.reference.store import TokenizedBlock, write_scores
 from raydpo.schema import FloatArray, MicroBatch
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from raydpo.batching.order import batch_bounds, steps_per_epoch
 from raydpo.config import JobConfig
-from raydpo.models.load import ModelSource
+from raydpo.models.source import ModelSource
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from raydpo.models.load import (
     load_causal_lm,
     load_tokenizer,
     quiet_libraries,
-    resolve_model,
 )
+from raydpo.models.source import resolve_model
 
 IDS = torch.tensor([[5, 9, 42, 17, 200, 3, 8]])
 
