@@ -16,32 +16,34 @@ BAD_INPUT = 2
 """Exit status where the options are wrong, as argparse has it; other failures exit with 1."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job that the flags describe -> exit status."""
+def main(argv: Sequence[str] | None = None, job: str = "dpo") -> int:
+    """Run one of jobs/ as the flags describe -> exit status."""
     try:
-        job = config.parse(sys.argv[1:] if argv is None else argv)
+        given = with_output_dir(config.parse(sys.argv[1:] if argv is None else argv, job), job)
+        for notice in given.notices:
+            print(f"note: {notice}")
         # Imported here, so that `--help` and wrong flags answer at once.
         from raydpo import pipeline
         from raydpo.summary import tell
 
-        job, told = complete(with_output_dir(job))
-        start_ray(job)
-        summary = pipeline.run(job)
+        completed, told = complete(given)
+        start_ray(completed)
+        summary = pipeline.run(completed)
         tell(summary)
         if told:
             from raydpo.demo import story
 
-            story.tell(job, summary)
+            story.tell(completed, summary)
     except RaydpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, ConfigError) else 1
     return 0
 
 
-def with_output_dir(job: JobConfig) -> JobConfig:
-    """The job with its output folder settled: a new one in runs/ where none is given."""
-    name = job.run.run_name or time.strftime("dpo-%Y%m%d-%H%M%S")
-    return config.with_defaults(job, {"output_dir": storage.join("runs", name)})
+def with_output_dir(given: JobConfig, job: str = "dpo") -> JobConfig:
+    """The config with its output folder settled: a new one in runs/, called after the job, where none is given."""
+    name = given.run.run_name or time.strftime(f"{job}-%Y%m%d-%H%M%S")
+    return config.with_defaults(given, {"output_dir": storage.join("runs", name)})
 
 
 def complete(job: JobConfig) -> tuple[JobConfig, bool]:

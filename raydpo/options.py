@@ -1,9 +1,10 @@
-"""How an option is declared, read from flags or YAML, checked and shown; `config.py` says which options there are.
+"""How an option is declared, read from flags or YAML, checked and shown; config/ says which options there are.
 
 An option is one field of a frozen dataclass: `beta: float = option(0.1, "Strength of ...", above(0))`. Flags and YAML
 scalars arrive as text, values from Python as they are; `Section` turns both into the field's type at construction.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -103,12 +104,15 @@ def checked(field: "dataclasses.Field[Any]", hint: Any, value: object) -> Any:
 def convert(value: object, hint: Any) -> Any:
     """The value as `hint` (str, int, float, bool, a tuple or dict of these, or such a type | None) has it.
 
-    ValueError says in words what was expected.
+    Under Any, text that reads as a number, a truth value or none becomes that. ValueError says in words what was
+    expected.
     """
     if isinstance(hint, UnionType):
         if value is None or (isinstance(value, str) and value.lower() in UNSET):
             return None
         return convert(value, next(kind for kind in get_args(hint) if kind is not NoneType))
+    if hint is Any:
+        return _read_scalar(value) if isinstance(value, str) else value
     if get_origin(hint) is tuple:
         return _convert_list(value, get_args(hint)[0])
     if get_origin(hint) is dict:
@@ -116,6 +120,13 @@ def convert(value: object, hint: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     return _convert_scalar(value, hint)
+
+
+def _read_scalar(text: str) -> Any:
+    for hint in (int | None, float, bool):
+        with contextlib.suppress(ValueError):
+            return convert(text, hint)
+    return text
 
 
 def _convert_scalar(value: object, kind: type) -> Any:
@@ -192,19 +203,17 @@ def show(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def unknown(name: str, known: Iterable[str], notes: Mapping[str, str]) -> ConfigError:
-    """The error for a name that is no option: what `notes` says of it, or the nearest known names."""
-    if name in notes:
-        return ConfigError(f"{name} is not an option here: {notes[name]}")
+def unknown(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is no option, with the nearest known one."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return ConfigError(f"{name} is not an option; the nearest is {close[0]}, and --help lists all")
 
 
-def read_flags(argv: Sequence[str], hints: Mapping[str, Any], notes: Mapping[str, str]) -> dict[str, str]:
+def read_flags(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
     """Command-line flags as {name: text}, the last of a repeated one; list values are joined by commas.
 
-    Takes --name value, --name=value, --name for a boolean, --no_name for false, and dashes for underscores.
-    ConfigError for an unknown flag, a missing or a surplus value.
+    Takes --name value, --name=value, --name for a boolean, --no_name for false, and dashes for underscores; the hint
+    `object` takes any words, or none for true. ConfigError for an unknown flag, a missing or a surplus value.
     """
     found: dict[str, str] = {}
     words = list(argv)
@@ -221,7 +230,7 @@ def read_flags(argv: Sequence[str], hints: Mapping[str, Any], notes: Mapping[str
             found[negated] = "false"
             continue
         if name not in hints:
-            raise unknown(name, hints, notes)
+            raise unknown(name, hints)
         found[name] = _flag_text(name, hints[name], values)
     return found
 
@@ -229,6 +238,8 @@ def read_flags(argv: Sequence[str], hints: Mapping[str, Any], notes: Mapping[str
 def _flag_text(name: str, hint: Any, values: list[str]) -> str:
     if hint in (bool, bool | None) and not values:
         return "true"
+    if hint is object:
+        return " ".join(values) or "true"
     if get_origin(hint) in (tuple, dict):
         return ",".join(values)
     if len(values) != 1:
@@ -236,8 +247,8 @@ def _flag_text(name: str, hint: Any, values: list[str]) -> str:
     return values[0]
 
 
-def read_yaml(path: str, hints: Mapping[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
-    """A flat YAML file as {name: text, list or mapping of text}; ConfigError for an unreadable file or an unknown key.
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file as {name: text, or lists and mappings of text}; ConfigError for one that cannot be read.
 
     Scalars stay text, so that `eval_strategy: no` and `learning_rate: 1e-6` mean what they say (YAML 1.1 reads the
     first as false and the second as a string).
@@ -256,18 +267,18 @@ def read_yaml(path: str, hints: Mapping[str, Any], notes: Mapping[str, str]) -> 
     keys = [str(key.value) for key, _ in root.value]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ConfigError(f"the config file {path} gives {twice[0]} twice; remove one of the lines")
-    found = {str(key).replace("-", "_"): value for key, value in content.items()}
-    for name in found:
-        if name not in hints:
-            raise unknown(name, hints, notes)
-    return found
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
-def help_section(title: str, section: type[Section], width: int = 100) -> str:
-    """The section's options as indented text: flag, what it does, default with unit, rule."""
+def help_section(title: str, section: type[Section], defaults: Mapping[str, Any], width: int = 100) -> str:
+    """The section's options as indented text: flag, what it does, default with unit, rule.
+
+    `defaults` go before those of the section.
+    """
     lines = [f"{title}: {(section.__doc__ or '').splitlines()[0]}"]
     for field in dataclasses.fields(section):
-        default, rule, unit = default_of(field), field.metadata["rule"], field.metadata["unit"]
+        default = defaults.get(field.name, default_of(field))
+        rule, unit = field.metadata["rule"], field.metadata["unit"]
         facts = f"default: {show(default)}" + (f"; in {unit}" if unit else "") + (f"; {rule.text}" if rule else "")
         text = f"{field.metadata['help']} [{facts}]"
         lines.append(f"  --{field.name} {kind_of(hints_of(section)[field.name])}")

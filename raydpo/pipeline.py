@@ -13,6 +13,8 @@ from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
+from raydpo.objectives.objective import counts_prompts
+from raydpo.reference.absent import NoReference
 from raydpo.reference.digest import identify
 from raydpo.reference.pool import ScoringReport, score
 from raydpo.reference.scorer import ScorerSpec
@@ -90,8 +92,10 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
 
 def score_reference(
     setting: Setting, train: Sequence[Block], held_out: Sequence[Block]
-) -> tuple[ReferenceStore, ScoringReport]:
+) -> tuple[ReferenceStore | NoReference, ScoringReport]:
     """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
+    if not setting.job.loss.needs_reference:
+        return NoReference(), ScoringReport(0, 0, 0.0)
     model = setting.job.model
     numerics = {
         "dtype": setting.job.precision(gpu=setting.reference_group.gpus > 0),
@@ -116,17 +120,18 @@ def score_reference(
 
 
 def train_policy(
-    setting: Setting, store: ReferenceStore, train: PreparedData, held_out: PreparedData | None
+    setting: Setting, store: ReferenceStore | NoReference, train: PreparedData, held_out: PreparedData | None
 ) -> TrainReport:
     """The updates: feeds in actors of this job, workers under Ray Train, the result in `output_dir/model`."""
     optim, ranks = setting.job.optim, setting.train_group.workers
     batches = FeedSpec(
-        seed=optim.seed,
+        seed=optim.order_seed,
         shuffle=setting.job.data.train_sampling_strategy == "random",
         window=setting.job.data.shuffle_window,
         global_batch=setting.job.global_batch(ranks),
         micro_pairs=optim.per_device_train_batch_size,
         ranks=ranks,
+        with_prompts=counts_prompts(setting.job.loss),
     )
     eval_batches = FeedSpec(
         seed=optim.seed,
@@ -135,6 +140,7 @@ def train_policy(
         global_batch=optim.per_device_eval_batch_size * ranks,
         micro_pairs=optim.per_device_eval_batch_size,
         ranks=ranks,
+        with_prompts=batches.with_prompts,
     )
     schedule = Schedule.of(
         train.pairs, batches.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
@@ -150,7 +156,7 @@ def train_policy(
         eval_feed=start_feed(held_out.blocks, store, eval_batches) if held_out else None,
         eval_schedule=Schedule.one_epoch(held_out.pairs, eval_batches.global_batch) if held_out else None,
         run_dir=str(setting.run_dir.path),
-        fingerprint={"reference": store.identity.digest, "data": data_digest(train.blocks)},
+        fingerprint={"reference": store.digest, "data": data_digest(train.blocks)},
     )
     stage = Stage("Training", "updates")
 

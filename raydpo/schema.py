@@ -91,7 +91,8 @@ class ScoredPair(TokenizedPair):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward takes: B pairs as 2B right-padded rows (B chosen, then B rejected), N completion tokens.
+    """What one forward takes: B pairs as 2B right-padded rows (B chosen, then B rejected), N completion tokens, and P
+    tokens of the chosen rows' prompts where the objective counts their likelihood too (else P is 0).
 
     A rank that has no pair left in a global batch gets a batch with `pairs == 0` and one dummy row, so that all ranks
     make the same number of forwards (collectives in ZeRO-3 hang otherwise); its N is 0.
@@ -102,11 +103,13 @@ class MicroBatch:
     attention_mask: IntArray
     """[2B, T]; 1 for a token, 0 for padding."""
     predictors: IntArray
-    """[N]; index into the flattened [2B * T] hidden states of the position that predicts each completion token."""
+    """[N + P]; index into the flattened [2B * T] hidden states of the position that predicts each target."""
     targets: IntArray
-    """[N]; the completion tokens."""
+    """[N + P]; the completion tokens, then the prompt tokens, of which the first of each prompt is not predicted."""
     completion: IntArray
     """[N]; row (0 .. 2B-1) that each completion token belongs to."""
+    prompt: IntArray
+    """[P]; pair (0 .. B-1) that each prompt token belongs to."""
     ref_logps: FloatArray
     """[N]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""
     pair_ids: tuple[str, ...]

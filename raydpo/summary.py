@@ -1,6 +1,5 @@
 """What came of a run: summary.json, and the same in a few lines for people."""
 
-import math
 import platform
 import time
 from collections.abc import Mapping
@@ -9,6 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpo.data.prepare import PreparedData
+from raydpo.objectives.objective import at_reference
+from raydpo.reference.absent import NoReference
 from raydpo.reference.pool import ScoringReport
 from raydpo.reference.store import ReferenceStore
 from raydpo.setting import Setting
@@ -21,7 +22,7 @@ class Outcome:
 
     train: PreparedData
     held_out: PreparedData | None
-    store: ReferenceStore
+    store: ReferenceStore | NoReference
     scoring: ScoringReport
     report: TrainReport
 
@@ -41,7 +42,8 @@ class Stopwatch:
 
 
 FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
-"""How far the first loss may be from ln 2. Half precision rounds a log-prob differently in batches of other shapes."""
+"""How far the first loss may be from the objective's value at the reference, as a share of it (at least of 1). Half
+precision rounds a log-prob differently in batches of other shapes."""
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
 
@@ -72,7 +74,7 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
             "precision": setting.precision,
         },
         "reference": {
-            "identity": done.store.identity.digest,
+            "identity": done.store.digest,
             "completions_scored": done.scoring.completions_scored,
             "completions_reused": done.scoring.completions_reused,
             "first_loss": first.get("loss"),
@@ -90,17 +92,18 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
 
 
 def check_first_loss(setting: Setting, first_loss: float | None) -> str:
-    """What is wrong where a policy that starts as its own reference does not begin with a loss of ln 2; else nothing.
+    """What is wrong where a policy that starts as its own reference does not begin with the loss it must; else nothing.
 
-    log sigmoid(0) = -ln 2 for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
+    For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
-    if first_loss is None or setting.reference != setting.source:
+    expected = at_reference(setting.job.loss)
+    if first_loss is None or expected is None or setting.reference != setting.source:
         return ""
-    tolerance = FIRST_LOSS_TOLERANCE[setting.precision]
-    if abs(first_loss - math.log(2)) <= tolerance:
+    tolerance = FIRST_LOSS_TOLERANCE[setting.precision] * max(1.0, abs(expected))
+    if abs(first_loss - expected) <= tolerance:
         return ""
     return (
-        f"the first loss is {first_loss:.6f} and not ln 2 = {math.log(2):.6f} to {tolerance:g}, so the policy does not "
+        f"the first loss is {first_loss:.6f} and not {expected:.6f} to {tolerance:g}, so the policy does not "
         "compute what its reference did: look for other numerics on the reference's nodes (GPU type, attention "
         "implementation, versions), or for dropout that is left on"
     )
@@ -111,10 +114,13 @@ def tell(summary: Mapping[str, Any]) -> None:
     rows, reference, metrics = summary["rows"], summary["reference"], summary["metrics"]
     print()
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
-    print(
-        f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
-        f"{reference['completions_reused']:,} reused (identity {reference['identity']})"
-    )
+    if reference["identity"] == NoReference.digest:
+        print(f"{'Reference':<12} none: the objective takes none")
+    else:
+        print(
+            f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
+            f"{reference['completions_reused']:,} reused (identity {reference['identity']})"
+        )
     if reference["first_loss"] is not None:
         print(
             f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "

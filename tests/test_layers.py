@@ -14,6 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
     "options",
+    "loss_types",
+    "trl_keys",
     "config",
     "schema",
     "storage",
@@ -36,6 +38,8 @@ RAY_ROOMS = {"data", "reference", "training", "setting", "pipeline", "cli"}
 PURE = {
     "errors": set(),
     "options": {"yaml"},
+    "loss_types": set(),
+    "trl_keys": set(),
     "config": {"yaml"},
     "schema": {"numpy", "pyarrow"},
     "storage": {"fsspec", "pyarrow"},

@@ -4,11 +4,13 @@ from math import log
 from types import SimpleNamespace
 from typing import Any
 
+from raydpo.config import LossConfig
 from raydpo.summary import check_first_loss
 
 
-def setting(**changes: Any) -> Any:
-    return SimpleNamespace(**{"source": "a", "reference": "a", "precision": "float32", **changes})
+def setting(loss: LossConfig | None = None, **changes: Any) -> Any:
+    job = SimpleNamespace(loss=loss or LossConfig())
+    return SimpleNamespace(**{"job": job, "source": "a", "reference": "a", "precision": "float32", **changes})
 
 
 def test_ln_2_is_right() -> None:
@@ -16,7 +18,14 @@ def test_ln_2_is_right() -> None:
 
 
 def test_anything_else_is_told() -> None:
-    assert "0.700000 and not ln 2 = 0.693147" in check_first_loss(setting(), 0.7)
+    assert "0.700000 and not 0.693147" in check_first_loss(setting(), 0.7)
+
+
+def test_other_objectives_begin_elsewhere() -> None:
+    hinge = setting(LossConfig(loss_type="hinge"))
+    assert check_first_loss(hinge, 1.0) == ""
+    assert "0.693147 and not 1.000000" in check_first_loss(hinge, log(2))
+    assert check_first_loss(setting(LossConfig(loss_type="sft")), 3.1) == "", "that depends on the data"
 
 
 def test_another_reference_has_no_known_first_loss() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.errors import ModelError
+from raydpo.models.router import RouterLoss
 
 CHUNK_TOKENS = 1024
 """Completion tokens whose logits are held at a time: C x V x 4 bytes, 0.6 GB for a vocabulary of 150,000."""
@@ -49,7 +50,7 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class TokenLogps:
-    """What a forward says of the N completion tokens; the last three are empty unless asked for."""
+    """What a forward says of N tokens; all but the log-probs are empty unless asked for."""
 
     logps: Tensor
     """[N] float32, natural log, differentiable."""
@@ -59,6 +60,34 @@ class TokenLogps:
     """[N] 1 where the token was the most likely one."""
     mean_logit: Tensor
     """[N] mean of the logits over the vocabulary."""
+    collision: Tensor
+    """[N] log of the chance that two draws from the predicted distribution agree, log sum p^2."""
+    router_loss: Tensor
+    """[] load-balancing loss of the experts over all tokens of the forward; 0 for dense models."""
+
+    def head(self, count: int) -> "TokenLogps":
+        """The first `count` tokens."""
+        return TokenLogps(
+            logps=self.logps[:count],
+            entropy=self.entropy[:count],
+            correct=self.correct[:count],
+            mean_logit=self.mean_logit[:count],
+            collision=self.collision[:count],
+            router_loss=self.router_loss,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a forward shall say beside the log-probs; each costs a pass over the vocabulary."""
+
+    statistics: bool = False
+    """Entropy, accuracy, mean logit."""
+    collision: bool = False
+    """`TokenLogps.collision`."""
+
+
+NOTHING_MORE = Wanted()
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -76,25 +105,28 @@ class _ChunkedLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         transform: LogitTransform,
-        with_statistics: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wanted: Wanted,
+    ) -> tuple[Tensor, ...]:
         count = len(targets_N)
-        extra = count if with_statistics else 0
+        extra = count if wanted.statistics else 0
         logps, lse = (hidden_NH.new_empty(count, dtype=torch.float32) for _ in range(2))
         entropy, correct, mean_logit = (hidden_NH.new_empty(extra, dtype=torch.float32) for _ in range(3))
+        collision = hidden_NH.new_empty(count if wanted.collision else 0, dtype=torch.float32)
         for chunk in _chunks(count):
             logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, transform)
             lse[chunk] = torch.logsumexp(logits_CV, dim=-1)
             logps[chunk] = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1) - lse[chunk]
-            if with_statistics:
+            if wanted.collision:
+                collision[chunk] = torch.logsumexp(2 * logits_CV, dim=-1) - 2 * lse[chunk]
+            if wanted.statistics:
                 correct[chunk] = (logits_CV.argmax(dim=-1) == targets_N[chunk]).float()
                 mean_logit[chunk] = logits_CV.mean(dim=-1)
                 # H = log Z - E[logit], with E under the softmax
                 entropy[chunk] = lse[chunk] - ((logits_CV - lse[chunk, None]).exp() * logits_CV).sum(dim=-1)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse)
         ctx.transform = transform
-        ctx.mark_non_differentiable(entropy, correct, mean_logit)
-        return logps, entropy, correct, mean_logit
+        ctx.mark_non_differentiable(entropy, correct, mean_logit, collision)
+        return logps, entropy, correct, mean_logit, collision
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
@@ -151,12 +183,12 @@ class CompletionHead(nn.Module):
         self.transform = transform
 
     def forward(
-        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, with_statistics: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The fields of `TokenLogps`, each [N]; a tuple, since ZeRO-3's hooks look into tuples only."""
+        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, wanted: Wanted
+    ) -> tuple[Tensor, ...]:
+        """The fields of `TokenLogps` that are [N]; a tuple, since ZeRO-3's hooks look into tuples only."""
         hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, self.weight, self.bias, targets_N, self.transform, with_statistics
+        outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, self.weight, self.bias, targets_N, self.transform, wanted
         )
         return outputs
 
@@ -164,10 +196,11 @@ class CompletionHead(nn.Module):
 class CompletionLogps(nn.Module):
     """A causal language model (plain or with a LoRA adapter) whose forward gives completion tokens' log-probs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, router_loss: RouterLoss | None = None) -> None:
         """Put a `CompletionHead` in place of the model's output embedding; the model cannot generate afterwards."""
         super().__init__()
         self.model = model
+        self._router_loss = router_loss
         head = CompletionHead(self.causal_lm.get_output_embeddings(), LogitTransform.of(self.causal_lm.config))
         self.causal_lm.set_output_embeddings(head)
         if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is not head:
@@ -188,17 +221,17 @@ class CompletionLogps(nn.Module):
         attention_mask: Tensor,
         predictors: Tensor,
         targets: Tensor,
-        with_statistics: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wanted: Wanted = NOTHING_MORE,
+    ) -> tuple[Tensor, ...]:
         """`input_ids`, `attention_mask` [R, T]; `predictors`, `targets` [N] (see `MicroBatch`) -> as `TokenLogps`."""
         causal_lm = self.causal_lm
-        hidden_RTH = causal_lm.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = causal_lm.get_output_embeddings()(
-            hidden_RTH, predictors, targets, with_statistics
-        )
-        return outputs
+        # Asked for only where it is used: some models' configs have it on.
+        router = {} if self._router_loss is None else {"output_router_logits": True}
+        body = causal_lm.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **router)
+        hidden_RTH = body.last_hidden_state
+        outputs: tuple[Tensor, ...] = causal_lm.get_output_embeddings()(hidden_RTH, predictors, targets, wanted)
+        loss = self._router_loss(body.router_logits, attention_mask) if self._router_loss else hidden_RTH.new_zeros(())
+        return *outputs, loss
 
 
 def completion_sums(token_values: Tensor, completion: Tensor, rows: int) -> Tensor:

@@ -1,24 +1,38 @@
 """What is reported of a batch of pairs, under TRL's names."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from raydpo.objectives.losses import PairLogps
+from raydpo.config import LossConfig
+from raydpo.loss_types import LOSS_TYPES
+from raydpo.objectives.losses import log_odds_ratio
+from raydpo.objectives.pairs import PairLogps
 
 
-def pair_metrics(logps: PairLogps, *, beta: float) -> dict[str, Tensor]:
+def pair_metrics(pairs: PairLogps, loss: LossConfig) -> dict[str, Tensor]:
     """Per-pair values, each [B] and detached; their mean over pairs is what is logged.
 
-    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7); an accuracy is 1 where the chosen
-    completion has the higher reward, so equal rewards (the untrained policy) count 0, as in TRL.
+    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7), for simpo and orpo beta times the mean
+    log-prob a token; an accuracy is 1 where the chosen completion has the higher reward, so equal rewards (the
+    untrained policy) count 0, as in TRL.
     """
-    chosen_rewards = beta * logps.chosen_logratios.detach()
-    rejected_rewards = beta * logps.rejected_logratios.detach()
-    return {
+    pairs = pairs.detached()
+    if all(LOSS_TYPES[name].reference for name in loss.loss_type):
+        chosen, rejected = pairs.chosen, pairs.rejected
+        chosen_rewards, rejected_rewards = loss.beta * pairs.chosen_logratios, loss.beta * pairs.rejected_logratios
+    else:
+        chosen, rejected = pairs.chosen_mean, pairs.rejected_mean
+        chosen_rewards, rejected_rewards = loss.beta * chosen, loss.beta * rejected
+    values = {
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": rejected_rewards,
         "rewards/accuracies": (chosen_rewards > rejected_rewards).to(torch.float32),
         "rewards/margins": chosen_rewards - rejected_rewards,
-        "logps/chosen": logps.chosen.detach(),
-        "logps/rejected": logps.rejected.detach(),
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
     }
+    if "orpo" in loss.loss_type:
+        log_odds = log_odds_ratio(pairs)
+        values |= {"log_odds_chosen": log_odds, "log_odds_ratio": F.logsigmoid(log_odds)}
+    return values

@@ -101,6 +101,11 @@ class ReferenceStore:
     identity: ReferenceIdentity
 
     @property
+    def digest(self) -> str:
+        """What names the reference."""
+        return self.identity.digest
+
+    @property
     def folder(self) -> str:
         """Where this reference's blocks lie."""
         return storage.join(self.cache_dir, "scored", self.identity.digest)
@@ -124,7 +129,12 @@ class ReferenceStore:
         return ScoredBlock(TokenizedBlock(block.url), storage.read_table(url), url)
 
 
-def write_scores(url: str, chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> None:
-    """Write a block's scores: for each pair, the log-prob of each token of its two completions."""
+def scores_table(chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> pa.Table:
+    """A block's scores: for each pair, the log-prob of each token of its two completions."""
     columns = [pa.array(list(values), type=pa.list_(pa.float32())) for values in (chosen, rejected)]
-    storage.write_table(url, pa.Table.from_arrays(columns, schema=schema.SCORES_SCHEMA))
+    return pa.Table.from_arrays(columns, schema=schema.SCORES_SCHEMA)
+
+
+def write_scores(url: str, chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> None:
+    """Write a block's scores, as `scores_table` has them."""
+    storage.write_table(url, scores_table(chosen, rejected))

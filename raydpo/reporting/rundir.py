@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo import options, storage
-from raydpo.config import HINTS, JobConfig, from_flat, to_flat, to_yaml
+from raydpo.config import JobConfig, from_flat, to_flat, to_yaml
 from raydpo.errors import ResumeError
 
 # Options that may change when a run goes on: they alter where it runs, what it says and when it ends, but not what an
@@ -18,7 +18,9 @@ MAY_CHANGE = {
     "eval_steps",
     "eval_strategy",
     "gpus_per_worker",
+    "logging_first_step",
     "logging_steps",
+    "logging_strategy",
     "max_bad_rows",
     "max_failures",
     "max_steps",
@@ -76,7 +78,7 @@ class RunDir:
         storage.write_bytes(str(self.config), to_yaml(job).encode())
 
     def _check_same(self, job: JobConfig) -> None:
-        before = to_flat(from_flat(options.read_yaml(str(self.config), HINTS, {})))
+        before = to_flat(from_flat(options.read_yaml(str(self.config))))
         for name, value in to_flat(job).items():
             if name not in MAY_CHANGE and before[name] != value:
                 raise ResumeError(

@@ -29,6 +29,8 @@ class TrainState:
     """Tokens seen over all ranks, padding not counted."""
     sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Sums and weights of the metrics since the last line of them, over all ranks."""
+    rewards: Sequence[float] = (0.0, 0.0)
+    """Sum and number of all rewards so far, where the objective keeps their mean (bco_running_mean)."""
 
 
 def name(step: int) -> str:
@@ -102,4 +104,4 @@ def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -
                 f"{folder} was trained with another {what} ({content['fingerprint'].get(what)}, now {digest}); "
                 f"bring back that {what}, or start over in another output_dir"
             )
-    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums")})
+    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards")})

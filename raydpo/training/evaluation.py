@@ -4,25 +4,37 @@ from typing import Any
 
 import torch
 
-from raydpo.config import LossConfig
+from raydpo.objectives.objective import losses
+from raydpo.objectives.pairs import from_table
+from raydpo.training.coupling import gather_rows
 from raydpo.training.feed import Prefetcher
-from raydpo.training.step import Sums, add_pair_sums, add_token_sums, forward, pair_losses
+from raydpo.training.forward import forward
+from raydpo.training.step import Objective, add_router_sums
+from raydpo.training.sums import Sums, add_pair_sums, add_token_sums
 from raydpo.training.task import Schedule
 
 
 @torch.no_grad()
-def evaluate(engine: Any, feed: Any, schedule: Schedule, loss: LossConfig, rank: int) -> dict[str, float]:
-    """One pass over the held-out pairs -> metrics named as TRL names them (`eval_loss`, `eval_rewards/...`)."""
+def evaluate(engine: Any, feed: Any, schedule: Schedule, objective: Objective, rank: int) -> dict[str, float]:
+    """One pass over the held-out pairs -> metrics named as TRL names them (`eval_loss`, `eval_rewards/...`).
+
+    The loss is that of all held-out pairs as one batch, which for most objectives is the mean over them.
+    """
     engine.eval()
     prefetcher = Prefetcher(feed, rank, pairs=schedule.pairs, global_batch=schedule.global_batch)
-    sums = Sums()
+    sums, tables = Sums(), []
     position = 0
     while position < schedule.pairs:
         batch = prefetcher.get(position, schedule.pairs)
         for micro_batch in batch.micro_batches:
-            tokens, logps = forward(engine, micro_batch, engine.device, with_statistics=True)
-            add_pair_sums(sums, pair_losses(loss, logps), logps, loss.beta)
+            tokens, pairs = forward(engine, micro_batch, objective.loss, batch.mean_nll_tokens, with_statistics=True)
+            tables.append(pairs.table())
+            add_router_sums(sums, tokens, micro_batch, objective.router_coefficient)
+            add_pair_sums(sums, pairs, objective.loss)
             add_token_sums(sums, tokens, micro_batch)
         position = batch.stop
     engine.train()
+    everyone, own = gather_rows(torch.cat(tables))
+    every_pair = from_table(everyone).with_reward_mean(objective.rewards.value)
+    sums.add("loss", losses(every_pair, objective.loss)[own].double().sum(), own.stop - own.start)
     return {f"eval_{name}": value for name, value in sums.means(engine.device).items()}

@@ -14,6 +14,7 @@ import ray
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.order import EpochOrder, batch_bounds
 from raydpo.batching.planner import plan
+from raydpo.reference.absent import NoReference
 from raydpo.reference.store import ReferenceStore, ScoredBlock
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
 
@@ -36,6 +37,8 @@ class FeedSpec:
     micro_pairs: int
     """Pairs a forward, at most."""
     ranks: int
+    with_prompts: bool = False
+    """True where the objective counts the likelihood of the chosen completions' prompts too."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class RankBatch:
     """As many on every rank."""
     tokens: int
     """Tokens of the global batch, each sequence with its prompt, padding not counted (TRL's `num_tokens`)."""
+    nll_tokens: int
+    """Tokens of the global batch that a likelihood term counts: the chosen completions', with prompts where wanted."""
     pair_ids: tuple[str, ...]
     """The whole global batch, in order; for rank 0 alone, which keeps the ledger."""
 
@@ -58,11 +63,16 @@ class RankBatch:
         """Pairs of the global batch, over all ranks."""
         return self.stop - self.start
 
+    @property
+    def mean_nll_tokens(self) -> float:
+        """`nll_tokens` a pair."""
+        return self.nll_tokens / self.pairs
+
 
 class BatchSource:
     """Global batches by position, from blocks and their scores."""
 
-    def __init__(self, blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> None:
+    def __init__(self, blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> None:
         """`blocks` in the run's order; they must all have scores in `store`."""
         self._blocks = list(blocks)
         self._store = store
@@ -83,12 +93,18 @@ class BatchSource:
         pairs = self.pairs(position)
         plans = plan([pair.length for pair in pairs], self._spec.ranks, self._spec.micro_pairs)
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+        with_prompts = self._spec.with_prompts
+        nll_tokens = sum(len(pair.chosen_ids) for pair in pairs)
+        nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
         return [
             RankBatch(
                 start=position,
                 stop=position + len(pairs),
-                micro_batches=tuple(collate_scored([pairs[index] for index in group]) for group in rank_plan),
+                micro_batches=tuple(
+                    collate_scored([pairs[index] for index in group], with_prompts=with_prompts) for group in rank_plan
+                ),
                 tokens=tokens,
+                nll_tokens=nll_tokens,
                 pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
             )
             for rank, rank_plan in enumerate(plans)
@@ -118,7 +134,7 @@ class BatchSource:
 class Feed:
     """The actor around a `BatchSource`; it also passes the ranks' progress on to the driver's console."""
 
-    def __init__(self, blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> None:
+    def __init__(self, blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> None:
         """As `BatchSource`."""
         self._source = BatchSource(blocks, store, spec)
         self._batches: OrderedDict[int, list[RankBatch]] = OrderedDict()
@@ -141,7 +157,7 @@ class Feed:
         return self._progress
 
 
-def start_feed(blocks: Sequence[Block], store: ReferenceStore, spec: FeedSpec) -> Any:
+def start_feed(blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> Any:
     """Start the actor; should its process die, Ray starts it anew and repeats what was asked of it."""
     actor = ray.remote(Feed).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
     return actor.remote(blocks, store, spec)

@@ -1,5 +1,6 @@
 """What each train worker runs: build the policy, go on from a checkpoint, update, evaluate, save, export."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -20,14 +21,18 @@ from raydpo.models.load import (
     quiet_libraries,
 )
 from raydpo.models.logprobs import CompletionLogps, TokenLogps
+from raydpo.models.router import RouterLoss, router_loss
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
 from raydpo.schema import MicroBatch
 from raydpo.training import checkpoint, zero
 from raydpo.training.checkpoint import TrainState
+from raydpo.training.coupling import RewardMean
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
-from raydpo.training.step import Sums, to_device, train_micro_batches
+from raydpo.training.forward import to_device
+from raydpo.training.step import Objective, train_micro_batches
+from raydpo.training.sums import Sums
 from raydpo.training.task import TrainReport, TrainTask
 
 
@@ -52,8 +57,8 @@ def check_run_dir(run_dir: str) -> None:
         )
 
 
-def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
-    """The model to train -> (policy that gives log-probs, the Hugging Face model inside it)."""
+def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
+    """The model to train, as a policy that gives log-probs; and its auxiliary loss, if it is to have one."""
     keep_alive = zero.keep_weights_partitioned(zero_config)
     model: Any = load_causal_lm(
         task.source,
@@ -61,6 +66,7 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[torch.nn
         attn_implementation=task.job.model.attn_implementation,
         trust_remote_code=task.job.model.trust_remote_code,
     )
+    router = router_loss(model, task.job.loss.router_aux_loss_coef)
     if task.job.optim.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if task.job.adapter.use_peft:
@@ -68,7 +74,7 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[torch.nn
     if task.job.loss.disable_dropout:
         disable_dropout(model)
     del keep_alive  # held until here, as transformers keeps no reference of its own
-    return CompletionLogps(model), model
+    return CompletionLogps(model, router), router
 
 
 class Worker:
@@ -81,13 +87,17 @@ class Worker:
         self._rank = torch.distributed.get_rank()
         torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
         self._zero_config = zero.zero_config(task.job, task.precision, task.gpu)
-        policy, self._model = build_policy(task, self._zero_config)
+        policy, router = build_policy(task, self._zero_config)
+        self._model: Any = policy.model
         self._zero = zero.Engine(policy, task, self._zero_config)
         self._engine = self._zero.engine
         self._state = TrainState()
         if newest := ray.train.get_checkpoint() or self._given_checkpoint():
             self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
         self._resumed_at = self._state.step
+        self._objective = Objective(
+            task.job.loss, router.coefficient if router else 0.0, RewardMean(*self._state.rewards)
+        )
         self._sums = Sums(self._state.sums if self._rank == 0 else None)
         self._log = RunLog(task.run_dir, self._resumed_at) if self._rank == 0 else None
         self._trackers = Trackers(task.job, task.run_dir) if self._rank == 0 else None
@@ -125,21 +135,30 @@ class Worker:
     def _update(self, batch: RankBatch) -> None:
         """One update, its ledger entry and, where one is due, its line of metrics."""
         step = self._state.step + 1
-        logging = step % self._job.run.logging_steps == 0 or step == self._task.schedule.total_steps
+        run, schedule = self._job.run, self._task.schedule
+        epoch_done = batch.stop % schedule.pairs == 0
+        logging = (
+            due(run.logging_strategy, step, run.logging_steps, epoch_done)
+            or step == schedule.total_steps
+            or (run.logging_first_step and step == 1)
+        )
         # Seeded by step and rank, so that dropout after a resume is that of the uninterrupted run.
-        torch.manual_seed(hash((self._job.optim.seed, step, self._rank)))
+        seed = hash((self._job.optim.seed, step, self._rank))
         drift = Drift(self._engine.device)
-        micro_batches = train_micro_batches(self._engine, batch, self._job.loss, self._sums, with_statistics=logging)
-        for micro_batch, token_logps in micro_batches:
+        for micro_batch, token_logps in train_micro_batches(
+            self._engine, batch, self._objective, self._sums, seed=seed, with_statistics=logging
+        ):
             if step == 1:
                 drift.add(micro_batch, token_logps)
         if step == 1:
             first_loss = self._sums.means(self._engine.device)["loss"]
-            self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **drift.reduced()})
+            against = drift.reduced() if self._job.loss.needs_reference else {}
+            self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **against})
         grad_norm, learning_rate = self._zero.step()
         self._clock.pairs += batch.pairs
         self._clock.tokens += batch.tokens
-        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens)
+        rewards = (self._objective.rewards.total, self._objective.rewards.count)
+        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
         if self._log:
             self._log.enter(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
         if logging:
@@ -180,7 +199,7 @@ class Worker:
         task = self._task
         if task.eval_feed is None or task.eval_schedule is None:
             return
-        metrics = evaluate(self._engine, task.eval_feed, task.eval_schedule, self._job.loss, self._rank)
+        metrics = evaluate(self._engine, task.eval_feed, task.eval_schedule, self._objective, self._rank)
         self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
         self._clock.restart()  # the rates are those of training
 
@@ -188,9 +207,7 @@ class Worker:
         if self._log:
             self._log.flush()
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
-        state = TrainState(
-            self._state.step, self._state.position, self._state.tokens, self._sums.totals(self._engine.device)
-        )
+        state = dataclasses.replace(self._state, sums=self._sums.totals(self._engine.device))
         checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
         self._clock.restart()
 
@@ -218,7 +235,7 @@ class Worker:
 
 
 def due(strategy: str, step: int, every: int, epoch_done: bool) -> bool:
-    """True after the updates that `save_strategy` or `eval_strategy` names."""
+    """True after the updates that `save_strategy`, `eval_strategy` or `logging_strategy` names."""
     return {"no": False, "steps": step % every == 0, "epoch": epoch_done}[strategy]
 
 

@@ -154,6 +154,7 @@ class Engine:
                 optimizer,
                 num_warmup_steps=job.optim.warmup_updates(total_steps),
                 num_training_steps=total_steps,
+                scheduler_specific_kwargs=job.optim.lr_scheduler_kwargs,
             )
 
         self.engine, _, _, self._scheduler = deepspeed.initialize(

@@ -11,7 +11,19 @@ import pytest
 import yaml
 
 from raydpo import config as options_of
-from raydpo.config import HINTS, SECTIONS, JobConfig, OptimConfig, from_flat, parse, to_flat, to_yaml, with_defaults
+from raydpo.config import (
+    HINTS,
+    JOBS,
+    SECTIONS,
+    JobConfig,
+    OptimConfig,
+    from_flat,
+    help_text,
+    parse,
+    to_flat,
+    to_yaml,
+    with_defaults,
+)
 from raydpo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +74,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         "--dataset_name a.jsonl s3://b/part-{0,1}.jsonl --reference_label_selector raydpo-role=ref "
         "--worker_resources pool=0.5 --report_to wandb,tensorboard --run_name 007 --learning_rate 1e-7",
         "--output_dir läuft --warmup_steps 0.1 --eval_strategy steps",
+        "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs num_decay_steps=20,decay_type=1-sqrt",
     ],
 )
 def test_the_written_yaml_repeats_the_run(tmp_path: Path, command: str) -> None:
@@ -84,7 +97,7 @@ def test_flat_names_are_unique_and_complete() -> None:
     assert sorted(names) == sorted(HINTS)
     assert list(to_flat(JobConfig())) == names
     assert from_flat(to_flat(JobConfig())) == JobConfig()
-    assert [field.name for field in dataclasses.fields(JobConfig)] == [*SECTIONS, "explicit"]
+    assert [field.name for field in dataclasses.fields(JobConfig)] == [*SECTIONS, "explicit", "notices"]
 
 
 def test_a_config_travels_to_workers() -> None:
@@ -100,7 +113,24 @@ def test_a_config_travels_to_workers() -> None:
         ("--label_smoothing 0.5", ["label_smoothing=0.5", "below 0.5"]),
         ("--max_steps 0", ["max_steps=0", "-1 or at least 1"]),
         ("--warmup_steps 1.5", ["warmup_steps=1.5", "whole number"]),
-        ("--lr_scheduler_type cosine_with_min_lr", ["cosine_with_min_lr", "linear, cosine"]),
+        ("--lr_scheduler_type reduce_lr_on_plateau", ["reduce_lr_on_plateau", "linear, cosine"]),
+        ("--lr_scheduler_type cosine_with_min_lr", ["cosine_with_min_lr", "min_lr_rate", "give one of them"]),
+        (
+            "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs min_lr=0,min_lr_rate=0.1",
+            ["min_lr_rate", "give one of them"],
+        ),
+        ("--lr_scheduler_kwargs num_cycles=2", ["num_cycles", "linear does not take", "leave it out"]),
+        ("--lr_scheduler_type cosine --lr_scheduler_kwargs num_cycle=2", ["num_cycle,", "takes num_cycles"]),
+        ("--lr_scheduler_type cosine --lr_scheduler_kwargs num_cycles=two", ["num_cycles must be a number, not two"]),
+        ("--lr_scheduler_type warmup_stable_decay", ["lr_scheduler_kwargs=unset", "num_decay_steps"]),
+        (
+            "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs num_decay_steps=2,decay_type=square",
+            ["decay_type must be one of linear, cosine, 1-sqrt, not square"],
+        ),
+        (
+            "--lr_scheduler_type polynomial --lr_scheduler_kwargs lr_end=1e-5",
+            ["learning_rate=1e-06", "above 1e-05", "polynomial"],
+        ),
         ("--zero_stage 4", ["zero_stage=4", "0, 1, 2, 3"]),
         ("--report_to wandb nowhere", ["report_to=wandb,nowhere", "tensorboard"]),
         ("--report_to none wandb", ["report_to=none,wandb", "leave none out"]),
@@ -113,8 +143,6 @@ def test_a_config_travels_to_workers() -> None:
         ("--offload all --zero_stage 2", ["offload=all", "zero_stage", "3"]),
         ("--offload optimizer --zero_stage 0", ["offload=optimizer", "zero_stage", "1"]),
         ("--lr_scheduler_type polynomial --learning_rate 1e-8", ["learning_rate=1e-08", "polynomial"]),
-        ("--precompute_ref_log_probs", ["precompute_ref_log_probs", "leave it out"]),
-        ("--no_remove_unused_columns", ["remove_unused_columns", "leave it out"]),
     ],
 )
 def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str]) -> None:
@@ -183,6 +211,11 @@ def test_precision(command: str, on_cpu: str, on_gpu: str) -> None:
     assert (config.precision(gpu=False), config.precision(gpu=True)) == (on_cpu, on_gpu)
 
 
+def test_the_order_has_the_runs_seed_or_its_own() -> None:
+    assert OptimConfig(seed=1).order_seed == 1
+    assert OptimConfig(seed=1, data_seed=0).order_seed == 0
+
+
 def test_warm_up() -> None:
     assert OptimConfig().warmup_updates(100) == 0
     assert OptimConfig(warmup_steps=12).warmup_updates(100) == 12
@@ -200,10 +233,53 @@ def test_help_shows_every_option_by_section(capsys: pytest.CaptureFixture[str]) 
     assert " ".join(text.split()).count("[default: ") == len(HINTS)
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_has_a_file_defaults_of_its_own_and_its_name_in_the_help(job: str) -> None:
+    assert f'job="{job}"' in (ROOT / "jobs" / f"{job}.py").read_text() or job == "dpo"
+    given = parse([], job)
+    assert {name: value for name, value in to_flat(given).items() if value != to_flat(parse([]))[name]} == dict(
+        JOBS[job].defaults
+    )
+    assert given.explicit == frozenset()
+    assert f"python jobs/{job}.py" in help_text(job)
+
+
+def test_what_the_user_says_wins_over_the_defaults_of_a_job(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("loss_type: simpo\ncpo_alpha: 0.0\n", encoding="utf-8")
+    config = parse(["--config", str(path), "--simpo_gamma", "1"], "cpo")
+    assert (config.loss.loss_type, config.loss.cpo_alpha, config.loss.simpo_gamma) == (("simpo",), 0.0, 1.0)
+    assert config.loss.reference_free
+    assert config.explicit == {"loss_type", "cpo_alpha", "simpo_gamma"}
+
+
+def test_a_run_of_any_job_is_repeated_by_its_written_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for job in JOBS:
+        path.write_text(to_yaml(parse([], job)), encoding="utf-8")
+        assert parse(["--config", str(path)], job) == parse(["--config", str(path)]) == parse([], job)
+
+
+@pytest.mark.parametrize(
+    ("job", "command", "words"),
+    [
+        ("orpo", "--loss_type sigmoid", ["loss_type=sigmoid", "jobs/orpo.py", "takes orpo", "jobs/dpo.py"]),
+        ("cpo", "--loss_type orpo", ["loss_type=orpo", "sigmoid, hinge, ipo, simpo", "jobs/dpo.py"]),
+        ("cpo", "--no_reference_free", ["reference_free=false", "jobs/dpo.py"]),
+    ],
+)
+def test_a_job_refuses_what_is_anothers(job: str, command: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(command.split(), job)
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_every_count_and_size_names_its_unit() -> None:
     bare = {"adam_beta1", "adam_beta2", "adam_epsilon", "beta", "gradient_accumulation_steps", "label_smoothing"}
     bare |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
-    bare |= {"warmup_ratio", "weight_decay", "zero_stage"}
+    bare |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
+    bare |= {"discopop_tau", "f_alpha_divergence_coef", "ld_alpha", "router_aux_loss_coef", "rpo_alpha", "simpo_gamma"}
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
             numeric = HINTS[field.name] in (int, float, int | None, float | None)
@@ -218,17 +294,20 @@ def test_config_needs_neither_torch_nor_ray() -> None:
 
 def test_every_option_is_read_by_the_package() -> None:
     """An option that nothing reads does nothing."""
-    package = Path(options_of.__file__).parent
+    package = Path(options_of.__file__).parents[1]
     read = {
         node.attr
         for path in package.rglob("*.py")
-        if path.name not in ("config.py", "options.py")
+        if path.parent.name != "config" and path.name != "options.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
     }
     for method, names in {
         "precision": {"dtype", "bf16", "fp16"},
         "warmup_updates": {"warmup_steps", "warmup_ratio"},
+        "order_seed": {"data_seed"},
+        "smoothing": {"label_smoothing"},
+        "needs_reference": {"reference_free"},
         "global_batch": {"gradient_accumulation_steps", "per_device_train_batch_size"},
     }.items():
         read |= names if method in read else set()

@@ -1,11 +1,13 @@
 """Names and defaults against those of TRL, read from TRL itself."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 
-from raydpo.config import HINTS, SCHEDULERS, JobConfig, to_flat
+from raydpo import trl_keys
+from raydpo.config import HINTS, SCHEDULERS, JobConfig, from_flat, parse, to_flat
 
 trl = pytest.importorskip("trl", reason="needs the extra `parity`")
 
@@ -14,11 +16,14 @@ OURS = {
     "max_bad_rows", "max_failures", "num_workers", "offload", "reference_cpus_per_worker", "reference_gpus_per_worker",
     "reference_label_selector", "reference_model", "reference_num_workers", "reference_resources", "shuffle_window",
     "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
-    "max_prompt_length",  # TRL had it until 0.28
+    "bco_running_mean",
+    "max_prompt_length", "reference_free", "rpo_alpha",  # TRL had them until 0.28
     "warmup_ratio",  # transformers had it until version 5
 }  # fmt: skip
 DIFFERENT = {
+    "cpo_alpha": (1.0, 0.0),
     "dtype": ("float32", "auto"),
+    "label_smoothing": (0.0, None),
     "model_revision": ("main", None),
     "precompute_ref_batch_size": (None, 8),
     "resume_from_checkpoint": (None, "auto"),
@@ -27,9 +32,19 @@ DIFFERENT = {
 
 
 def trl_defaults() -> dict[str, Any]:
-    """Default of every option that a DPO command of TRL takes."""
+    """Default of every option that a DPO, ORPO or CPO command of TRL takes."""
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
     found: dict[str, Any] = {}
-    for options in (trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments):
+    for options in (
+        ORPOConfig,
+        CPOConfig,
+        trl.DPOConfig,
+        trl.ModelConfig,
+        trl.ScriptArguments,
+        trl.DatasetMixtureConfig,
+    ):
         for field in dataclasses.fields(options):
             factory = field.default_factory
             found[field.name] = field.default if factory is dataclasses.MISSING else factory()
@@ -57,9 +72,39 @@ def test_defaults_are_those_of_trl_or_known_to_differ() -> None:
     assert differing == DIFFERENT
 
 
-def test_schedules_need_no_further_arguments() -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    for name in SCHEDULERS:
-        transformers.get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=10)
+def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
+    from trl.experimental.cpo import CPOConfig
+
+    theirs = {field.name: field.default for field in dataclasses.fields(CPOConfig)}
+    for name in ("cpo_alpha", "simpo_gamma", "loss_type", "beta"):
+        assert plain(to_flat(parse([], "cpo"))[name]) == theirs[name]
+
+
+def test_each_key_of_trl_has_exactly_one_place() -> None:
+    places = [
+        set(HINTS),
+        *map(set, (trl_keys.RENAMED, trl_keys.TRANSLATED, trl_keys.WITHOUT_MEANING, trl_keys.REFUSED)),
+    ]
+    assert {key: count for key in trl_defaults() if (count := sum(key in place for place in places)) != 1} == {}
+    assert all(sum(key in place for place in places) == 1 for key in trl_keys.KEYS)
+
+
+def test_neutral_values_are_trls_defaults() -> None:
+    theirs = trl_defaults()
+    ours = {key: entry.neutral[0] for key, entry in {**trl_keys.WITHOUT_MEANING, **trl_keys.REFUSED}.items()}
+    assert {key: (theirs[key], ours[key]) for key in theirs.keys() & ours if plain(theirs[key]) != ours[key]} == {}
+
+
+def test_every_default_of_trl_is_taken_in_silence() -> None:
+    foreign = {key: value for key, value in trl_defaults().items() if key not in HINTS}
+    assert from_flat(foreign).notices == ()
+    assert from_flat(foreign) == JobConfig()
+
+
+def test_schedules_and_their_arguments_are_those_of_transformers() -> None:
+    optimization = pytest.importorskip("transformers.optimization")
+    named = {kind.value: schedule for kind, schedule in optimization.TYPE_TO_SCHEDULER_FUNCTION.items()}
+    assert set(named) - set(SCHEDULERS) == {"reduce_lr_on_plateau", "greedy"}  # these follow a metric
+    common = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    for name, taken in SCHEDULERS.items():
+        assert set(inspect.signature(named[name]).parameters) - common == set(taken), name

@@ -1,8 +1,10 @@
-"""The README says what is so."""
+"""The READMEs say what is so."""
 
-from tests.config.option_table import README, replaced
+import pytest
+
+from tests.config.option_table import PARTS, ROOT, replaced
 
 
-def test_the_table_of_options_is_up_to_date() -> None:
-    readme = README.read_text()
-    assert readme == replaced(readme), "run: python -m tests.config.option_table"
+@pytest.mark.parametrize("file", sorted(PARTS))
+def test_the_tables_are_up_to_date(file: str) -> None:
+    assert (ROOT / file).read_text() == replaced(file), "run: python -m tests.config.option_table"

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from raydpo.models import logprobs
-from raydpo.models.logprobs import CompletionLogps, TokenLogps, completion_sums
+from raydpo.models.logprobs import CompletionLogps, TokenLogps, Wanted, completion_sums
 
 SHAPE = {
     "vocab_size": 61,
@@ -58,7 +58,9 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, monkeypatch: p
 
     predictors = torch.cat([torch.arange(PROMPT - 1, WIDTH - 1) + row * WIDTH for row in range(ROWS)])
     policy = CompletionLogps(model)
-    tokens = TokenLogps(*policy(ids, torch.ones_like(ids), predictors, ids.reshape(-1)[predictors + 1], True))
+    targets = ids.reshape(-1)[predictors + 1]
+    wanted = Wanted(statistics=True, collision=True)
+    tokens = TokenLogps(*policy(ids, torch.ones_like(ids), predictors, targets, wanted))
     (tokens.logps * weights).sum().backward()
 
     torch.testing.assert_close(tokens.logps, expected, rtol=1e-5, atol=1e-6)
@@ -68,6 +70,8 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, monkeypatch: p
     entropy = torch.distributions.Categorical(logits=flat).entropy()
     torch.testing.assert_close(tokens.entropy, entropy, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tokens.mean_logit, flat.mean(-1), rtol=1e-5, atol=1e-6)
+    squares = flat.softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(tokens.collision, squares, rtol=1e-5, atol=1e-5)
     assert tokens.correct.tolist() == (flat.argmax(-1) == ids[:, PROMPT:].reshape(-1)).float().tolist()
 
 

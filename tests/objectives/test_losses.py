@@ -1,70 +1,228 @@
 """Each loss: a value worked out by hand, its gradient against finite differences, what it is at the reference."""
 
 from math import exp, log, log1p
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from raydpo.objectives.losses import LOSSES, PairLogps
-from raydpo.objectives.metrics import pair_metrics
+from raydpo.config import LossConfig
+from raydpo.loss_types import LOSS_TYPES
+from raydpo.objectives.losses import LOSSES
+from raydpo.objectives.objective import at_reference, is_coupled, losses
+from raydpo.objectives.pairs import COLUMNS, from_table
+from tests.objectives.pairs import pairs_of, random_table
+
+BETA = 0.5
 
 
-def logps(chosen: float, rejected: float, ref_chosen: float, ref_rejected: float) -> PairLogps:
-    values = (chosen, rejected, ref_chosen, ref_rejected)
-    return PairLogps(*(torch.tensor([value], dtype=torch.float64) for value in values))
-
-
-def log_sigmoid(x: float) -> float:
+def ls(x: float) -> float:
+    """log sigmoid."""
     return -log1p(exp(-x))
 
 
-# h = (-10 + 12) - (-14 + 13) = 3; beta = 0.5
-PAIR = (-10.0, -14.0, -12.0, -13.0)
+def s(x: float) -> float:
+    """sigmoid."""
+    return 1 / (1 + exp(-x))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        ("sigmoid", {"beta": 0.5}, -log_sigmoid(1.5)),
-        ("sigmoid", {"beta": 0.5, "label_smoothing": 0.1}, -0.9 * log_sigmoid(1.5) - 0.1 * log_sigmoid(-1.5)),
-    ],
-)
-def test_value(name: str, options: dict[str, float], expected: float) -> None:
-    assert LOSSES[name](logps(*PAIR), **options).tolist() == pytest.approx([expected], rel=1e-12)
+def odds(p: float) -> float:
+    return p / (1 - p)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-def test_gradient(name: str, label_smoothing: float) -> None:
-    torch.manual_seed(0)
-    values = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+# Of one pair with a = 2, b = -1, h = 3, 4 and 5 tokens; log pi(y+) = -10, log pi(y-) = -14; beta = 0.5.
+VALUES: list[tuple[str, dict[str, Any], float]] = [
+    ("sigmoid", {}, -ls(1.5)),
+    ("sigmoid", {"label_smoothing": 0.1}, -0.9 * ls(1.5) - 0.1 * ls(-1.5)),
+    ("hinge", {}, 0.0),  # 1 - 0.5 * 3 < 0
+    ("hinge", {"beta": 0.2}, 0.4),
+    ("ipo", {}, (2 / 4 + 1 / 5 - 1) ** 2),
+    ("exo_pair", {}, s(1.5) * (ls(1.5) - log(0.999)) + s(-1.5) * (ls(-1.5) - log(0.001))),
+    ("exo_pair", {"label_smoothing": 0.2}, s(1.5) * (ls(1.5) - log(0.8)) + s(-1.5) * (ls(-1.5) - log(0.2))),
+    ("nca_pair", {}, -ls(1.0) - 0.5 * ls(-1.0) - 0.5 * ls(0.5)),
+    ("robust", {"label_smoothing": 0.1}, (-0.9 * ls(1.5) + 0.1 * ls(-1.5)) / 0.8),
+    ("bco_pair", {}, -ls(1.0) - ls(0.5)),
+    ("sppo_hard", {}, (2 - 1) ** 2 + (-1 + 1) ** 2),
+    ("aot", {}, -ls(1.5)),  # one pair: nothing to sort
+    ("aot", {"label_smoothing": 0.1}, -0.9 * ls(1.5) - 0.1 * ls(-1.5)),
+    ("aot_unpaired", {}, -ls(1.5)),
+    ("apo_zero", {}, 1 - s(1.0) + s(-0.5)),
+    ("apo_down", {}, s(1.0) + 1 - s(1.5)),
+    ("discopop", {"discopop_tau": 0.5}, -ls(1.5) * (1 - s(3.0)) + exp(-1.5) * s(3.0)),
+    ("sft", {}, 10 / 4),
+    ("sigmoid_norm", {}, -ls(0.5 * (2 / 4 + 1 / 5))),
+    ("simpo", {"simpo_gamma": 0.3}, -ls(0.5 * (-10 / 4 + 14 / 5) - 0.3)),
+    ("orpo", {}, 10 / 4 - 0.5 * ls(log(odds(exp(-10 / 4))) - log(odds(exp(-14 / 5))))),
+    # f'(u) at log u = 2 and -1: 1 - 1/u, log(2u / (1 + u)), (u^(alpha - 1) - 1) / (alpha - 1)
+    ("sigmoid", {"f_divergence_type": "forward_kl"}, -ls(0.5 * (-exp(-2) + exp(1)))),
+    ("sigmoid", {"f_divergence_type": "js_divergence"}, -ls(0.5 * (ls(2) - ls(-1)))),
+    ("sigmoid", {"f_divergence_type": "alpha_divergence"}, -ls(0.5 * (exp(-1) - exp(0.5)) / -0.5)),
+    ("ipo", {"f_divergence_type": "forward_kl"}, ((1 - exp(-2)) / 4 - (1 - exp(1)) / 5 - 1) ** 2),
+    ("sigmoid_norm", {"f_divergence_type": "js_divergence"}, -ls(0.5 * ((log(2) + ls(2)) / 4 - (log(2) + ls(-1)) / 5))),
+    ("hinge", {"f_divergence_type": "js_divergence"}, 1 - 0.5 * (ls(2) - ls(-1))),
+]
 
-    def loss(*four: Tensor) -> Tensor:
-        return LOSSES[name](PairLogps(*four), beta=0.3, label_smoothing=label_smoothing)
 
-    assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-8)
-
-
-def test_sigmoid_is_ln_2_where_policy_is_reference() -> None:
-    for label_smoothing in (0.0, 0.3):
-        loss = LOSSES["sigmoid"](logps(-3, -4, -3, -4), beta=0.7, label_smoothing=label_smoothing)
-        assert loss.tolist() == pytest.approx([log(2)], rel=1e-12)
+@pytest.mark.parametrize(("name", "options", "expected"), VALUES)
+def test_value(name: str, options: dict[str, Any], expected: float) -> None:
+    loss = LossConfig(**{"beta": BETA, "loss_type": (name,), **options})
+    assert losses(pairs_of({}), loss).tolist() == pytest.approx([expected], rel=1e-12, abs=1e-12)
 
 
-def test_rewards() -> None:
-    metrics = pair_metrics(logps(*PAIR), beta=0.5)
-    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
-        {
-            "rewards/chosen": 1.0,
-            "rewards/rejected": -0.5,
-            "rewards/accuracies": 1.0,
-            "rewards/margins": 1.5,
-            "logps/chosen": -10.0,
-            "logps/rejected": -14.0,
-        }
+def test_every_loss_has_a_value_above() -> None:
+    assert {name for name, _, _ in VALUES} == set(LOSSES) == set(LOSS_TYPES)
+
+
+def variants() -> list[LossConfig]:
+    """Every loss as it is by default, and with what it takes."""
+    found = [LossConfig(beta=0.3, loss_type=(name,)) for name in LOSSES]
+    found += [
+        LossConfig(beta=0.3, loss_type=(name,), f_divergence_type=divergence)
+        for name, kind in LOSS_TYPES.items()
+        for divergence in ("forward_kl", "js_divergence", "alpha_divergence")
+        if kind.divergence
+    ]
+    found += [
+        LossConfig(beta=0.3, loss_type=(name,), label_smoothing=0.2)
+        for name, kind in LOSS_TYPES.items()
+        if kind.smoothing
+    ]
+    found.append(LossConfig(beta=0.3, loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)))
+    found.append(LossConfig(beta=0.3, loss_type=("aot", "sft"), rpo_alpha=0.5))
+    return found
+
+
+def label(loss: LossConfig) -> str:
+    return f"{'+'.join(loss.loss_type)}-{loss.f_divergence_type}-{loss.label_smoothing}"
+
+
+each_variant = pytest.mark.parametrize("loss", variants(), ids=label)
+
+
+@each_variant
+def test_gradient(loss: LossConfig) -> None:
+    table = random_table(5)
+    # The policy's log-probs alone: a sort is not differentiable in ties, a token count is none of the policy's.
+    columns = [COLUMNS.index(name) for name in ("chosen", "rejected", "nll")]
+
+    def objective(policy: Tensor) -> Tensor:
+        whole = table.clone()
+        whole[:, columns] = policy
+        return losses(from_table(whole), loss)
+
+    assert torch.autograd.gradcheck(objective, table[:, columns].clone().requires_grad_(), eps=1e-6, atol=1e-7)
+
+
+@each_variant
+def test_the_order_of_pairs_does_not_matter(loss: LossConfig) -> None:
+    table = random_table(6)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    one, other = losses(from_table(table), loss), losses(from_table(table[order]), loss)
+    assert one.mean().item() == pytest.approx(other.mean().item(), rel=1e-12)
+    if not is_coupled(loss):
+        torch.testing.assert_close(one[order], other, rtol=1e-12, atol=0)
+
+
+AT_REFERENCE = {
+    "sigmoid": log(2),
+    "hinge": 1.0,
+    "ipo": 1 / (4 * 0.3**2),
+    "exo_pair": 0.5 * (log(0.5) - log(0.999)) + 0.5 * (log(0.5) - log(0.001)),
+    "nca_pair": 2 * log(2),
+    "robust": log(2),
+    "bco_pair": 2 * log(2),
+    "sppo_hard": 2 / (4 * 0.3**2),
+    "aot": log(2),
+    "aot_unpaired": log(2),
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "discopop": 0.5 * log(2) + 0.5,
+    "sigmoid_norm": log(2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(AT_REFERENCE))
+def test_constant_at_the_reference(name: str) -> None:
+    table = random_table(4)
+    table[:, COLUMNS.index("ref_chosen")] = table[:, COLUMNS.index("chosen")]
+    table[:, COLUMNS.index("ref_rejected")] = table[:, COLUMNS.index("rejected")]
+    loss = LossConfig(beta=0.3, loss_type=(name,))
+    assert losses(from_table(table), loss).tolist() == pytest.approx([AT_REFERENCE[name]] * 4, rel=1e-12)
+    assert at_reference(loss) == pytest.approx(AT_REFERENCE[name], rel=1e-12)
+
+
+def test_what_depends_on_the_data_has_no_constant() -> None:
+    options: list[dict[str, Any]] = [
+        {"loss_type": "sft"},
+        {"loss_type": "orpo"},
+        {"loss_type": "simpo"},
+        {"rpo_alpha": 0.1},
+        {"use_weighting": True},
+        {"reference_free": True},
+    ]
+    assert [at_reference(LossConfig(**one)) for one in options] == [None] * len(options)
+
+
+def test_label_smoothing_leaves_the_constant_ln_2() -> None:
+    assert at_reference(LossConfig(label_smoothing=0.3)) == pytest.approx(log(2), rel=1e-12)
+
+
+def mean(loss: LossConfig, *rows: dict[str, float]) -> float:
+    return losses(pairs_of(*rows), loss).mean().item()
+
+
+def test_aot_transports_the_batch() -> None:
+    """pi(y+) - pi(y-) of 4 and 1 against the reference's 1 and 2: sorted, 1 - 1 and 4 - 2; unsorted, 3 and -1."""
+    rows = (
+        {"ref_chosen": -12, "ref_rejected": -13},
+        {"chosen": -9, "rejected": -10, "ref_chosen": -8, "ref_rejected": -10},
     )
+    assert mean(LossConfig(beta=BETA, loss_type="aot"), *rows) == pytest.approx((-ls(0.0) - ls(1.0)) / 2, rel=1e-12)
+    assert mean(LossConfig(beta=BETA), *rows) == pytest.approx((-ls(1.5) - ls(-0.5)) / 2, rel=1e-12)
 
 
-def test_equal_rewards_are_no_success() -> None:
-    assert pair_metrics(logps(-3, -4, -3, -4), beta=0.5)["rewards/accuracies"].item() == 0.0
+def test_aot_unpaired_transports_chosen_and_rejected() -> None:
+    """a of 2 and -1, b of -1 and 0: sorted, -1 + 1 and 2 - 0."""
+    rows = ({}, {"chosen": -9, "rejected": -10, "ref_chosen": -8, "ref_rejected": -10})
+    expected = (-ls(0.0) - ls(1.0)) / 2
+    assert mean(LossConfig(beta=BETA, loss_type="aot_unpaired"), *rows) == pytest.approx(expected, rel=1e-12)
+
+
+def test_sft_is_the_mean_over_tokens_and_not_over_pairs() -> None:
+    rows = ({"nll": 2.0, "nll_tokens": 1.0}, {"nll": 6.0, "nll_tokens": 7.0})
+    assert mean(LossConfig(loss_type="sft"), *rows) == pytest.approx(8 / 8)
+
+
+def test_weighted_mix_is_the_weighted_sum() -> None:
+    mix = LossConfig(beta=BETA, loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0))
+    assert mean(mix, {}) == pytest.approx(-0.8 * ls(1.5) + 0.2 * (-ls(1.0) - ls(0.5)) + 2.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"rpo_alpha": 0.4}, {"cpo_alpha": 0.4}])
+def test_likelihood_beside_the_preference(options: dict[str, Any]) -> None:
+    assert mean(LossConfig(beta=BETA, **options), {}) == pytest.approx(-ls(1.5) + 0.4 * 2.5, rel=1e-12)
+
+
+def test_weights_multiply_the_preference_and_not_the_likelihood() -> None:
+    loss = LossConfig(beta=BETA, loss_type=("sigmoid", "sft"), use_weighting=True)
+    assert mean(loss, {"weights": 0.25}) == pytest.approx(-0.25 * ls(1.5) + 2.5, rel=1e-12)
+
+
+def test_rewards_of_bco_count_from_their_mean() -> None:
+    pairs = pairs_of({}).with_reward_mean(0.75)
+    loss = LossConfig(beta=BETA, loss_type="bco_pair", bco_running_mean=True)
+    assert losses(pairs, loss).tolist() == pytest.approx([-ls(1.0 - 0.75) - ls(0.5 + 0.75)], rel=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "alpha_divergence"])
+@pytest.mark.parametrize("logratio", [-500.0, 500.0])
+def test_divergences_stay_finite(divergence: str, logratio: float) -> None:
+    loss = LossConfig(f_divergence_type=divergence)
+    pairs = pairs_of({"chosen": logratio, "ref_chosen": 0.0})
+    assert torch.isfinite(losses(pairs, loss)).all()
+
+
+def test_log_odds_of_a_completion_known_by_heart_stay_finite() -> None:
+    loss = LossConfig(loss_type="orpo")
+    assert torch.isfinite(losses(pairs_of({"chosen": 0.0, "nll": 0.0}), loss)).all()

@@ -20,6 +20,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
         "position": 56,
         "tokens": 900,
         "sums": {"loss": [3.5, 8]},
+        "rewards": [4.5, 16],
         "num_workers": 2,
         "fingerprint": FINGERPRINT,
         "files": {"engine/shard.pt": 5},
@@ -31,6 +32,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
 def test_a_whole_one(tmp_path: Path) -> None:
     state = read_state(checkpoint(tmp_path / "c"), FINGERPRINT, num_workers=2)
     assert (state.step, state.position, state.tokens) == (7, 56, 900)
+    assert list(state.rewards) == [4.5, 16]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raydpo.training.step import Sums
+from raydpo.training.sums import Sums
 
 CPU = torch.device("cpu")
 

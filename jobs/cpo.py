@@ -1,0 +1,8 @@
+"""Contrastive preference optimisation and SimPO, which need no reference; `--help` lists the options."""
+
+import sys
+
+from raydpo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(job="cpo"))

@@ -1,0 +1,8 @@
+"""Odds-ratio preference optimisation, which needs no reference; `--help` lists the options."""
+
+import sys
+
+from raydpo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(job="orpo"))

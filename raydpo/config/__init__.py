@@ -1,0 +1,41 @@
+"""The options of a run: one frozen dataclass a concern, collected in `JobConfig`.
+
+Names and defaults are those of TRL's DPOConfig, ModelConfig and ScriptArguments and of Hugging Face's
+TrainingArguments wherever these have them; where a default or a meaning differs, the option's help says so.
+"""
+
+from raydpo.config.job import HINTS, SECTIONS, JobConfig
+from raydpo.config.loss import LossConfig
+from raydpo.config.optim import SCHEDULERS, OptimConfig
+from raydpo.config.reading import FLAGS, JOBS, from_flat, help_text, parse, to_flat, to_yaml, with_defaults
+from raydpo.config.sections import (
+    AdapterConfig,
+    ClusterConfig,
+    DataConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "FLAGS",
+    "HINTS",
+    "JOBS",
+    "SCHEDULERS",
+    "SECTIONS",
+    "AdapterConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "JobConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ReferenceConfig",
+    "RunConfig",
+    "from_flat",
+    "help_text",
+    "parse",
+    "to_flat",
+    "to_yaml",
+    "with_defaults",
+]

@@ -1,0 +1,90 @@
+"""All options of a run together, and what must hold between them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydpo import options
+from raydpo.config.loss import LossConfig
+from raydpo.config.optim import OptimConfig
+from raydpo.config.sections import (
+    AdapterConfig,
+    ClusterConfig,
+    DataConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+)
+from raydpo.errors import ConfigError
+from raydpo.options import Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """All options of a run, by concern."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names of the options that the user set, in flags or YAML."""
+    notices: tuple[str, ...] = field(default=(), compare=False)
+    """What is to be said once: keys without meaning here, and what a user of TRL would not expect."""
+
+    def __post_init__(self) -> None:
+        self._check_lengths()
+        self._check_precision()
+        if self.optim.eval_strategy == "steps" and self.optim.eval_steps is None:
+            resolved = dataclasses.replace(self.optim, eval_steps=self.run.logging_steps)
+            object.__setattr__(self, "optim", resolved)
+
+    def _check_lengths(self) -> None:
+        longest, prompt = self.data.max_length, self.data.max_prompt_length
+        if longest is not None and prompt is not None and prompt >= longest:
+            raise ConfigError(
+                f"max_prompt_length={prompt} must be below max_length={longest}, which counts the completion too; "
+                "lower it or raise max_length"
+            )
+
+    def _check_precision(self) -> None:
+        dtype, bf16, fp16 = self.model.dtype, self.optim.bf16, self.optim.fp16
+        wanted = "bfloat16" if bf16 else "float16" if fp16 else None
+        if dtype != "auto" and wanted is not None and dtype != wanted:
+            flag = "bf16" if bf16 else "fp16"
+            raise ConfigError(f"dtype={dtype} contradicts {flag}=true; leave one of them out")
+        if dtype == "bfloat16" and bf16 is False:
+            raise ConfigError("dtype=bfloat16 contradicts bf16=false; leave one of them out")
+
+    def precision(self, gpu: bool) -> str:
+        """Type that policy and reference compute in: float32, bfloat16 or float16; `gpu` says if they have one."""
+        if self.model.dtype != "auto":
+            return self.model.dtype
+        if self.optim.fp16:
+            return "float16"
+        bf16 = gpu if self.optim.bf16 is None else self.optim.bf16
+        return "bfloat16" if bf16 else "float32"
+
+    def global_batch(self, num_workers: int) -> int:
+        """Pairs in one update."""
+        return self.optim.per_device_train_batch_size * self.optim.gradient_accumulation_steps * num_workers
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "reference": ReferenceConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "adapter": AdapterConfig,
+    "cluster": ClusterConfig,
+    "run": RunConfig,
+}
+HINTS: dict[str, Any] = {
+    name: hint for section in SECTIONS.values() for name, hint in options.hints_of(section).items()
+}
+"""Type of each option by its flat name."""

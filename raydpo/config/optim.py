@@ -1,0 +1,135 @@
+"""The options of the optimisation."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from raydpo import options
+from raydpo.errors import ConfigError
+from raydpo.options import Section, above, at_least, one_of, option, within
+
+SCHEDULERS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles", "warmup_lr_rate"),
+    "polynomial": ("lr_end", "power"),
+    "constant": (),
+    "constant_with_warmup": (),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": (
+        "num_decay_steps",
+        "num_stable_steps",
+        "warmup_type",
+        "decay_type",
+        "min_lr_ratio",
+        "num_cycles",
+    ),
+}
+"""Learning-rate schedules of transformers that look at no metric, and what each takes in lr_scheduler_kwargs."""
+RAMPS = ("linear", "cosine", "1-sqrt")  # of warmup_type and decay_type
+POLYNOMIAL_END = 1e-7  # the learning rate that transformers' polynomial schedule ends at, unless lr_end says another
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Section):
+    """The optimisation: batches, schedule, AdamW, precision, evaluation."""
+
+    per_device_train_batch_size: int = option(
+        8, "Pairs a worker takes in one forward and backward.", at_least(1), "pairs"
+    )
+    per_device_eval_batch_size: int = option(
+        8, "Pairs a worker takes in one forward of evaluation.", at_least(1), "pairs"
+    )
+    gradient_accumulation_steps: int = option(
+        1,
+        "Forwards a worker makes for one update. Global batch = per_device_train_batch_size x "
+        "gradient_accumulation_steps x num_workers.",
+        at_least(1),
+    )
+    num_train_epochs: float = option(3.0, "Times that each pair is trained on.", above(0), "epochs")
+    max_steps: int = option(
+        -1,
+        "Updates to stop after, whatever num_train_epochs says; -1: no such limit.",
+        options.Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
+        "updates",
+    )
+    learning_rate: float = option(1e-6, "Peak learning rate.", at_least(0))
+    lr_scheduler_type: str = option("linear", "Learning-rate schedule after the warm-up.", one_of(*SCHEDULERS))
+    lr_scheduler_kwargs: dict[str, Any] = option(
+        {}, "What the schedule takes beside the warm-up, such as num_cycles=2 or min_lr_rate=0.1."
+    )
+    warmup_steps: float = option(
+        0,
+        "Updates over which the learning rate rises from 0; a fraction below 1 is a share of all updates.",
+        options.Rule(
+            "a whole number, or a fraction below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0)
+        ),
+        "updates",
+    )
+    warmup_ratio: float = option(0.0, "Share of all updates over which the learning rate rises from 0.", within(0, 1))
+    weight_decay: float = option(0.0, "AdamW's weight decay; biases and norms have none.", at_least(0))
+    adam_beta1: float = option(0.9, "AdamW's decay of the gradient's running mean.", within(0, 1))
+    adam_beta2: float = option(0.999, "AdamW's decay of the squared gradient's running mean.", within(0, 1))
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", above(0))
+    max_grad_norm: float = option(1.0, "Norm that the gradient is clipped to; 0: not clipped.", at_least(0))
+    seed: int = option(42, "Seed of the order of pairs and of all that is drawn at random.", at_least(0))
+    data_seed: int | None = option(None, "Seed of the order of pairs alone. Unset: seed.", at_least(0))
+    bf16: bool | None = option(None, "Compute in bfloat16. Unset: where there is a GPU (TRL: everywhere).")
+    fp16: bool = option(False, "Compute in float16, with loss scaling.")
+    gradient_checkpointing: bool = option(True, "Recompute activations in the backward: less memory, more time.")
+    eval_strategy: str = option("no", "When to evaluate on the held-out pairs.", one_of("no", "steps", "epoch"))
+    eval_steps: int | None = option(
+        None, "Updates between evaluations with eval_strategy steps. Unset: logging_steps.", at_least(1), "updates"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16=true and fp16=true exclude each other; set one of them")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ConfigError(
+                f"warmup_steps={self.warmup_steps:g} and warmup_ratio={self.warmup_ratio:g} say the same thing twice; "
+                "set one of them"
+            )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        taken = SCHEDULERS[name]
+        shown = f"lr_scheduler_kwargs={options.show(given)}"
+        if foreign := sorted(given.keys() - set(taken)):
+            raise ConfigError(
+                f"{shown} names {foreign[0]}, which lr_scheduler_type {name} does not take; "
+                + (f"it takes {', '.join(taken)}" if taken else "leave it out")
+            )
+        for key, value in given.items():
+            worded = key in ("warmup_type", "decay_type")
+            if value not in RAMPS if worded else isinstance(value, bool) or not isinstance(value, int | float):
+                rule = f"one of {', '.join(RAMPS)}" if worded else "a number"
+                raise ConfigError(f"{shown}: {key} must be {rule}, not {value}; change it, or leave it out")
+        if "min_lr_rate" in taken and ("min_lr" in given) == ("min_lr_rate" in given):
+            raise ConfigError(
+                f"{shown} must give lr_scheduler_type {name} its end, as min_lr (a learning rate) or as min_lr_rate "
+                "(a share of learning_rate); give one of them"
+            )
+        if "num_decay_steps" in taken and "num_decay_steps" not in given:
+            raise ConfigError(f"{shown} must give lr_scheduler_type {name} num_decay_steps, the updates of its end")
+        end = given.get("lr_end", POLYNOMIAL_END)
+        if name == "polynomial" and self.learning_rate <= end:
+            raise ConfigError(
+                f"learning_rate={self.learning_rate:g} must be above {end:g}, where the polynomial schedule ends; "
+                "raise it or choose another lr_scheduler_type"
+            )
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of pairs."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def warmup_updates(self, total: int) -> int:
+        """Updates of warm-up in a run of `total` updates."""
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        return math.ceil(total * (self.warmup_steps or self.warmup_ratio))

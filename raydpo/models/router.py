@@ -1,0 +1,50 @@
+"""The auxiliary loss that keeps the experts of a mixture-of-experts model evenly used."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raydpo.errors import ModelError
+
+PARAMETERS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """A model's own load-balancing loss (Fedus et al. 2021, Switch Transformers, eq. 4 to 6), and its weight."""
+
+    function: Callable[..., Tensor]
+    experts: int
+    experts_per_token: int
+    coefficient: float
+
+    def __call__(self, router_logits: Any, attention_mask: Tensor) -> Tensor:
+        """The unweighted loss, a scalar, of what each layer's router gave for `attention_mask` [R, T]; no padding."""
+        return self.function(router_logits, self.experts, self.experts_per_token, attention_mask)
+
+
+def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
+    """The loss with this weight, or with the config's where it is None; None for weight 0 and for dense models.
+
+    `ModelError` where a weight is asked for and the model cannot say how its experts are used.
+    """
+    config = causal_lm.config.get_text_config()
+    has_router = hasattr(config, "output_router_logits")
+    weight = getattr(config, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+    if not weight or (coefficient is None and not has_router):
+        return None
+    function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
+    experts, chosen = (getattr(causal_lm, name, None) for name in ("num_experts", "num_experts_per_tok"))
+    known = function is not None and list(inspect.signature(function).parameters) == PARAMETERS
+    if not (has_router and known and experts and chosen):
+        raise ModelError(
+            f"router_aux_loss_coef={weight:g} is for mixture-of-experts models that return their router's logits, and "
+            f"{type(causal_lm).__name__} does not; "
+            + ("leave it out" if coefficient else "set router_aux_loss_coef=0 to train without that loss")
+        )
+    assert function is not None
+    return RouterLoss(function, int(experts), int(chosen), float(weight))

@@ -1,0 +1,62 @@
+"""Objectives whose pairs depend on each other, over the whole global batch, whatever ranks and micro-batches it is in.
+
+Such a loss is no sum over micro-batches, so it takes two forwards. The first, without gradient, gives the few numbers a
+pair that the loss depends on. They are gathered from all ranks; the loss on them says how it changes with each of them;
+and the second forward's backward takes these as weights.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raydpo.config import LossConfig
+from raydpo.objectives.objective import losses
+from raydpo.objectives.pairs import PairLogps, from_table
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
+    """This rank's [n, K], n differing by rank -> those of all ranks below each other, and where this rank's stand."""
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    sizes = [int(count) for count in counts]
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    first = sum(sizes[:rank])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(first, first + len(rows))
+
+
+class RewardMean:
+    """The mean of all rewards of the run so far, chosen and rejected alike: BCO's delta (Jung et al. 2024)."""
+
+    def __init__(self, total: float = 0.0, count: float = 0.0) -> None:
+        """Go on from a sum over `count` rewards."""
+        self.total, self.count = total, count
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 before the first reward."""
+        return self.total / self.count if self.count else 0.0
+
+    def add(self, pairs: PairLogps, beta: float) -> None:
+        """Take in the rewards of a global batch."""
+        rewards = beta * torch.cat([pairs.chosen_logratios, pairs.rejected_logratios]).detach().double()
+        self.total, self.count = self.total + float(rewards.sum()), self.count + len(rewards)
+
+
+def weights_of(tables: Sequence[Tensor], loss: LossConfig, rewards: RewardMean) -> tuple[list[Tensor], Tensor]:
+    """d objective / d table of each of this rank's micro-batches, and the loss of each of its pairs, [n].
+
+    `tables` are those of `PairLogps`, without gradient. `rewards` takes in the batch where the loss needs their mean.
+    """
+    everyone, own = gather_rows(torch.cat(list(tables)))
+    pairs = from_table(everyone.requires_grad_())
+    if loss.bco_running_mean:
+        rewards.add(pairs, loss.beta)
+        pairs = pairs.with_reward_mean(rewards.value)
+    values = losses(pairs, loss)
+    (weights,) = torch.autograd.grad(values.mean(), everyone)
+    return list(weights[own].split([len(table) for table in tables])), values[own].detach()

@@ -1,0 +1,71 @@
+"""One forward of a micro-batch: what it says of each token, and of each pair."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydpo.config import LossConfig
+from raydpo.models.logprobs import TokenLogps, Wanted, completion_sums
+from raydpo.objectives.objective import counts_prompts
+from raydpo.objectives.pairs import PairLogps, tail_weights
+from raydpo.schema import MicroBatch
+
+
+def to_device(array: Any, device: torch.device) -> Tensor:
+    """A numpy array as a tensor; copied, as arrays from the object store are read-only."""
+    return torch.from_numpy(array.copy()).to(device, non_blocking=True)
+
+
+def forward(
+    engine: Any, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float, *, with_statistics: bool
+) -> tuple[TokenLogps, PairLogps]:
+    """Log-probs of the completion tokens, and of the pairs with the reference's beside; as `loss` counts them.
+
+    `mean_nll_tokens` is that of the global batch (see `PairLogps`).
+    """
+    device = engine.device
+    inputs = (micro_batch.input_ids, micro_batch.attention_mask, micro_batch.predictors, micro_batch.targets)
+    wanted = Wanted(statistics=with_statistics, collision=loss.use_weighting)
+    every = TokenLogps(*engine(*(to_device(array, device) for array in inputs), wanted))
+    tokens = every.head(len(micro_batch.completion))
+    return tokens, _pair_logps(every, micro_batch, loss, mean_nll_tokens)
+
+
+def _pair_logps(every: TokenLogps, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float) -> PairLogps:
+    """The sums over each completion. `every` holds the completion tokens, then those of the prompts."""
+    device, pairs = every.logps.device, micro_batch.pairs
+    completion = to_device(micro_batch.completion, device)
+    logps, prompt_logps = every.logps.split([len(completion), len(micro_batch.prompt)])
+    reference = to_device(micro_batch.ref_logps, device)
+
+    def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+        chosen, rejected = completion_sums(values, completion, 2 * pairs).chunk(2) if pairs else (values, values)
+        return chosen, rejected
+
+    (chosen_tokens, rejected_tokens), (chosen_plain, _) = sums(torch.ones_like(logps)), sums(logps)
+    nll, nll_tokens = -chosen_plain, chosen_tokens
+    if counts_prompts(loss):
+        prompt = to_device(micro_batch.prompt, device)
+        nll = nll - completion_sums(prompt_logps, prompt, pairs)
+        nll_tokens = nll_tokens + completion_sums(torch.ones_like(prompt_logps), prompt, pairs)
+    weights = torch.ones_like(chosen_tokens)
+    if loss.use_weighting:  # Zhou et al. 2024 (WPO), eq. 2, each token held against how sure the policy is there
+        chosen, rejected = sums((logps - every.head(len(completion)).collision).detach())
+        weights = torch.exp(chosen / chosen_tokens + rejected / rejected_tokens)
+    if loss.ld_alpha is not None:
+        weight = tail_weights(completion, pairs, loss.ld_alpha)
+        logps, reference = weight * logps, weight * reference
+    (chosen, rejected), (ref_chosen, ref_rejected) = sums(logps), sums(reference)
+    return PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+        nll=nll,
+        nll_tokens=nll_tokens,
+        weights=weights,
+        mean_nll_tokens=mean_nll_tokens,
+    )

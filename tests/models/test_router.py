@@ -1,0 +1,79 @@
+"""The auxiliary loss of mixture-of-experts models, against what the model itself gives for the same rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from raydpo.errors import ModelError
+from raydpo.models.load import enable_gradient_checkpointing
+from raydpo.models.logprobs import CompletionLogps, TokenLogps
+from raydpo.models.router import router_loss
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MODELS: dict[str, Any] = {
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, router_aux_loss_coef=0.02)
+    ),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)
+    ),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_value_and_gradient_are_the_models_own(name: str, checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    ids = torch.randint(1, 61, (3, 12))
+    mask = (torch.arange(12) < torch.tensor([12, 7, 9])[:, None]).long()
+    expected = model(input_ids=ids, attention_mask=mask, output_router_logits=True).aux_loss
+    expected.backward()
+    gradients = {
+        key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    assert any(gradient.any() for gradient in gradients.values())
+    model.zero_grad(set_to_none=True)
+    if checkpointing:
+        enable_gradient_checkpointing(model)
+
+    policy = CompletionLogps(model, router_loss(model, None))
+    tokens = TokenLogps(*policy(ids, mask, torch.tensor([0]), torch.tensor([1])))
+    assert tokens.router_loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    tokens.router_loss.backward()
+    for key, parameter in model.named_parameters():
+        if key in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_the_weight_is_the_users_or_the_configs() -> None:
+    model = MODELS["mixtral"]()
+    of_config, of_user = router_loss(model, None), router_loss(model, 0.5)
+    assert of_config is not None
+    assert of_config.coefficient == 0.02
+    assert of_user is not None
+    assert of_user.coefficient == 0.5
+    assert router_loss(model, 0.0) is None
+
+
+def test_dense_models_have_none() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    assert router_loss(model, None) is None
+    with pytest.raises(ModelError, match=r"router_aux_loss_coef=0\.1 .*LlamaForCausalLM"):
+        router_loss(model, 0.1)

@@ -1,0 +1,56 @@
+"""What is reported of pairs, worked out by hand."""
+
+from math import exp, log, log1p
+
+import pytest
+import torch
+
+from raydpo.config import LossConfig
+from raydpo.objectives.metrics import pair_metrics
+from raydpo.objectives.pairs import tail_weights
+from tests.objectives.pairs import pairs_of
+
+
+def one(loss: LossConfig, **row: float) -> dict[str, float]:
+    return {name: value.item() for name, value in pair_metrics(pairs_of(row), loss).items()}
+
+
+def test_rewards_against_a_reference() -> None:
+    assert one(LossConfig(beta=0.5)) == pytest.approx(
+        {
+            "rewards/chosen": 1.0,
+            "rewards/rejected": -0.5,
+            "rewards/accuracies": 1.0,
+            "rewards/margins": 1.5,
+            "logps/chosen": -10.0,
+            "logps/rejected": -14.0,
+        }
+    )
+
+
+def test_equal_rewards_are_no_success() -> None:
+    metrics = one(LossConfig(), chosen=-3, ref_chosen=-3, rejected=-4, ref_rejected=-4)
+    assert metrics["rewards/accuracies"] == 0.0
+
+
+def test_without_a_reference_means_over_tokens_count() -> None:
+    metrics = one(LossConfig(beta=0.5, loss_type="simpo"))
+    assert metrics["logps/chosen"] == pytest.approx(-10 / 4)
+    assert metrics["rewards/rejected"] == pytest.approx(0.5 * -14 / 5)
+    assert metrics["rewards/margins"] == pytest.approx(0.5 * (-10 / 4 + 14 / 5))
+
+
+def test_odds_of_orpo() -> None:
+    chosen, rejected = exp(-10 / 4), exp(-14 / 5)
+    log_odds = log(chosen / (1 - chosen)) - log(rejected / (1 - rejected))
+    metrics = one(LossConfig(loss_type="orpo"))
+    assert metrics["log_odds_chosen"] == pytest.approx(log_odds)
+    assert metrics["log_odds_ratio"] == pytest.approx(-log1p(exp(-log_odds)))
+
+
+def test_tail_beyond_the_shorter_completion() -> None:
+    """Two pairs: chosen of 2 and 3 tokens, rejected of 4 and 1."""
+    completion = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2, 3])
+    expected = [1, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0.5, 1]
+    assert tail_weights(completion, 2, 0.5).tolist() == expected
+    assert tail_weights(torch.zeros(0, dtype=torch.int64), 0, 0.5).tolist() == []

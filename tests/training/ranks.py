@@ -1,0 +1,118 @@
+"""One update's gradient on a tiny model, by any number of ranks and micro-batches, without Ray and DeepSpeed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raydpo.batching.collate import collate_scored
+from raydpo.config import LossConfig
+from raydpo.models.logprobs import CompletionLogps
+from raydpo.objectives.objective import counts_prompts
+from raydpo.schema import ScoredPair
+from raydpo.training.coupling import RewardMean
+from raydpo.training.feed import RankBatch
+from raydpo.training.step import Objective, train_micro_batches
+from raydpo.training.sums import Sums
+
+PAIRS = 16
+Split = Sequence[Sequence[Sequence[int]]]
+"""Micro-batches of each rank, as indices of pairs."""
+
+
+def model() -> LlamaForCausalLM:
+    """Always the same random weights."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=53,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def scored_pairs() -> list[ScoredPair]:
+    """Pairs of many lengths, with a reference that is near the policy for none of them."""
+    draw = np.random.default_rng(5)
+
+    def ids(low: int, high: int) -> Any:
+        return draw.integers(1, 53, draw.integers(low, high))
+
+    pairs = []
+    for index in range(PAIRS):
+        prompt, chosen, rejected = ids(1, 8), ids(1, 9), ids(1, 9)
+        scores = [draw.uniform(-6, -2, len(part)).astype(np.float32) for part in (chosen, rejected)]
+        pairs.append(ScoredPair(f"pair-{index}", prompt, chosen, rejected, *scores))
+    return pairs
+
+
+class Engine:
+    """What the loop uses of a DeepSpeed engine; gradients add up in the model."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, policy: CompletionLogps) -> None:
+        self._policy = policy
+        self.boundaries: list[bool] = []
+
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        return self._policy(*inputs)
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        self.boundaries.append(is_boundary)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+def update(split: Split, loss: LossConfig, rank: int) -> tuple[float, Tensor, float]:
+    """This rank's part of an update -> loss, flat gradient and BCO's delta, over all ranks."""
+    pairs = scored_pairs()
+    policy = CompletionLogps(model())
+    engine = Engine(policy)
+    prompts = counts_prompts(loss)
+    batch = RankBatch(
+        start=0,
+        stop=PAIRS,
+        micro_batches=tuple(collate_scored([pairs[i] for i in group], with_prompts=prompts) for group in split[rank]),
+        tokens=0,
+        nll_tokens=sum(len(pair.chosen_ids) + (len(pair.prompt_ids) - 1) * prompts for pair in pairs),
+        pair_ids=(),
+    )
+    objective, sums = Objective(loss, 0.0, RewardMean()), Sums()
+    for _ in train_micro_batches(engine, batch, objective, sums, seed=0, with_statistics=True):
+        pass
+    assert engine.boundaries == [False] * (len(split[rank]) - 1) + [True]
+    gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
+    torch.distributed.all_reduce(gradient)  # DeepSpeed's average over ranks
+    return sums.means(engine.device)["loss"], gradient / len(split), objective.rewards.value
+
+
+def work(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folder: str) -> None:
+    """A process of a group: all updates of rank `rank`; rank 0 writes what came of them to `folder`/results.pt."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    world = len(splits[0])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    results = [[update(split, loss, rank) for split in splits] for loss in losses]
+    if rank == 0:
+        torch.save(results, Path(folder) / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+def run(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[tuple[float, Tensor, float]]]:
+    """Each loss under each split (all of the same number of ranks) -> loss, gradient and delta, [loss][split]."""
+    folder.mkdir()
+    arguments = (splits, losses, str(folder))
+    torch.multiprocessing.spawn(work, arguments, nprocs=len(splits[0]))
+    found: list[list[tuple[float, Tensor, float]]] = torch.load(folder / "results.pt")
+    return found

@@ -1,0 +1,125 @@
+"""An objective sees the whole global batch: the same loss and gradient for any micro-batches and number of ranks.
+
+Losses are held to 1e-6 and gradients to 1e-5, relative; against each other, and against one backward through full
+logits of all pairs at once.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raydpo.config import LossConfig
+from tests.training.ranks import PAIRS, Split, model, run, scored_pairs
+
+BETA = 0.2
+ALL = list(range(PAIRS))
+ONE_RANK: list[Split] = [
+    [[ALL]],
+    [[[pair] for pair in ALL]],
+    [[ALL[9:], [], ALL[:1], ALL[1:9][::-1]]],
+]
+TWO_RANKS: list[Split] = [
+    [[ALL[:8]], [ALL[8:]]],
+    [[ALL[::2][:3], ALL[::2][3:]], [ALL[1::2], []]],
+]
+
+
+def completions() -> dict[str, Tensor]:
+    """By name, [pairs]: log-probs by full logits, the reference's, token counts; and the model's weights."""
+    policy = model()
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for pair in scored_pairs():
+        for side, ids, scores in (
+            ("chosen", pair.chosen_ids, pair.ref_chosen_logps),
+            ("rejected", pair.rejected_ids, pair.ref_rejected_logps),
+        ):
+            row = torch.tensor([*pair.prompt_ids, *ids])[None]
+            logps = policy(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
+            completion = logps[len(pair.prompt_ids) - 1 :]
+            found[side].append(completion.sum())
+            found[f"ref_{side}"].append(torch.tensor(scores).sum())
+            found["n" if side == "chosen" else "m"].append(torch.tensor(float(len(ids))))
+            if side == "chosen":
+                found["prompt"].append(logps[: len(pair.prompt_ids) - 1].sum())
+                found["p"].append(torch.tensor(float(len(pair.prompt_ids) - 1)))
+    stacked = {name: torch.stack(values) for name, values in found.items()}
+    stacked["a"] = stacked["chosen"] - stacked["ref_chosen"]
+    stacked["b"] = stacked["rejected"] - stacked["ref_rejected"]
+    return stacked | dict(policy.named_parameters())
+
+
+def aot(x: dict[str, Tensor]) -> Tensor:
+    policy, reference = x["chosen"] - x["rejected"], x["ref_chosen"] - x["ref_rejected"]
+    return -F.logsigmoid(BETA * (policy.sort().values - reference.sort().values)).mean()
+
+
+def aot_unpaired(x: dict[str, Tensor]) -> Tensor:
+    return -F.logsigmoid(BETA * (x["a"].sort().values - x["b"].sort().values)).mean()
+
+
+def sigmoid_and_sft(x: dict[str, Tensor]) -> Tensor:
+    return -F.logsigmoid(BETA * (x["a"] - x["b"])).mean() - 0.5 * x["chosen"].sum() / x["n"].sum()
+
+
+def bco(x: dict[str, Tensor]) -> Tensor:
+    delta = BETA * torch.cat([x["a"], x["b"]]).mean().detach()
+    return (-F.logsigmoid(BETA * x["a"] - delta) - F.logsigmoid(-(BETA * x["b"] - delta))).mean()
+
+
+def orpo(x: dict[str, Tensor]) -> Tensor:
+    chosen, rejected = (x["chosen"] / x["n"]).exp(), (x["rejected"] / x["m"]).exp()
+    odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
+    nll = -(x["chosen"].sum() + x["prompt"].sum()) / (x["n"].sum() + x["p"].sum())
+    return nll - BETA * F.logsigmoid(odds_ratio.log()).mean()
+
+
+CASES: list[tuple[LossConfig, Callable[[dict[str, Tensor]], Tensor]]] = [
+    (LossConfig(beta=BETA, loss_type="aot"), aot),
+    (LossConfig(beta=BETA, loss_type="aot_unpaired"), aot_unpaired),
+    (LossConfig(beta=BETA, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5)), sigmoid_and_sft),
+    (LossConfig(beta=BETA, loss_type=("aot", "sft"), loss_weights=(1.0, 0.0)), aot),
+    (LossConfig(beta=BETA, loss_type="bco_pair", bco_running_mean=True), bco),
+    (LossConfig(beta=BETA, loss_type="orpo"), orpo),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[float, Tensor, float]]]:
+    """Each case under each split."""
+    folder = tmp_path_factory.mktemp("ranks")
+    losses = [loss for loss, _ in CASES]
+    one, two = run(ONE_RANK, losses, folder / "one"), run(TWO_RANKS, losses, folder / "two")
+    return [first + second for first, second in zip(one, two, strict=True)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "+".join(CASES[case][0].loss_type))
+def test_any_split_gives_the_whole_batch(case: int, results: list[list[tuple[float, Tensor, float]]]) -> None:
+    values = completions()
+    expected = CASES[case][1](values)
+    parameters = [value for value in values.values() if isinstance(value, torch.nn.Parameter)]
+    gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(expected, parameters)])
+    assert gradient.norm() > 1e-3, "nothing to compare"
+    assert len(results[case]) == len(ONE_RANK) + len(TWO_RANKS)
+    for found, found_gradient, _ in results[case]:
+        assert found == pytest.approx(expected.item(), rel=1e-6)
+        assert (found_gradient - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_aot_by_micro_batches_would_be_another_loss() -> None:
+    """A sort of each half alone pairs other quantiles: what is held fast above is not true of itself."""
+    values = completions()
+    pairs = {name: value for name, value in values.items() if value.shape == (PAIRS,)}
+    halves = [aot({name: value[half] for name, value in pairs.items()}).item() for half in (slice(8), slice(8, 16))]
+    assert abs(sum(halves) / 2 - aot(values).item()) > 1e-3
+
+
+def test_the_mean_of_rewards_is_over_all_ranks(results: list[list[tuple[float, Tensor, float]]]) -> None:
+    values = completions()
+    expected = BETA * torch.cat([values["a"], values["b"]]).mean().item()
+    case = next(index for index, (loss, _) in enumerate(CASES) if loss.bco_running_mean)
+    for _, _, delta in results[case]:
+        assert delta == pytest.approx(expected, rel=1e-5)
