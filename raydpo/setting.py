@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo import placement
 from raydpo.config import JobConfig
-from raydpo.models.load import load_tokenizer
+from raydpo.models.load import load_config, load_tokenizer
+from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_model
 from raydpo.placement import Group
 from raydpo.reporting.rundir import RunDir
@@ -55,6 +56,8 @@ def settle(job: JobConfig) -> Setting:
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference = resolve_model(other, None, trust_remote_code=trust) if other else source
+    load_config(reference, trust_remote_code=trust)  # for its checks
+    check_router(load_config(source, trust_remote_code=trust), job.loss.router_aux_loss_coef)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)

@@ -67,6 +67,17 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTraine
     return tokenizer
 
 
+def load_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
+    """The model's config; ModelError where it is of no decoder, or of a quantised one."""
+    folder = local_folder(source, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise _cannot_load("model", source, error, trust_remote_code) from error
+    _check_config(source, config)
+    return config
+
+
 def load_causal_lm(
     source: ModelSource, *, dtype: str, attn_implementation: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -76,9 +87,8 @@ def load_causal_lm(
     no decoder with an output embedding, is quantised, or where the files lack any of its weights.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _check_config(source, config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -88,8 +98,6 @@ def load_causal_lm(
             ignore_mismatched_sizes=True,  # so that `_check_loaded` can name them
             output_loading_info=True,
         )
-    except ModelError:
-        raise
     except LOAD_ERRORS as error:
         raise _cannot_load("model", source, error, trust_remote_code) from error
     model, info = loaded

@@ -27,24 +27,32 @@ class RouterLoss:
         return self.function(router_logits, self.experts, self.experts_per_token, attention_mask)
 
 
+def check_router(config: Any, coefficient: float | None) -> None:
+    """`ModelError` where a weight is asked for and the model, by its config, has no router."""
+    if coefficient and not hasattr(config.get_text_config(), "output_router_logits"):
+        raise ModelError(
+            f"router_aux_loss_coef={coefficient:g} is for mixture-of-experts models that return their router's logits, "
+            f"and a {config.model_type} model does not; leave it out"
+        )
+
+
 def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
     """The loss with this weight, or with the config's where it is None; None for weight 0 and for dense models.
 
     `ModelError` where a weight is asked for and the model cannot say how its experts are used.
     """
+    check_router(causal_lm.config, coefficient)
     config = causal_lm.config.get_text_config()
-    has_router = hasattr(config, "output_router_logits")
     weight = getattr(config, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-    if not weight or (coefficient is None and not has_router):
+    if not weight or not hasattr(config, "output_router_logits"):
         return None
     function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
     experts, chosen = (getattr(causal_lm, name, None) for name in ("num_experts", "num_experts_per_tok"))
     known = function is not None and list(inspect.signature(function).parameters) == PARAMETERS
-    if not (has_router and known and experts and chosen):
+    if not (known and experts and chosen):
         raise ModelError(
-            f"router_aux_loss_coef={weight:g} is for mixture-of-experts models that return their router's logits, and "
-            f"{type(causal_lm).__name__} does not; "
-            + ("leave it out" if coefficient else "set router_aux_loss_coef=0 to train without that loss")
+            f"{type(causal_lm).__name__} does not say how its experts' use is summed up, which router_aux_loss_coef="
+            f"{weight:g} needs; set router_aux_loss_coef=0 to train without that loss"
         )
     assert function is not None
     return RouterLoss(function, int(experts), int(chosen), float(weight))
