@@ -1,9 +1,8 @@
 """One update's gradient on a tiny model, by any number of ranks and micro-batches, without Ray and DeepSpeed."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.sums import Sums
 
 PAIRS = 16
+SEED = 11
 Split = Sequence[Sequence[Sequence[int]]]
 """Micro-batches of each rank, as indices of pairs."""
 
 
-def model() -> LlamaForCausalLM:
+def model(dropout: float = 0.0) -> LlamaForCausalLM:
     """Always the same random weights."""
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -36,8 +36,9 @@ def model() -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.2,
+        attention_dropout=dropout,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).train()
 
 
 def scored_pairs() -> list[ScoredPair]:
@@ -53,6 +54,15 @@ def scored_pairs() -> list[ScoredPair]:
         scores = [draw.uniform(-6, -2, len(part)).astype(np.float32) for part in (chosen, rejected)]
         pairs.append(ScoredPair(f"pair-{index}", prompt, chosen, rejected, *scores))
     return pairs
+
+
+class Update(NamedTuple):
+    """What came of an update."""
+
+    loss: float
+    gradient: Tensor
+    """[parameters]"""
+    reward_mean: float
 
 
 class Engine:
@@ -74,13 +84,15 @@ class Engine:
         loss.backward()
 
 
-def update(split: Split, loss: LossConfig, rank: int) -> tuple[float, Tensor, float]:
-    """This rank's part of an update -> loss, flat gradient and BCO's delta, over all ranks."""
-    pairs = scored_pairs()
-    policy = CompletionLogps(model())
-    engine = Engine(policy)
-    prompts = counts_prompts(loss)
-    batch = RankBatch(
+def gradient_of(policy: CompletionLogps) -> Tensor:
+    """All gradients in a row."""
+    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
+
+
+def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
+    """A rank's share of the pairs."""
+    pairs, prompts = scored_pairs(), counts_prompts(loss)
+    return RankBatch(
         start=0,
         stop=PAIRS,
         micro_batches=tuple(collate_scored([pairs[i] for i in group], with_prompts=prompts) for group in split[rank]),
@@ -88,31 +100,34 @@ def update(split: Split, loss: LossConfig, rank: int) -> tuple[float, Tensor, fl
         nll_tokens=sum(len(pair.chosen_ids) + (len(pair.prompt_ids) - 1) * prompts for pair in pairs),
         pair_ids=(),
     )
+
+
+def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0) -> Update:
+    """This rank's part of an update -> what came of it over all ranks."""
+    policy = CompletionLogps(model(dropout))
+    engine = Engine(policy)
     objective, sums = Objective(loss, 0.0, RewardMean()), Sums()
-    for _ in train_micro_batches(engine, batch, objective, sums, seed=0, with_statistics=True):
+    batch = batch_of(split, loss, rank)
+    for _ in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=True):
         pass
     assert engine.boundaries == [False] * (len(split[rank]) - 1) + [True]
-    gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
+    gradient = gradient_of(policy)
     torch.distributed.all_reduce(gradient)  # DeepSpeed's average over ranks
-    return sums.means(engine.device)["loss"], gradient / len(split), objective.rewards.value
+    return Update(sums.means(engine.device)["loss"], gradient / len(split), objective.rewards.value)
 
 
 def work(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folder: str) -> None:
-    """A process of a group: all updates of rank `rank`; rank 0 writes what came of them to `folder`/results.pt."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """A process of a group: all updates of rank `rank`; rank 0 writes what came of them to `folder`/updates.pt."""
     torch.set_num_threads(1)
     world = len(splits[0])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    results = [[update(split, loss, rank) for split in splits] for loss in losses]
+    updates = [[tuple(update(split, loss, rank)) for split in splits] for loss in losses]
     if rank == 0:
-        torch.save(results, Path(folder) / "results.pt")
+        torch.save(updates, Path(folder) / "updates.pt")
     torch.distributed.destroy_process_group()
 
 
-def run(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[tuple[float, Tensor, float]]]:
-    """Each loss under each split (all of the same number of ranks) -> loss, gradient and delta, [loss][split]."""
-    folder.mkdir()
-    arguments = (splits, losses, str(folder))
-    torch.multiprocessing.spawn(work, arguments, nprocs=len(splits[0]))
-    found: list[list[tuple[float, Tensor, float]]] = torch.load(folder / "results.pt")
-    return found
+def by_processes(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[Update]]:
+    """Each loss under each split (all of the same number of ranks), a process a rank -> updates, [loss][split]."""
+    torch.multiprocessing.spawn(work, (splits, losses, str(folder)), nprocs=len(splits[0]))
+    return [[Update(*values) for values in row] for row in torch.load(folder / "updates.pt")]

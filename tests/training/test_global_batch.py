@@ -5,7 +5,7 @@ logits of all pairs at once.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,7 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from tests.training.ranks import PAIRS, Split, model, run, scored_pairs
+from raydpo.models.logprobs import CompletionLogps
+from raydpo.objectives.objective import losses
+from raydpo.training.forward import forward
+from tests.training.ranks import (
+    PAIRS,
+    SEED,
+    Engine,
+    Split,
+    Update,
+    batch_of,
+    by_processes,
+    gradient_of,
+    model,
+    scored_pairs,
+    update,
+)
 
 BETA = 0.2
 ALL = list(range(PAIRS))
@@ -88,25 +103,34 @@ CASES: list[tuple[LossConfig, Callable[[dict[str, Tensor]], Tensor]]] = [
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[float, Tensor, float]]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process as the only rank."""
+    group = tmp_path_factory.mktemp("group") / "group"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def updates(alone: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[Update]]:
     """Each case under each split."""
-    folder = tmp_path_factory.mktemp("ranks")
     losses = [loss for loss, _ in CASES]
-    one, two = run(ONE_RANK, losses, folder / "one"), run(TWO_RANKS, losses, folder / "two")
+    one = [[update(split, loss, 0) for split in ONE_RANK] for loss in losses]
+    two = by_processes(TWO_RANKS, losses, tmp_path_factory.mktemp("ranks"))
     return [first + second for first, second in zip(one, two, strict=True)]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "+".join(CASES[case][0].loss_type))
-def test_any_split_gives_the_whole_batch(case: int, results: list[list[tuple[float, Tensor, float]]]) -> None:
+def test_any_split_gives_the_whole_batch(case: int, updates: list[list[Update]]) -> None:
     values = completions()
     expected = CASES[case][1](values)
     parameters = [value for value in values.values() if isinstance(value, torch.nn.Parameter)]
     gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(expected, parameters)])
     assert gradient.norm() > 1e-3, "nothing to compare"
-    assert len(results[case]) == len(ONE_RANK) + len(TWO_RANKS)
-    for found, found_gradient, _ in results[case]:
-        assert found == pytest.approx(expected.item(), rel=1e-6)
-        assert (found_gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    assert len(updates[case]) == len(ONE_RANK) + len(TWO_RANKS)
+    for found in updates[case]:
+        assert found.loss == pytest.approx(expected.item(), rel=1e-6)
+        assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
 
 
 def test_aot_by_micro_batches_would_be_another_loss() -> None:
@@ -117,9 +141,25 @@ def test_aot_by_micro_batches_would_be_another_loss() -> None:
     assert abs(sum(halves) / 2 - aot(values).item()) > 1e-3
 
 
-def test_the_mean_of_rewards_is_over_all_ranks(results: list[list[tuple[float, Tensor, float]]]) -> None:
+def test_the_mean_of_rewards_is_over_all_ranks(updates: list[list[Update]]) -> None:
     values = completions()
     expected = BETA * torch.cat([values["a"], values["b"]]).mean().item()
     case = next(index for index, (loss, _) in enumerate(CASES) if loss.bco_running_mean)
-    for _, _, delta in results[case]:
-        assert delta == pytest.approx(expected, rel=1e-5)
+    for found in updates[case]:
+        assert found.reward_mean == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.usefixtures("alone")
+def test_both_forwards_drop_the_same() -> None:
+    """With dropout: the gradient is that of one forward and backward under the same seed."""
+    loss, split = CASES[0][0], ONE_RANK[0]
+    policy = CompletionLogps(model(dropout=0.3))
+    batch = batch_of(split, loss, 0)
+    torch.manual_seed(SEED)
+    _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch.mean_nll_tokens, with_statistics=False)
+    losses(pairs, loss).mean().backward()
+    gradient = gradient_of(policy)
+    found = update(split, loss, 0, dropout=0.3)
+    assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    without = update(split, loss, 0)
+    assert (without.gradient - gradient).norm() > 1e-2 * gradient.norm(), "nothing was dropped"
