@@ -75,7 +75,7 @@ def run_job(folder: Path, **options: Any) -> Run:
         "num_train_epochs": 1,
         "per_device_train_batch_size": 2,
         "cpus_per_worker": 1,
-        "max_failures": 0,
+        "max_failures": 1,  # where a machine is busy, Ray Train may take its own live controller for dead
     }
     return Run(pipeline.run(config.from_flat({**defaults, **options})), folder)
 

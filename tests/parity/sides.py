@@ -1,0 +1,122 @@
+"""The comparisons, options and all: one dict for both sides, and where both run."""
+
+import random
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.jobs import WORDS, Run, write_rows
+from tests.parity import trl_side
+
+
+def pairs(count: int, seed: int) -> list[dict[str, str]]:
+    """Pairs whose completions have different lengths, but not by much.
+
+    A log-prob goes with length: where lengths are far apart, policy and reference order the pairs alike, and aot, which
+    sorts by each, would be nothing but sigmoid.
+    """
+    draw = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
+
+    return [
+        {"prompt": f"{number} {text(1, 6)}:", "chosen": f" {text(4, 5)}.", "rejected": f" {text(4, 5)}!"}
+        for number in range(count)
+    ]
+
+
+ROWS = pairs(20, seed=3)
+HELD_OUT = pairs(5, seed=4)
+BETA = 0.3
+OPTIONS: dict[str, Any] = {
+    "beta": BETA,
+    "learning_rate": 5e-4,
+    "max_grad_norm": 0.5,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "train_sampling_strategy": "sequential",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+}
+"""What all comparisons tell both sides: five updates of four pairs, in the rows' order."""
+ON_RAY = {"num_workers": 1, "zero_stage": 0, "cpus_per_worker": 1, "max_failures": 1}
+"""How our job runs here; none of it changes a number."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: what it tells both sides beside OPTIONS."""
+
+    job: str
+    options: dict[str, Any]
+
+
+def dpo(*loss_type: str, **options: Any) -> Case:
+    """A case of DPOTrainer."""
+    return Case("dpo", {"loss_type": list(loss_type), **options})
+
+
+PLAIN = (
+    "sigmoid hinge ipo nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft sigmoid_norm".split()
+)
+CASES = {
+    **{name: dpo(name) for name in PLAIN},
+    "exo_pair": dpo("exo_pair", label_smoothing=1e-3),
+    "robust": dpo("robust", label_smoothing=0.1),
+    "forward_kl": dpo("sigmoid", f_divergence_type="forward_kl"),
+    "js_divergence": dpo("sigmoid_norm", f_divergence_type="js_divergence"),
+    "alpha_divergence": dpo("sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.7),
+    "ld_alpha": dpo("sigmoid", ld_alpha=0.5),
+    "use_weighting": dpo("sigmoid", use_weighting=True),
+    "sigmoid, bco_pair and sft": dpo("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0]),
+    "aot and ipo": dpo("aot", "ipo", loss_weights=[0.5, 2.0]),
+    "orpo": Case("orpo", {}),
+    "simpo": Case("cpo", {"loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0}),
+    "cpo": Case("cpo", {"loss_type": "sigmoid"}),
+}
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Where both sides run. Our runs share the cache, so that the reference is scored once, and none is made twice."""
+
+    policy: Path
+    reference: Path
+    folder: Path
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    def ours(self, name: str, **changes: Any) -> Run:
+        """Our run of a case, with other options too; an evaluation takes HELD_OUT."""
+        key = f"{name} {changes}"
+        if key not in self.runs:
+            self.runs[key] = self._run(CASES[name], changes)
+        return self.runs[key]
+
+    def _run(self, case: Case, changes: dict[str, Any]) -> Run:
+        from raydpo import config, pipeline
+
+        output = Path(tempfile.mkdtemp(dir=self.folder))
+        here: dict[str, Any] = {
+            "model_name_or_path": str(self.policy),
+            "dataset_name": write_rows(self.folder / "pairs.jsonl", ROWS),
+            "cache_dir": str(self.folder / "cache"),
+            "output_dir": str(output),
+        }
+        if case.job == "dpo":
+            here["reference_model"] = str(self.reference)
+        if "eval_strategy" in changes:
+            here["eval_dataset_name"] = write_rows(self.folder / "held-out.jsonl", HELD_OUT)
+        options = {**ON_RAY, **here, **OPTIONS, **case.options, **changes}
+        return Run(pipeline.run(config.from_flat(options, case.job)), output)
+
+    def theirs(self, name: str, **changes: Any) -> list[dict[str, Any]]:
+        """TRL's log of the same, an entry an update or evaluation."""
+        case = CASES[name]
+        folders = {"policy": self.policy, "reference": self.reference, "output": self.folder / "trl"}
+        data = {"train": ROWS, **({"eval": HELD_OUT} if "eval_strategy" in changes else {})}
+        history = trl_side.train(case.job, folders, data, {**OPTIONS, **case.options, **changes})
+        return [entry for entry in history if "train_runtime" not in entry]
