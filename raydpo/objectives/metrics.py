@@ -13,12 +13,13 @@ from raydpo.objectives.pairs import PairLogps
 def pair_metrics(pairs: PairLogps, loss: LossConfig) -> dict[str, Tensor]:
     """Per-pair values, each [B] and detached; their mean over pairs is what is logged.
 
-    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7), for simpo and orpo beta times the mean
-    log-prob a token; an accuracy is 1 where the chosen completion has the higher reward, so equal rewards (the
-    untrained policy) count 0, as in TRL.
+    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7); for simpo, orpo and ipo without a reference,
+    which is CPO's, beta times the mean log-prob a token. An accuracy is 1 where the chosen completion has the higher
+    reward, so equal rewards (the untrained policy) count 0, as in TRL.
     """
     pairs = pairs.detached()
-    if all(LOSS_TYPES[name].reference for name in loss.loss_type):
+    of_cpo = loss.reference_free and "ipo" in loss.loss_type
+    if all(LOSS_TYPES[name].reference for name in loss.loss_type) and not of_cpo:
         chosen, rejected = pairs.chosen, pairs.rejected
         chosen_rewards, rejected_rewards = loss.beta * pairs.chosen_logratios, loss.beta * pairs.rejected_logratios
     else:

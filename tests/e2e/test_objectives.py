@@ -30,7 +30,7 @@ def test_aot_sees_the_global_batch(tiny_model: Path, tmp_path: Path) -> None:
         tmp_path / "two",
         **job,
         num_workers=2,
-        zero_stage=2,
+        zero_stage=3,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         per_device_eval_batch_size=2,

@@ -1,6 +1,7 @@
 """What is reported of pairs, worked out by hand."""
 
 from math import exp, log, log1p
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,9 @@ def test_equal_rewards_are_no_success() -> None:
     assert metrics["rewards/accuracies"] == 0.0
 
 
-def test_without_a_reference_means_over_tokens_count() -> None:
-    metrics = one(LossConfig(beta=0.5, loss_type="simpo"))
+@pytest.mark.parametrize("options", [{"loss_type": "simpo"}, {"loss_type": "ipo", "reference_free": True}])
+def test_without_a_reference_means_over_tokens_count(options: dict[str, Any]) -> None:
+    metrics = one(LossConfig(beta=0.5, **options))
     assert metrics["logps/chosen"] == pytest.approx(-10 / 4)
     assert metrics["rewards/rejected"] == pytest.approx(0.5 * -14 / 5)
     assert metrics["rewards/margins"] == pytest.approx(0.5 * (-10 / 4 + 14 / 5))

@@ -77,6 +77,7 @@ CASES = {
     "orpo": Case("orpo", {}),
     "simpo": Case("cpo", {"loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0}),
     "cpo": Case("cpo", {"loss_type": "sigmoid"}),
+    "cpo's ipo": Case("cpo", {"loss_type": "ipo"}),
 }
 
 

@@ -10,7 +10,7 @@ from tests.parity.trl_side import needs_trl
 pytestmark = [needs_trl, pytest.mark.usefixtures("ray_local")]
 
 MEAN_LOGITS = {"logits/chosen", "logits/rejected"}
-OTHER_MEANING = {"orpo": MEAN_LOGITS, "cpo": MEAN_LOGITS, "simpo": MEAN_LOGITS | {"nll_loss"}}
+OTHER_MEANING = {"orpo": MEAN_LOGITS, "cpo": MEAN_LOGITS, "cpo's ipo": MEAN_LOGITS, "simpo": MEAN_LOGITS | {"nll_loss"}}
 """By case, what TRL logs under a name that means something else here: see test_differences.py."""
 
 

@@ -15,7 +15,10 @@ from torch import Tensor
 from raydpo.config import LossConfig
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.objectives.objective import losses
+from raydpo.training.coupling import RewardMean
 from raydpo.training.forward import forward
+from raydpo.training.step import Objective, train_micro_batches
+from raydpo.training.sums import Sums
 from tests.training.ranks import (
     PAIRS,
     SEED,
@@ -163,3 +166,16 @@ def test_both_forwards_drop_the_same() -> None:
     assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
     without = update(split, loss, 0)
     assert (without.gradient - gradient).norm() > 1e-2 * gradient.norm(), "nothing was dropped"
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("logging", [False, True])
+def test_the_vocabulary_is_gone_through_for_metrics_on_logging_steps_only(logging: bool) -> None:
+    engine, sums = Engine(CompletionLogps(model())), Sums()
+    objective = Objective(CASES[0][0], 0.0, RewardMean())
+    batch = batch_of(ONE_RANK[0], objective.loss, 0)
+    for _, tokens in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=logging):
+        assert (len(tokens.entropy) > 0) == logging
+    names = sums.totals(engine.device).keys()
+    assert {"loss", "rewards/margins", "logps/chosen"} <= names
+    assert ({"entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected"} <= names) == logging
