@@ -8,7 +8,7 @@ from raydpo.config import JobConfig
 from raydpo.demo.facts import dialogues
 from raydpo.demo.judge import assess
 from raydpo.demo.model import ensure_starter
-from raydpo.demo.preferences import DEMO_DEFAULTS, HELD_OUT_PAIRS, write_preferences
+from raydpo.demo.preferences import DEMO_DEFAULTS, HELD_OUT_PAIRS, ORPO_DEFAULTS, write_preferences
 from raydpo.models.load import quiet_libraries
 from raydpo.reporting.console import Stage
 from raydpo.reporting.rundir import RunDir
@@ -26,7 +26,8 @@ def complete(job: JobConfig) -> tuple[JobConfig, bool]:
     if not job.data.dataset_name:
         train, held_out = write_preferences(str(run_dir.path / "data"), job.optim.seed)
         data = {"dataset_name": train, "eval_dataset_name": held_out, "eval_strategy": "epoch"}
-        job = config.with_defaults(job, {**(DEMO_DEFAULTS if demo else {}), **data})
+        suited = {**DEMO_DEFAULTS, **(ORPO_DEFAULTS if "orpo" in job.loss.loss_type else {})}
+        job = config.with_defaults(job, {**(suited if demo else {}), **data})
     if not job.model.model_name_or_path:
         cache_dir = storage.absolute(job.data.cache_dir)
         stage = Stage("Starter", "steps")
