@@ -9,15 +9,15 @@ from typing import Any
 WORDS = "red green blue cat dog bird runs sleeps sings fast slow now here there soon".split()
 
 
-def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Pairs of text of various lengths, all different."""
+def rows(count: int, seed: int = 0, words: tuple[int, int] = (1, 8)) -> list[dict[str, str]]:
+    """Pairs of text of various lengths, all different; each completion has a number of words within `words`."""
     draw = random.Random(seed)
 
     def text(low: int, high: int) -> str:
         return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
 
     return [
-        {"prompt": f"{number} {text(1, 6)}:", "chosen": f" {text(1, 8)}.", "rejected": f" {text(1, 8)}!"}
+        {"prompt": f"{number} {text(1, 6)}:", "chosen": f" {text(*words)}.", "rejected": f" {text(*words)}!"}
         for number in range(count)
     ]
 
@@ -54,6 +54,20 @@ class Run:
         """The bad rows."""
         files = sorted((self.folder / "quarantine").rglob("*.jsonl"))
         return [entry for file in files for entry in read_lines(file)]
+
+
+def write_neighbour(model: Path, folder: Path, distance: float) -> Path:
+    """Write a model whose weights all differ a little from another's -> its folder, without a tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    neighbour = AutoModelForCausalLM.from_pretrained(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in neighbour.parameters():
+            parameter.add_(distance * torch.randn_like(parameter))
+    neighbour.save_pretrained(folder)
+    return folder
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.e2e import plain
-from tests.e2e.jobs import Run, rows, run_job, write_rows
+from tests.e2e.jobs import Run, rows, run_job, write_neighbour, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -30,14 +30,7 @@ JOB = {
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference that differs from the policy, so that the first loss is no constant."""
-    folder = tmp_path_factory.mktemp("reference")
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
+    return write_neighbour(tiny_model, tmp_path_factory.mktemp("reference"), 0.02)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.e2e.jobs import write_neighbour
 from tests.parity.sides import Sides, pairs
 
 
@@ -35,14 +36,7 @@ def policy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reference(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference that differs from the policy, so that no log-ratio is 0."""
-    folder = tmp_path_factory.mktemp("reference")
-    model = AutoModelForCausalLM.from_pretrained(policy)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
+    return write_neighbour(policy, tmp_path_factory.mktemp("reference"), 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """The comparisons, options and all: one dict for both sides, and where both run."""
 
-import random
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.jobs import WORDS, Run, write_rows
+from tests.e2e.jobs import Run, rows, write_rows
 from tests.parity import trl_side
 
 
@@ -16,15 +15,7 @@ def pairs(count: int, seed: int) -> list[dict[str, str]]:
     A log-prob goes with length: where lengths are far apart, policy and reference order the pairs alike, and aot, which
     sorts by each, would be nothing but sigmoid.
     """
-    draw = random.Random(seed)
-
-    def text(low: int, high: int) -> str:
-        return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
-
-    return [
-        {"prompt": f"{number} {text(1, 6)}:", "chosen": f" {text(4, 5)}.", "rejected": f" {text(4, 5)}!"}
-        for number in range(count)
-    ]
+    return rows(count, seed, words=(4, 5))
 
 
 ROWS = pairs(20, seed=3)
