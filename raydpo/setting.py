@@ -56,8 +56,9 @@ def settle(job: JobConfig) -> Setting:
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference = resolve_model(other, None, trust_remote_code=trust) if other else source
-    load_config(reference, trust_remote_code=trust)  # for its checks
     check_router(load_config(source, trust_remote_code=trust), job.loss.router_aux_loss_coef)
+    if reference != source:
+        load_config(reference, trust_remote_code=trust)  # for its checks
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)

@@ -28,15 +28,17 @@ def forward(
     inputs = (micro_batch.input_ids, micro_batch.attention_mask, micro_batch.predictors, micro_batch.targets)
     wanted = Wanted(statistics=with_statistics, collision=loss.use_weighting)
     every = TokenLogps(*engine(*(to_device(array, device) for array in inputs), wanted))
-    tokens = every.head(len(micro_batch.completion))
-    return tokens, _pair_logps(every, micro_batch, loss, mean_nll_tokens)
+    completion_tokens = len(micro_batch.completion)
+    tokens, prompt_logps = every.head(completion_tokens), every.logps[completion_tokens:]
+    return tokens, _pair_logps(tokens, prompt_logps, micro_batch, loss, mean_nll_tokens)
 
 
-def _pair_logps(every: TokenLogps, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float) -> PairLogps:
-    """The sums over each completion. `every` holds the completion tokens, then those of the prompts."""
-    device, pairs = every.logps.device, micro_batch.pairs
+def _pair_logps(
+    tokens: TokenLogps, prompt_logps: Tensor, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float
+) -> PairLogps:
+    """The sums over each completion, of its tokens' log-probs [N] and those of the prompts [P]."""
+    logps, device, pairs = tokens.logps, tokens.logps.device, micro_batch.pairs
     completion = to_device(micro_batch.completion, device)
-    logps, prompt_logps = every.logps.split([len(completion), len(micro_batch.prompt)])
     reference = to_device(micro_batch.ref_logps, device)
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +53,7 @@ def _pair_logps(every: TokenLogps, micro_batch: MicroBatch, loss: LossConfig, me
         nll_tokens = nll_tokens + completion_sums(torch.ones_like(prompt_logps), prompt, pairs)
     weights = torch.ones_like(chosen_tokens)
     if loss.use_weighting:  # Zhou et al. 2024 (WPO), eq. 2, each token held against how sure the policy is there
-        chosen, rejected = sums((logps - every.head(len(completion)).collision).detach())
+        chosen, rejected = sums((logps - tokens.collision).detach())
         weights = torch.exp(chosen / chosen_tokens + rejected / rejected_tokens)
     if loss.ld_alpha is not None:
         weight = tail_weights(completion, pairs, loss.ld_alpha)

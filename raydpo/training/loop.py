@@ -122,7 +122,7 @@ class Worker:
             self._clock.waited += time.monotonic() - waiting
             self._update(batch)
             step, done = self._state.step, self._state.step == schedule.total_steps
-            epoch_done = self._state.position % schedule.pairs == 0
+            epoch_done = schedule.ends_epoch(self._state.position)
             if due(job.optim.eval_strategy, step, job.optim.eval_steps or 1, epoch_done) or done:
                 self._evaluate()
             if due(job.run.save_strategy, step, job.run.save_steps, epoch_done) or (
@@ -136,9 +136,8 @@ class Worker:
         """One update, its ledger entry and, where one is due, its line of metrics."""
         step = self._state.step + 1
         run, schedule = self._job.run, self._task.schedule
-        epoch_done = batch.stop % schedule.pairs == 0
         logging = (
-            due(run.logging_strategy, step, run.logging_steps, epoch_done)
+            due(run.logging_strategy, step, run.logging_steps, schedule.ends_epoch(batch.stop))
             or step == schedule.total_steps
             or (run.logging_first_step and step == 1)
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.batching.order import batch_bounds, steps_per_epoch
+from raydpo.batching.order import steps_per_epoch
 from raydpo.config import JobConfig
 from raydpo.models.source import ModelSource
 
@@ -41,9 +41,9 @@ class Schedule:
         epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
         return epochs * self.pairs + min(steps * self.global_batch, self.pairs)
 
-    def next(self, position: int) -> int:
-        """Position after the update at a position."""
-        return batch_bounds(position, self.pairs, self.global_batch)[1]
+    def ends_epoch(self, position: int) -> bool:
+        """True where a position lies between two epochs."""
+        return position % self.pairs == 0
 
 
 @dataclass(frozen=True)

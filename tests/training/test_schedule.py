@@ -2,6 +2,7 @@
 
 import pytest
 
+from raydpo.batching.order import batch_bounds
 from raydpo.training.task import Schedule
 
 
@@ -21,5 +22,5 @@ def test_length(pairs: int, batch: int, epochs: float, max_steps: int, steps: in
     assert schedule.end == end
     position = 0
     for _ in range(steps):
-        position = schedule.next(position)
+        position = batch_bounds(position, schedule.pairs, schedule.global_batch)[1]
     assert position == end
