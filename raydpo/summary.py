@@ -114,6 +114,8 @@ def tell(summary: Mapping[str, Any]) -> None:
     rows, reference, metrics = summary["rows"], summary["reference"], summary["metrics"]
     print()
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
+    if rows["reasons"]:
+        print(f"{'':<12} in quarantine: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
     if reference["identity"] == NoReference.digest:
         print(f"{'Reference':<12} none: the objective takes none")
     else:
