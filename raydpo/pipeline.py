@@ -96,25 +96,27 @@ def score_reference(
     """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
     if not setting.job.loss.needs_reference:
         return NoReference(), ScoringReport(0, 0, 0.0)
-    model = setting.job.model
+    model, reference = setting.job.model, setting.reference
     numerics = {
-        "dtype": setting.job.precision(gpu=setting.reference_group.gpus > 0),
-        "attn_implementation": model.attn_implementation or "default",
-        "device": "cuda" if setting.reference_group.gpus else "cpu",
+        "dtype": reference.precision,
+        "attention": reference.attention.implementation or "default",
+        "device": "cuda" if reference.gpu else "cpu",
     }
     stage = Stage("Reference", "pairs")
     store = ReferenceStore(
-        storage.absolute(setting.job.data.cache_dir), identify(setting.reference.folder, None, numerics)
+        storage.absolute(setting.job.data.cache_dir), identify(reference.source.folder, None, numerics)
     )
     scorer = ScorerSpec(
-        source=setting.reference,
-        dtype=numerics["dtype"],
-        attn_implementation=model.attn_implementation,
+        source=reference.source,
+        dtype=reference.precision,
+        attention=reference.attention,
         trust_remote_code=model.trust_remote_code,
-        gpu=setting.reference_group.gpus > 0,
-        batch_pairs=setting.job.reference.precompute_ref_batch_size,
+        gpu=reference.gpu,
+        cut=reference.cut,
+        logits_chunk_tokens=model.logits_chunk_tokens,
+        torch_compile=model.torch_compile,
     )
-    report = score([*train, *held_out], store, scorer, setting.reference_group, stage.update)
+    report = score([*train, *held_out], store, scorer, reference.group, stage.update)
     stage.done(f"{report.completions_scored:,} completions scored, {report.completions_reused:,} reused")
     return store, report
 
@@ -123,22 +125,25 @@ def train_policy(
     setting: Setting, store: ReferenceStore | NoReference, train: PreparedData, held_out: PreparedData | None
 ) -> TrainReport:
     """The updates: feeds in actors of this job, workers under Ray Train, the result in `output_dir/model`."""
-    optim, ranks = setting.job.optim, setting.train_group.workers
+    optim, policy = setting.job.optim, setting.policy
+    ranks = policy.group.workers
     batches = FeedSpec(
         seed=optim.order_seed,
-        shuffle=setting.job.data.train_sampling_strategy == "random",
+        sampling=setting.job.data.train_sampling_strategy,
         window=setting.job.data.shuffle_window,
         global_batch=setting.job.global_batch(ranks),
-        micro_pairs=optim.per_device_train_batch_size,
+        cut=policy.cut,
+        update_work=policy.cut.work.trained(frozen=setting.job.adapter.use_peft),
         ranks=ranks,
         with_prompts=counts_prompts(setting.job.loss),
     )
     eval_batches = FeedSpec(
         seed=optim.seed,
-        shuffle=False,
+        sampling="sequential",
         window=1,
         global_batch=optim.per_device_eval_batch_size * ranks,
-        micro_pairs=optim.per_device_eval_batch_size,
+        cut=policy.cut,
+        update_work=batches.update_work,
         ranks=ranks,
         with_prompts=batches.with_prompts,
     )
@@ -148,9 +153,10 @@ def train_policy(
     feed = start_feed(train.blocks, store, batches)
     task = TrainTask(
         job=setting.job,
-        source=setting.source,
-        precision=setting.precision,
-        gpu=setting.gpu,
+        source=policy.source,
+        precision=policy.precision,
+        attention=policy.attention,
+        gpu=policy.gpu,
         schedule=schedule,
         feed=feed,
         eval_feed=start_feed(held_out.blocks, store, eval_batches) if held_out else None,
@@ -166,7 +172,7 @@ def train_policy(
             stage.update(line["step"], schedule.total_steps, f"loss {line['loss']:.4f}")
 
     with Poller(show):
-        report = trainer.fit(task, setting.train_group)
+        report = trainer.fit(task, policy.group)
     resumed = f" ({report.resumed_at:,} of them before the resume)" if report.resumed_at else ""
     stage.done(f"{report.steps:,} updates{resumed}")
     return report

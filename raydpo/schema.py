@@ -90,30 +90,53 @@ class ScoredPair(TokenizedPair):
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """What one forward takes: B pairs as 2B right-padded rows (B chosen, then B rejected), N completion tokens, and P
-    tokens of the chosen rows' prompts where the objective counts their likelihood too (else P is 0).
+class Layout:
+    """Where prompts and completions stand in a packed row of T tokens.
 
-    A rank that has no pair left in a global batch gets a batch with `pairs == 0` and one dummy row, so that all ranks
-    make the same number of forwards (collectives in ZeRO-3 hang otherwise); its N is 0.
+    Each token sees its own segment up to itself, and a completion sees its prompt beside. A prompt stands right before
+    the first of its completions; positions go on from the prompt in each of them.
+    """
+
+    prompts: tuple[tuple[int, int], ...]
+    """Of each prompt: index of its first token in the row, and after its last."""
+    completions: tuple[tuple[int, int, int], ...]
+    """Of each completion: first, after its last, and the index of its prompt."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward takes: B pairs in one packed row of T tokens, in which each prompt stands once, and each
+    completion of it once, whichever pairs they are of.
+
+    N tokens are predicted, M are counted: the tokens of the 2B completions (B chosen, then B rejected); and P more, of
+    the pairs' prompts, where the objective counts their likelihood too (else P is 0). A rank that has no pair left in a
+    global batch gets a batch with `pairs == 0` and a row of one token, so that all ranks make the same number of
+    forwards (collectives in ZeRO-3 hang otherwise); its N is 0.
     """
 
     input_ids: IntArray
-    """[2B, T]; padded with 0, which the attention mask hides."""
-    attention_mask: IntArray
-    """[2B, T]; 1 for a token, 0 for padding."""
+    """[T]"""
+    position_ids: IntArray
+    """[T]; position of the token in its prompt + completion, from 0."""
+    uses: IntArray
+    """[T]; in how many of the 2B sequences the token stands; 1 in a dummy, so that means over it are finite."""
+    layout: Layout
     predictors: IntArray
-    """[N + P]; index into the flattened [2B * T] hidden states of the position that predicts each target."""
+    """[N]; the token in the row that predicts each target; the last of a prompt predicts its completions' first."""
     targets: IntArray
-    """[N + P]; the completion tokens, then the prompt tokens, of which the first of each prompt is not predicted."""
+    """[N]; the completions' tokens, then, where they are wanted, the prompts' but the first of each."""
+    tokens: IntArray
+    """[M]; which of the N each token of the 2B completions is."""
     completion: IntArray
-    """[N]; row (0 .. 2B-1) that each completion token belongs to."""
+    """[M]; completion (0 .. 2B-1) that it belongs to; the tokens of one stand together and in order."""
+    prompt_tokens: IntArray
+    """[P]; which of the N each token of the pairs' prompts is."""
     prompt: IntArray
-    """[P]; pair (0 .. B-1) that each prompt token belongs to."""
+    """[P]; pair (0 .. B-1) that it belongs to."""
     ref_logps: FloatArray
-    """[N]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""
+    """[M]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""
     pair_ids: tuple[str, ...]
-    """The B pairs, in row order."""
+    """The B pairs."""
 
     @property
     def pairs(self) -> int:

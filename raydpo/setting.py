@@ -6,7 +6,10 @@ import ray
 from transformers import PreTrainedTokenizerBase
 
 from raydpo import placement
+from raydpo.batching.cut import Cut
 from raydpo.config import JobConfig
+from raydpo.models.attention import AttentionChoice, choose
+from raydpo.models.flops import work_of
 from raydpo.models.load import load_config, load_tokenizer
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_model
@@ -15,6 +18,30 @@ from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.training.zero import zero_config
 
+COMPILED_LENGTHS = 4
+"""Lengths that rows come in under torch_compile, which compiles anew for each."""
+GPU_MULTIPLE = 8
+"""Matrix units want dimensions that are multiples of this."""
+
+
+@dataclass(frozen=True)
+class ModelSetting:
+    """Where a model comes from, and how it computes."""
+
+    source: ModelSource
+    group: Group
+    """The workers that hold it."""
+    precision: str
+    """float32, bfloat16 or float16."""
+    attention: AttentionChoice
+    cut: Cut
+    """How pairs become its forwards."""
+
+    @property
+    def gpu(self) -> bool:
+        """True where it is on GPUs."""
+        return self.group.gpus > 0
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -22,22 +49,9 @@ class Setting:
 
     job: JobConfig
     run_dir: RunDir
-    source: ModelSource
-    """The policy's starting weights."""
-    reference: ModelSource
     tokenizer: PreTrainedTokenizerBase
-    train_group: Group
-    reference_group: Group
-
-    @property
-    def gpu(self) -> bool:
-        """True where the policy trains on GPUs."""
-        return self.train_group.gpus > 0
-
-    @property
-    def precision(self) -> str:
-        """Type that the policy computes in."""
-        return self.job.precision(gpu=self.gpu)
+    policy: ModelSetting
+    reference: ModelSetting
 
 
 def settle(job: JobConfig) -> Setting:
@@ -55,11 +69,29 @@ def settle(job: JobConfig) -> Setting:
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
-    reference = resolve_model(other, None, trust_remote_code=trust) if other else source
+    reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
     check_router(load_config(source, trust_remote_code=trust), job.loss.router_aux_loss_coef)
-    if reference != source:
-        load_config(reference, trust_remote_code=trust)  # for its checks
+    policy = model_setting(job, source, train_group)
+    reference = model_setting(job, reference_source, reference_group)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
-    return Setting(job, run_dir, source, reference, tokenizer, train_group, reference_group)
+    return Setting(job, run_dir, tokenizer, policy, reference)
+
+
+def model_setting(job: JobConfig, source: ModelSource, group: Group) -> ModelSetting:
+    """How a model computes on a group of workers; `ModelError` where it cannot."""
+    gpu = group.gpus > 0
+    config = load_config(source, trust_remote_code=job.model.trust_remote_code)
+    precision = job.precision(gpu=gpu)
+    attention = choose(
+        config,
+        attn_implementation=job.model.attn_implementation,
+        share_prompts=job.model.share_prompts,
+        gpu=gpu,
+        dtype=precision,
+    )
+    tokens = job.tokens_per_micro_batch(gpu=gpu)
+    multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if gpu else 1
+    cut = Cut(tokens=tokens, work=work_of(config), padded=not attention.shares, multiple=multiple)
+    return ModelSetting(source, group, precision, attention, cut)

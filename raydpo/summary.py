@@ -70,8 +70,10 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
             "updates": done.report.steps,
             "resumed_at": done.report.resumed_at,
             "pairs_trained": done.report.pairs_trained,
-            "workers": setting.train_group.workers,
-            "precision": setting.precision,
+            "workers": setting.policy.group.workers,
+            "precision": setting.policy.precision,
+            "attention": f"{setting.policy.attention.backend}: {setting.policy.attention.reason}",
+            "tokens_per_micro_batch": setting.policy.cut.tokens,
         },
         "reference": {
             "identity": done.store.digest,
@@ -97,9 +99,9 @@ def check_first_loss(setting: Setting, first_loss: float | None) -> str:
     For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
     expected = at_reference(setting.job.loss)
-    if first_loss is None or expected is None or setting.reference != setting.source:
+    if first_loss is None or expected is None or setting.reference.source != setting.policy.source:
         return ""
-    tolerance = FIRST_LOSS_TOLERANCE[setting.precision] * max(1.0, abs(expected))
+    tolerance = FIRST_LOSS_TOLERANCE[setting.policy.precision] * max(1.0, abs(expected))
     if abs(first_loss - expected) <= tolerance:
         return ""
     return (

@@ -8,9 +8,12 @@ from raydpo.config import LossConfig
 from raydpo.summary import check_first_loss
 
 
-def setting(loss: LossConfig | None = None, **changes: Any) -> Any:
-    job = SimpleNamespace(loss=loss or LossConfig())
-    return SimpleNamespace(**{"job": job, "source": "a", "reference": "a", "precision": "float32", **changes})
+def setting(loss: LossConfig | None = None, reference: str = "a") -> Any:
+    return SimpleNamespace(
+        job=SimpleNamespace(loss=loss or LossConfig()),
+        policy=SimpleNamespace(source="a", precision="float32"),
+        reference=SimpleNamespace(source=reference),
+    )
 
 
 def test_ln_2_is_right() -> None:

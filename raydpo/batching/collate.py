@@ -1,66 +1,128 @@
-"""Pairs to the padded arrays that one forward takes."""
+"""Trees of pairs to the packed row that one forward takes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
-from raydpo.schema import IntArray, MicroBatch, ScoredPair, TokenizedPair
-
-PAD_TO_MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens: matrix units want it, and allocators see fewer shapes."""
+from raydpo.batching.trees import Tree
+from raydpo.schema import FloatArray, IntArray, Layout, MicroBatch, ScoredPair, TokenizedPair
 
 
-def collate(pairs: Sequence[TokenizedPair], *, with_prompts: bool = False) -> MicroBatch:
-    """B pairs as 2B right-padded rows, the B chosen first (see `MicroBatch`); without pairs, a dummy of one row.
+def collate(
+    trees: Sequence[Tree], pairs: Sequence[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1
+) -> MicroBatch:
+    """The pairs of some trees in one packed row (see `MicroBatch`); without trees, a dummy.
 
-    `with_prompts` makes the tokens of the chosen rows' prompts targets too.
+    `pairs` is the batch that the trees were grown from. `with_prompts` makes the prompts' tokens targets too. The row
+    is filled up to a `multiple` of tokens with a segment that no other sees.
     """
-    sequences = [np.concatenate([pair.prompt_ids, pair.chosen_ids]) for pair in pairs]
-    sequences += [np.concatenate([pair.prompt_ids, pair.rejected_ids]) for pair in pairs]
-    prompts = [len(pair.prompt_ids) for pair in pairs]
-    rows = max(len(sequences), 1)
-    longest = max((len(sequence) for sequence in sequences), default=1)
-    width = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-    input_ids = np.zeros((rows, width), dtype=np.int64)
-    attention_mask = np.zeros((rows, width), dtype=np.int64)
-    attention_mask[:, 0] = 1  # a row that attends to nothing gives nan in some kernels: the dummy sees one token
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = sequence
-        attention_mask[row, : len(sequence)] = 1
-    # The token before a token predicts it: the last prompt token predicts the first completion token.
-    spans = [
-        (row, prompt - 1, len(sequence) - 1)
-        for row, (sequence, prompt) in enumerate(zip(sequences, prompts * 2, strict=True))
-    ]
-    prompt_spans = [(row, 0, prompt - 1) for row, prompt in enumerate(prompts)] if with_prompts else []
-    predictors = _positions(spans + prompt_spans, width)
+    lengths = np.array([n for tree in trees for n in (len(tree.prompt), *tree.lengths)], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    layout = _layout(trees, starts, lengths)
+    completions = np.array(layout.completions, dtype=np.int64).reshape(-1, 3)
+    prompt_spans = np.array(layout.prompts, dtype=np.int64).reshape(-1, 2)
+
+    first, length = completions[:, 0], completions[:, 1] - completions[:, 0]
+    predictors = _ranges(first - 1, length)
+    position = np.cumsum(length) - length  # of each completion's first token among the N
+    predictors[position] = prompt_spans[completions[:, 2], 1] - 1
+    targets = _ranges(first, length)
+
+    side = _sides(trees)
+    pair_prompt = np.repeat(np.arange(len(trees)), [len(tree.pairs) for tree in trees])
+    prompt_tokens = prompt = np.zeros(0, dtype=np.int64)
+    if with_prompts:
+        prompt_first, prompt_length = prompt_spans[:, 0], prompt_spans[:, 1] - prompt_spans[:, 0] - 1
+        prompt_position = len(targets) + np.cumsum(prompt_length) - prompt_length
+        predictors = np.concatenate([predictors, _ranges(prompt_first, prompt_length)])
+        targets = np.concatenate([targets, _ranges(prompt_first + 1, prompt_length)])
+        prompt_tokens = _ranges(prompt_position[pair_prompt], prompt_length[pair_prompt])
+        prompt = np.repeat(np.arange(len(pair_prompt)), prompt_length[pair_prompt])
+
+    total = max(int(lengths.sum()), 1)
+    width = -(-total // multiple) * multiple
+    if width > lengths.sum():
+        layout = replace(layout, prompts=(*layout.prompts, (int(lengths.sum()), width)))
+    parts = list(chain.from_iterable((tree.prompt, *tree.completions) for tree in trees))
+    input_ids = _filled(np.concatenate(parts) if parts else lengths, width)
     return MicroBatch(
         input_ids=input_ids,
-        attention_mask=attention_mask,
+        position_ids=_filled(_ranges(_offsets(trees), lengths), width),
+        uses=_filled(np.repeat(_uses(trees, side), lengths), width) if trees else np.ones(width, dtype=np.int64),
+        layout=layout,
         predictors=predictors,
-        targets=input_ids.reshape(-1)[predictors + 1],
-        completion=_owners(spans),
-        prompt=_owners(prompt_spans),
+        targets=input_ids[targets],
+        tokens=_ranges(position[side], length[side]),
+        completion=np.repeat(np.arange(len(side)), length[side]),
+        prompt_tokens=prompt_tokens,
+        prompt=prompt,
         ref_logps=np.zeros(0, dtype=np.float32),
-        pair_ids=tuple(pair.pair_id for pair in pairs),
+        pair_ids=tuple(pairs[index].pair_id for tree in trees for index in tree.pairs),
     )
 
 
-def collate_scored(pairs: Sequence[ScoredPair], *, with_prompts: bool = False) -> MicroBatch:
-    """As `collate`, with the reference's log-probs in the order of the completion tokens."""
-    batch = collate(pairs, with_prompts=with_prompts)
-    scores = [pair.ref_chosen_logps for pair in pairs] + [pair.ref_rejected_logps for pair in pairs]
-    return replace(batch, ref_logps=np.concatenate(scores)) if pairs else batch
+def collate_scored(
+    trees: Sequence[Tree], pairs: Sequence[ScoredPair], *, with_prompts: bool = False, multiple: int = 1
+) -> MicroBatch:
+    """As `collate`, with the reference's log-probs."""
+    batch = collate(trees, pairs, with_prompts=with_prompts, multiple=multiple)
+    members = [pairs[index] for tree in trees for index in tree.pairs]
+    scores = [pair.ref_chosen_logps for pair in members] + [pair.ref_rejected_logps for pair in members]
+    return replace(batch, ref_logps=np.concatenate(scores)) if members else batch
 
 
-def _positions(spans: Sequence[tuple[int, int, int]], width: int) -> IntArray:
-    """The flat indices of spans (row, first, stop) in rows of `width`."""
-    parts = [np.arange(row * width + first, row * width + stop, dtype=np.int64) for row, first, stop in spans]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+def by_pair(
+    logps: FloatArray, trees: Sequence[Tree], micro_batch: MicroBatch
+) -> dict[int, tuple[FloatArray, FloatArray]]:
+    """What a forward said of the N targets -> the part of the chosen and of the rejected completion, by pair's index.
+
+    `micro_batch` is what `collate` made of the trees.
+    """
+    ends = np.cumsum(np.bincount(micro_batch.completion, minlength=2 * micro_batch.pairs))
+    sides = np.split(logps[micro_batch.tokens], ends[:-1])
+    members = [index for tree in trees for index in tree.pairs]
+    return {index: (sides[row], sides[row + len(members)]) for row, index in enumerate(members)}
 
 
-def _owners(spans: Sequence[tuple[int, int, int]]) -> IntArray:
-    """The row of each position of the spans."""
-    rows = np.array([row for row, _, _ in spans], dtype=np.int64)
-    return np.repeat(rows, [stop - first for _, first, stop in spans]) if spans else rows
+def _layout(trees: Sequence[Tree], starts: IntArray, lengths: IntArray) -> Layout:
+    """`starts`, `lengths`: of each tree's prompt and completions, tree by tree."""
+    spans = iter([(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)])
+    prompts: list[tuple[int, int]] = []
+    completions: list[tuple[int, int, int]] = []
+    for index, tree in enumerate(trees):
+        prompts.append(next(spans))
+        completions += [(*next(spans), index) for _ in tree.completions]
+    return Layout(tuple(prompts), tuple(completions))
+
+
+def _sides(trees: Sequence[Tree]) -> IntArray:
+    """[2B]: of all trees' completions, which is each pair's chosen one, then which is its rejected one."""
+    before = np.cumsum([0, *(len(tree.completions) for tree in trees)])
+    chosen = [before[index] + choice for index, tree in enumerate(trees) for choice in tree.chosen]
+    rejected = [before[index] + choice for index, tree in enumerate(trees) for choice in tree.rejected]
+    return np.array(chosen + rejected, dtype=np.int64)
+
+
+def _offsets(trees: Sequence[Tree]) -> IntArray:
+    """Position that each prompt and completion starts at, tree by tree."""
+    offsets = [offset for tree in trees for offset in (0, *[len(tree.prompt)] * len(tree.completions))]
+    return np.array(offsets, dtype=np.int64)
+
+
+def _uses(trees: Sequence[Tree], side: IntArray) -> IntArray:
+    """In how many of the 2B sequences each prompt and completion stands, tree by tree."""
+    counts = iter(np.bincount(side).tolist())
+    uses = [use for tree in trees for use in (2 * len(tree.pairs), *(next(counts) for _ in tree.completions))]
+    return np.array(uses, dtype=np.int64)
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """start, start + 1 ... of each length, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
+def _filled(values: IntArray, width: int) -> IntArray:
+    return np.concatenate([values, np.zeros(width - len(values), dtype=np.int64)])

@@ -67,6 +67,12 @@ class EpochOrder:
         return pairs[permutation(len(pairs), *self._key, index + 1)] if self._shuffle else pairs
 
 
+def grouped(keys: Sequence[bytes]) -> IntArray:
+    """Indices that put equal keys one after the other, where the first of them stood; else the order stays, [keys]."""
+    first: dict[bytes, int] = {}
+    return np.argsort([first.setdefault(key, index) for index, key in enumerate(keys)], kind="stable").astype(np.int64)
+
+
 def steps_per_epoch(pairs: int, global_batch: int) -> int:
     """Optimizer steps in an epoch; the last one takes what is left, so that no pair is dropped."""
     return -(-pairs // global_batch)

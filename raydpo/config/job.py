@@ -18,6 +18,9 @@ from raydpo.config.sections import (
 from raydpo.errors import ConfigError
 from raydpo.options import Section
 
+GPU_TOKENS, CPU_TOKENS = 16384, 4096
+"""Tokens of a forward that keep a GPU or a CPU busy; more only take memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
@@ -39,6 +42,11 @@ class JobConfig:
     def __post_init__(self) -> None:
         self._check_lengths()
         self._check_precision()
+        if self.model.torch_compile and self.cluster.zero_stage == 3:
+            raise ConfigError(
+                "torch_compile=true does not go with zero_stage=3, which exchanges the weights under it; "
+                "set zero_stage=2, or leave torch_compile out"
+            )
         if self.optim.eval_strategy == "steps" and self.optim.eval_steps is None:
             resolved = dataclasses.replace(self.optim, eval_steps=self.run.logging_steps)
             object.__setattr__(self, "optim", resolved)
@@ -68,6 +76,24 @@ class JobConfig:
             return "float16"
         bf16 = gpu if self.optim.bf16 is None else self.optim.bf16
         return "bfloat16" if bf16 else "float32"
+
+    def gradient_checkpointing(self, gpu: bool) -> bool:
+        """True where the backward computes activations again."""
+        chosen = self.optim.gradient_checkpointing
+        return gpu if chosen is None else chosen
+
+    def tokens_per_micro_batch(self, gpu: bool) -> int:
+        """Tokens of one forward.
+
+        Without a number of the user's, no more than the padded rows of his per_device_train_batch_size could hold, as
+        he may have chosen that for the memory that there is.
+        """
+        if self.optim.tokens_per_micro_batch is not None:
+            return self.optim.tokens_per_micro_batch
+        enough = GPU_TOKENS if gpu else CPU_TOKENS
+        if self.data.max_length is None:
+            return enough
+        return min(enough, 2 * self.data.max_length * self.optim.per_device_train_batch_size)
 
     def global_batch(self, num_workers: int) -> int:
         """Pairs in one update."""

@@ -37,16 +37,22 @@ class OptimConfig(Section):
     """The optimisation: batches, schedule, AdamW, precision, evaluation."""
 
     per_device_train_batch_size: int = option(
-        8, "Pairs a worker takes in one forward and backward.", at_least(1), "pairs"
+        8,
+        "Pairs of a worker. Global batch = per_device_train_batch_size x gradient_accumulation_steps x num_workers; "
+        "tokens_per_micro_batch cuts it into forwards.",
+        at_least(1),
+        "pairs",
     )
     per_device_eval_batch_size: int = option(
-        8, "Pairs a worker takes in one forward of evaluation.", at_least(1), "pairs"
+        8, "Pairs of a worker that are evaluated together, before the next are asked for.", at_least(1), "pairs"
     )
-    gradient_accumulation_steps: int = option(
-        1,
-        "Forwards a worker makes for one update. Global batch = per_device_train_batch_size x "
-        "gradient_accumulation_steps x num_workers.",
+    gradient_accumulation_steps: int = option(1, "Multiplies the global batch.", at_least(1))
+    tokens_per_micro_batch: int | None = option(
+        None,
+        "Tokens of a forward, each prompt counted once; only a longer pair is above it. Unset: 16384 on GPUs and 4096 "
+        "on CPUs, but no more than 2 x max_length x per_device_train_batch_size.",
         at_least(1),
+        "tokens",
     )
     num_train_epochs: float = option(3.0, "Times that each pair is trained on.", above(0), "epochs")
     max_steps: int = option(
@@ -78,7 +84,10 @@ class OptimConfig(Section):
     data_seed: int | None = option(None, "Seed of the order of pairs alone. Unset: seed.", at_least(0))
     bf16: bool | None = option(None, "Compute in bfloat16. Unset: where there is a GPU (TRL: everywhere).")
     fp16: bool = option(False, "Compute in float16, with loss scaling.")
-    gradient_checkpointing: bool = option(True, "Recompute activations in the backward: less memory, more time.")
+    gradient_checkpointing: bool | None = option(
+        None,
+        "Recompute activations in the backward: less memory, more time. Unset: where there is a GPU (TRL: everywhere).",
+    )
     eval_strategy: str = option("no", "When to evaluate on the held-out pairs.", one_of("no", "steps", "epoch"))
     eval_steps: int | None = option(
         None, "Updates between evaluations with eval_strategy steps. Unset: logging_steps.", at_least(1), "updates"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raydpo.errors import ConfigError
-from raydpo.options import Section, at_least, one_of, option, within
+from raydpo.options import Section, above, at_least, one_of, option, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,22 @@ class ModelConfig(Section):
         one_of("auto", "float32", "bfloat16", "float16"),
     )
     attn_implementation: str | None = option(
-        None, "Attention implementation, such as sdpa, eager or flash_attention_2. Unset: the model's own choice."
+        None,
+        "Attention: sdpa, varlen (torch's flash attention, on GPUs; also flash_attention_2 and _3), flex_attention, "
+        "or a name of transformers, such as eager, which cannot share prompts. Unset: varlen on GPUs in half "
+        "precision, else sdpa.",
     )
+    share_prompts: bool = option(
+        True, "Compute a prompt once for all its completions. false: a padded row for each, as models take that cannot."
+    )
+    logits_chunk_tokens: int | None = option(
+        None,
+        "Completion tokens whose logits are in memory at a time; more are computed in turns, and again in the "
+        "backward. Unset: as many as fit into 256 MiB, or into a 16th of the GPU's memory.",
+        at_least(1),
+        "tokens",
+    )
+    torch_compile: bool = option(False, "Compile the layers with torch.compile; rows then come in four lengths.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model on the hub.")
 
 
@@ -58,8 +72,9 @@ class DataConfig(Section):
     )
     train_sampling_strategy: str = option(
         "random",
-        "Order of the pairs: random, another one each epoch from the seed, or sequential, as the files have them.",
-        one_of("random", "sequential"),
+        "Order of the pairs: random, another one each epoch from the seed; group_by_prompt, random too, but pairs of "
+        "one prompt together, so that it is computed once for them; or sequential, as the files have them.",
+        one_of("random", "group_by_prompt", "sequential"),
     )
     block_pairs: int = option(
         4096, "Pairs in a block, the unit of tokenization, of scoring and of a retry.", at_least(1), "pairs"
@@ -98,9 +113,6 @@ class ReferenceConfig(Section):
     reference_resources: dict[str, float] = option({}, "Custom Ray resources that a scoring worker takes.")
     reference_label_selector: dict[str, str] = option(
         {}, "Ray node labels that a scoring worker needs, such as raydpo-role=ref."
-    )
-    precompute_ref_batch_size: int = option(
-        8, "Pairs a forward of the reference (TRL: as per_device_train_batch_size).", at_least(1), "pairs"
     )
 
 
@@ -192,6 +204,13 @@ class RunConfig(Section):
         "auto",
         "auto or true: go on from the run's newest checkpoint, if there is one; none or false: start over (Hugging "
         "Face's default); or the path of a checkpoint.",
+    )
+    device_peak_tflops: float | None = option(
+        None,
+        "What a device computes at most, in the type that is used, for the metric mfu. Unset: as its maker says of it; "
+        "without mfu where that is not known.",
+        above(0),
+        "TFLOP/s",
     )
     report_to: tuple[str, ...] = option(
         ("none",), "Trackers that get the metrics too.", one_of("none", "tensorboard", "wandb", "mlflow")

@@ -25,8 +25,6 @@ DEMO_DEFAULTS: dict[str, object] = {
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.1,
     "logging_steps": 10,
-    "gradient_checkpointing": False,
-    "precompute_ref_batch_size": 32,
     "block_pairs": 256,
 }
 """What suits a model of a million weights; other models take the ordinary defaults."""

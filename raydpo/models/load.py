@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from raydpo.errors import ModelError
+from raydpo.models.backends import register_attention
 from raydpo.models.source import ModelSource, local_folder
 
 if TYPE_CHECKING:
@@ -83,11 +84,13 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """Load a decoder language model, on the CPU (or partitioned, where ZeRO-3 has been set up), cache switched off.
 
-    `dtype` is a key of `DTYPES`; `attn_implementation` None is the model's own choice. ModelError where the model is
-    no decoder with an output embedding, is quantised, or where the files lack any of its weights.
+    `dtype` is a key of `DTYPES`; `attn_implementation` is a name of transformers, or what `attention.choose` gives;
+    None is the model's own choice. ModelError where the model is no decoder with an output embedding, is quantised, or
+    where the files lack any of its weights.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
+    register_attention()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from raydpo.batching.collate import collate
-from raydpo.models.device import device
+from raydpo.batching.collate import by_pair, collate
+from raydpo.batching.cut import Cut
+from raydpo.models.attention import AttentionChoice
+from raydpo.models.compile import compile_layers
+from raydpo.models.device import device, keep_freed_memory
 from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
 from raydpo.reference.store import TokenizedBlock, write_scores
-from raydpo.schema import FloatArray, MicroBatch
+from raydpo.schema import FloatArray
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class ScorerSpec:
 
     source: ModelSource
     dtype: str
-    attn_implementation: str | None
+    attention: AttentionChoice
     trust_remote_code: bool
     gpu: bool
     """True where each actor has a GPU."""
-    batch_pairs: int
-    """Pairs a forward (`precompute_ref_batch_size`)."""
+    cut: Cut
+    """What a forward takes."""
+    logits_chunk_tokens: int | None
+    torch_compile: bool
 
 
 class Scorer:
@@ -36,15 +41,19 @@ class Scorer:
     def __init__(self, spec: ScorerSpec) -> None:
         """Load the model, on the GPU that Ray gave this actor or on the CPU."""
         quiet_libraries()
-        self._batch_pairs = spec.batch_pairs
-        self._device = device(spec.gpu)
+        self._cut = spec.cut
+        where = device(spec.gpu)
+        keep_freed_memory()
         model = load_causal_lm(
             spec.source,
             dtype=spec.dtype,
-            attn_implementation=spec.attn_implementation,
+            attn_implementation=spec.attention.implementation,
             trust_remote_code=spec.trust_remote_code,
         )
-        self._model = CompletionLogps(model).to(self._device).eval()
+        if spec.torch_compile:
+            compile_layers(model)
+        policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)
+        self._model = policy.to(where).eval()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the one block that the batch's columns `tokenized_url` and `scores_url` name, and write its file."""
@@ -58,28 +67,13 @@ class Scorer:
     def score(self, block: TokenizedBlock) -> tuple[list[FloatArray], list[FloatArray]]:
         """Log-probs of each token of the chosen and of the rejected completions, row by row."""
         pairs = [block.pair(row) for row in range(len(block))]
-        longest_first = sorted(range(len(pairs)), key=lambda row: -pairs[row].length)  # so that little is padded
+        trees, (groups,) = self._cut.of(pairs, ranks=1)
         chosen: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(pairs)
         rejected = list(chosen)
-        for first in range(0, len(pairs), self._batch_pairs):
-            rows = longest_first[first : first + self._batch_pairs]
-            micro_batch = collate([pairs[row] for row in rows])
-            completions = self._completions(micro_batch)
-            for position, row in enumerate(rows):
-                chosen[row], rejected[row] = completions[position], completions[position + len(rows)]
+        for group in groups:
+            members = [trees[index] for index in group]
+            micro_batch = collate(members, pairs, multiple=self._cut.multiple)
+            logps: FloatArray = self._model(micro_batch)[0].cpu().numpy()
+            for row, sides in by_pair(logps, members, micro_batch).items():
+                chosen[row], rejected[row] = sides
         return chosen, rejected
-
-    def _completions(self, micro_batch: MicroBatch) -> list[FloatArray]:
-        """The log-probs of one forward, cut into the 2B completions."""
-        on_device = [
-            torch.from_numpy(array).to(self._device)
-            for array in (
-                micro_batch.input_ids,
-                micro_batch.attention_mask,
-                micro_batch.predictors,
-                micro_batch.targets,
-            )
-        ]
-        logps: FloatArray = self._model(*on_device)[0].cpu().numpy()
-        ends = np.cumsum(np.bincount(micro_batch.completion, minlength=2 * micro_batch.pairs))
-        return np.split(logps, ends[:-1])

@@ -15,7 +15,7 @@ import pyarrow as pa
 from raydpo import schema, storage
 from raydpo.errors import ReferenceMismatch
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.schema import Block, FloatArray, ScoredPair, TokenizedPair
+from raydpo.schema import Block, FloatArray, IntArray, ScoredPair, TokenizedPair
 
 
 class _Lists:
@@ -48,11 +48,15 @@ class TokenizedBlock:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
+    def prompt(self, row: int) -> IntArray:
+        """The prompt's token ids in a row."""
+        return self._prompts[row].astype(np.int64)
+
     def pair(self, row: int) -> TokenizedPair:
         """The pair in a row."""
         return TokenizedPair(
             pair_id=self.pair_ids[row],
-            prompt_ids=self._prompts[row].astype(np.int64),
+            prompt_ids=self.prompt(row),
             chosen_ids=self._chosen[row].astype(np.int64),
             rejected_ids=self._rejected[row].astype(np.int64),
         )
@@ -72,6 +76,10 @@ class ScoredBlock:
 
     def __len__(self) -> int:
         return len(self._tokenized)
+
+    def prompt(self, row: int) -> IntArray:
+        """The prompt's token ids in a row."""
+        return self._tokenized.prompt(row)
 
     def pair(self, row: int) -> ScoredPair:
         """The pair in a row, with its scores."""

@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from raydpo.batching.collate import collate_scored
-from raydpo.batching.order import EpochOrder, batch_bounds
-from raydpo.batching.planner import plan
+from raydpo.batching.cut import Cut
+from raydpo.batching.order import EpochOrder, batch_bounds, grouped
+from raydpo.batching.work import Work
 from raydpo.reference.absent import NoReference
 from raydpo.reference.store import ReferenceStore, ScoredBlock
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
@@ -29,13 +30,15 @@ class FeedSpec:
     """All that the order and the cut of the batches depend on."""
 
     seed: int
-    shuffle: bool
+    sampling: str
+    """random, group_by_prompt or sequential (`train_sampling_strategy`)."""
     window: int
     """Shuffle window, in blocks."""
     global_batch: int
     """Pairs an update."""
-    micro_pairs: int
-    """Pairs a forward, at most."""
+    cut: Cut
+    update_work: Work
+    """What an update takes of floating-point operations."""
     ranks: int
     with_prompts: bool = False
     """True where the objective counts the likelihood of the chosen completions' prompts too."""
@@ -53,6 +56,10 @@ class RankBatch:
     """As many on every rank."""
     tokens: int
     """Tokens of the global batch, each sequence with its prompt, padding not counted (TRL's `num_tokens`)."""
+    computed_tokens: int
+    """Tokens of the global batch that a forward computes: each prompt and each completion of it once."""
+    flops: float
+    """Floating-point operations of the update."""
     nll_tokens: int
     """Tokens of the global batch that a likelihood term counts: the chosen completions', with prompts where wanted."""
     pair_ids: tuple[str, ...]
@@ -90,9 +97,10 @@ class BatchSource:
 
     def rank_batches(self, position: int) -> list[RankBatch]:
         """The global batch at a position, cut for each rank."""
-        pairs = self.pairs(position)
-        plans = plan([pair.length for pair in pairs], self._spec.ranks, self._spec.micro_pairs)
+        pairs, cut = self.pairs(position), self._spec.cut
+        trees, plans = cut.of(pairs, self._spec.ranks)
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+        flops = sum(self._spec.update_work.of(tree) for tree in trees)
         with_prompts = self._spec.with_prompts
         nll_tokens = sum(len(pair.chosen_ids) for pair in pairs)
         nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
@@ -101,9 +109,14 @@ class BatchSource:
                 start=position,
                 stop=position + len(pairs),
                 micro_batches=tuple(
-                    collate_scored([pairs[index] for index in group], with_prompts=with_prompts) for group in rank_plan
+                    collate_scored(
+                        [trees[index] for index in group], pairs, with_prompts=with_prompts, multiple=cut.multiple
+                    )
+                    for group in rank_plan
                 ),
                 tokens=tokens,
+                computed_tokens=sum(tree.tokens for tree in trees),
+                flops=flops,
                 nll_tokens=nll_tokens,
                 pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
             )
@@ -114,7 +127,8 @@ class BatchSource:
         if epoch not in self._orders:
             spec = self._spec
             sizes = [block.pairs for block in self._blocks]
-            order = EpochOrder(sizes, seed=spec.seed, epoch=epoch, window=spec.window, shuffle=spec.shuffle)
+            shuffle = spec.sampling != "sequential"
+            order = EpochOrder(sizes, seed=spec.seed, epoch=epoch, window=spec.window, shuffle=shuffle)
             self._orders = {epoch: order}
         return self._orders[epoch]
 
@@ -123,7 +137,11 @@ class BatchSource:
         window = order.windows[index]
         if (epoch, index) not in self._windows:
             blocks = {block: self._store.read(self._blocks[block]) for block in window.blocks}
-            self._windows[(epoch, index)] = (order.window_rows(index), blocks)
+            rows = order.window_rows(index)
+            if self._spec.sampling == "group_by_prompt":
+                prompts = [blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows]
+                rows = rows[grouped(prompts)]
+            self._windows[(epoch, index)] = (rows, blocks)
             if len(self._windows) > KEPT_WINDOWS:
                 self._windows.popitem(last=False)
         rows, blocks = self._windows[(epoch, index)]

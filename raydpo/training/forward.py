@@ -6,37 +6,32 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.models.logprobs import TokenLogps, Wanted, completion_sums
+from raydpo.models.device import to_device
+from raydpo.models.head import TokenLogps, Wanted
+from raydpo.models.logprobs import completion_sums
 from raydpo.objectives.objective import counts_prompts
 from raydpo.objectives.pairs import PairLogps, tail_weights
 from raydpo.schema import MicroBatch
 
 
-def to_device(array: Any, device: torch.device) -> Tensor:
-    """A numpy array as a tensor; copied, as arrays from the object store are read-only."""
-    return torch.from_numpy(array.copy()).to(device, non_blocking=True)
-
-
 def forward(
     engine: Any, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float, *, with_statistics: bool
 ) -> tuple[TokenLogps, PairLogps]:
-    """Log-probs of the completion tokens, and of the pairs with the reference's beside; as `loss` counts them.
+    """Log-probs of the M completion tokens, and of the pairs with the reference's beside; as `loss` counts them.
 
     `mean_nll_tokens` is that of the global batch (see `PairLogps`).
     """
-    device = engine.device
-    inputs = (micro_batch.input_ids, micro_batch.attention_mask, micro_batch.predictors, micro_batch.targets)
     wanted = Wanted(statistics=with_statistics, collision=loss.use_weighting)
-    every = TokenLogps(*engine(*(to_device(array, device) for array in inputs), wanted))
-    completion_tokens = len(micro_batch.completion)
-    tokens, prompt_logps = every.head(completion_tokens), every.logps[completion_tokens:]
+    every = TokenLogps(*engine(micro_batch, wanted))
+    tokens = every.pick(to_device(micro_batch.tokens, engine.device))
+    prompt_logps = every.logps[to_device(micro_batch.prompt_tokens, engine.device)]
     return tokens, _pair_logps(tokens, prompt_logps, micro_batch, loss, mean_nll_tokens)
 
 
 def _pair_logps(
     tokens: TokenLogps, prompt_logps: Tensor, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float
 ) -> PairLogps:
-    """The sums over each completion, of its tokens' log-probs [N] and those of the prompts [P]."""
+    """The sums over each completion, of its tokens' log-probs [M] and those of the prompts [P]."""
     logps, device, pairs = tokens.logps, tokens.logps.device, micro_batch.pairs
     completion = to_device(micro_batch.completion, device)
     reference = to_device(micro_batch.ref_logps, device)

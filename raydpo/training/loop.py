@@ -11,8 +11,10 @@ import torch
 
 from raydpo.errors import StorageError, TrainingError
 from raydpo.models.adapters import add_lora
-from raydpo.models.device import device
+from raydpo.models.compile import compile_layers
+from raydpo.models.device import device, keep_freed_memory
 from raydpo.models.export import ExportTarget, export_adapter, export_model
+from raydpo.models.flops import peak_flops
 from raydpo.models.load import (
     disable_dropout,
     enable_gradient_checkpointing,
@@ -20,17 +22,17 @@ from raydpo.models.load import (
     load_tokenizer,
     quiet_libraries,
 )
-from raydpo.models.logprobs import CompletionLogps, TokenLogps
+from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.router import RouterLoss, router_loss
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
-from raydpo.schema import MicroBatch
 from raydpo.training import checkpoint, zero
 from raydpo.training.checkpoint import TrainState
 from raydpo.training.coupling import RewardMean
+from raydpo.training.drift import Drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
-from raydpo.training.forward import to_device
+from raydpo.training.rates import Rates
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.sums import Sums
 from raydpo.training.task import TrainReport, TrainTask
@@ -42,6 +44,7 @@ def train_worker(config: dict[str, Any]) -> TrainReport:
     quiet_libraries()
     check_run_dir(task.run_dir)
     device(task.gpu)
+    keep_freed_memory()
     zero.prepare_process(task.gpu)
     worker = Worker(task)
     worker.train()
@@ -63,18 +66,22 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[Completi
     model: Any = load_causal_lm(
         task.source,
         dtype=task.precision,
-        attn_implementation=task.job.model.attn_implementation,
+        attn_implementation=task.attention.implementation,
         trust_remote_code=task.job.model.trust_remote_code,
     )
     router = router_loss(model, task.job.loss.router_aux_loss_coef)
-    if task.job.optim.gradient_checkpointing:
+    if task.job.gradient_checkpointing(task.gpu):
         enable_gradient_checkpointing(model)
     if task.job.adapter.use_peft:
         model = add_lora(model, task.job.adapter)
     if task.job.loss.disable_dropout:
         disable_dropout(model)
+    if task.job.model.torch_compile:
+        compile_layers(model)
     del keep_alive  # held until here, as transformers keeps no reference of its own
-    return CompletionLogps(model, router), router
+    chunk_tokens = task.job.model.logits_chunk_tokens
+    policy = CompletionLogps(model, shares=task.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
+    return policy, router
 
 
 class Worker:
@@ -104,7 +111,15 @@ class Worker:
         schedule = task.schedule
         self._feed = Prefetcher(task.feed, self._rank, pairs=schedule.pairs, global_batch=schedule.global_batch)
         self._last_line: dict[str, float] = {}
-        self._clock = Clock()
+        self._rates = Rates(self._peak_flops())
+
+    def _peak_flops(self) -> float | None:
+        """Of all ranks' devices together; None where nothing is said of them."""
+        stated = self._job.run.device_peak_tflops
+        peak = stated * 1e12 if stated else None
+        if peak is None and self._task.gpu:
+            peak = peak_flops(torch.cuda.get_device_name())
+        return None if peak is None else peak * torch.distributed.get_world_size()
 
     def _given_checkpoint(self) -> ray.train.Checkpoint | None:
         path = self._job.run.resume_from_checkpoint
@@ -119,7 +134,7 @@ class Worker:
         while self._state.step < schedule.total_steps:
             waiting = time.monotonic()
             batch = self._feed.get(self._state.position, schedule.end)
-            self._clock.waited += time.monotonic() - waiting
+            self._rates.wait(time.monotonic() - waiting)
             self._update(batch)
             step, done = self._state.step, self._state.step == schedule.total_steps
             epoch_done = schedule.ends_epoch(self._state.position)
@@ -154,8 +169,7 @@ class Worker:
             against = drift.reduced() if self._job.loss.needs_reference else {}
             self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **against})
         grad_norm, learning_rate = self._zero.step()
-        self._clock.pairs += batch.pairs
-        self._clock.tokens += batch.tokens
+        self._rates.add(batch)
         rewards = (self._objective.rewards.total, self._objective.rewards.count)
         self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
         if self._log:
@@ -167,7 +181,6 @@ class Worker:
         """Average what was gathered since the last line, over ranks and samples, and write it."""
         metrics = self._sums.means(self._engine.device)
         self._sums = Sums()
-        rates = self._clock.rates()
         state, schedule = self._state, self._task.schedule
         line = {
             "step": state.step,
@@ -177,7 +190,7 @@ class Worker:
             "learning_rate": learning_rate,
             **metrics,
             "num_tokens": state.tokens,
-            **rates,
+            **self._rates.values(),
         }
         self._last_line = line
         self._write(line)
@@ -200,7 +213,7 @@ class Worker:
             return
         metrics = evaluate(self._engine, task.eval_feed, task.eval_schedule, self._objective, self._rank)
         self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
-        self._clock.restart()  # the rates are those of training
+        self._rates.restart()  # the rates are those of training
 
     def _save(self) -> None:
         if self._log:
@@ -208,7 +221,7 @@ class Worker:
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
         state = dataclasses.replace(self._state, sums=self._sums.totals(self._engine.device))
         checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
-        self._clock.restart()
+        self._rates.restart()
 
     def export(self) -> TrainReport:
         """Write the trained model, and sum the run up."""
@@ -236,54 +249,3 @@ class Worker:
 def due(strategy: str, step: int, every: int, epoch_done: bool) -> bool:
     """True after the updates that `save_strategy`, `eval_strategy` or `logging_strategy` names."""
     return {"no": False, "steps": step % every == 0, "epoch": epoch_done}[strategy]
-
-
-class Drift:
-    """|log-prob of policy - of reference| a token, before the first update."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Nothing seen yet."""
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._max = torch.zeros(1, dtype=torch.float64, device=device)
-
-    def add(self, micro_batch: MicroBatch, tokens: TokenLogps) -> None:
-        """Take in a micro-batch."""
-        if micro_batch.pairs:
-            gap = (tokens.logps.detach() - to_device(micro_batch.ref_logps, self._max.device)).abs().double()
-            self._sums += torch.stack([gap.sum(), gap.new_tensor(len(gap))])
-            self._max = torch.maximum(self._max, gap.max())
-
-    def reduced(self) -> dict[str, float]:
-        """Mean and max over all ranks, which must all call it."""
-        torch.distributed.all_reduce(self._sums)
-        torch.distributed.all_reduce(self._max, op=torch.distributed.ReduceOp.MAX)
-        return {
-            "reference_drift/mean": float(self._sums[0] / self._sums[1]),
-            "reference_drift/max": float(self._max),
-        }
-
-
-class Clock:
-    """Rates since the last line of metrics."""
-
-    def __init__(self) -> None:
-        """Start now."""
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self.pairs = 0
-        self.tokens = 0
-        self.waited = 0.0
-        self._started = time.monotonic()
-
-    def rates(self) -> dict[str, float]:
-        """Pairs and tokens a second over all ranks, and the share of time spent waiting for data; then starts anew."""
-        elapsed = time.monotonic() - self._started
-        rates = {
-            "pairs_per_second": self.pairs / elapsed,
-            "tokens_per_second": self.tokens / elapsed,
-            "data_wait": self.waited / elapsed,
-        }
-        self.restart()
-        return rates

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.models.logprobs import TokenLogps
+from raydpo.models.head import TokenLogps
 from raydpo.objectives.objective import is_coupled, losses
 from raydpo.schema import MicroBatch
 from raydpo.training.coupling import RewardMean, weights_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.models.logprobs import TokenLogps
+from raydpo.models.head import TokenLogps
 from raydpo.objectives.metrics import pair_metrics
 from raydpo.objectives.objective import has_likelihood
 from raydpo.objectives.pairs import PairLogps

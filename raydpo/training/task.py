@@ -5,6 +5,7 @@ from typing import Any
 
 from raydpo.batching.order import steps_per_epoch
 from raydpo.config import JobConfig
+from raydpo.models.attention import AttentionChoice
 from raydpo.models.source import ModelSource
 
 
@@ -54,6 +55,7 @@ class TrainTask:
     source: ModelSource
     precision: str
     """float32, bfloat16 or float16."""
+    attention: AttentionChoice
     gpu: bool
     schedule: Schedule
     feed: Any

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raydpo.batching.order import EpochOrder, batch_bounds, steps_per_epoch
+from raydpo.batching.order import EpochOrder, batch_bounds, grouped, steps_per_epoch
 
 SIZES = [5, 3, 7, 1, 4]
 
@@ -46,3 +46,10 @@ def test_batches_cut_an_epoch_without_gap_or_overlap(pairs: int, batch: int) -> 
         assert start // pairs == (stop - 1) // pairs, "a batch reaches over the end of an epoch"
         position, steps = stop, steps + 1
     assert steps == 3 * steps_per_epoch(pairs, batch)
+
+
+def test_equal_keys_come_together_where_the_first_stood() -> None:
+    keys = [b"b", b"a", b"c", b"a", b"b", b"a"]
+    assert [keys[index] for index in grouped(keys)] == [b"b", b"b", b"a", b"a", b"a", b"c"]
+    assert grouped(keys).tolist() == [0, 4, 1, 3, 5, 2], "among themselves they stay in order"
+    assert grouped([]).tolist() == []

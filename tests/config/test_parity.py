@@ -17,6 +17,7 @@ OURS = {
     "reference_label_selector", "reference_model", "reference_num_workers", "reference_resources", "shuffle_window",
     "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
     "bco_running_mean",
+    "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
     "max_prompt_length", "reference_free", "rpo_alpha",  # TRL had them until 0.28
     "warmup_ratio",  # transformers had it until version 5
 }  # fmt: skip
@@ -25,7 +26,7 @@ DIFFERENT = {
     "dtype": ("float32", "auto"),
     "label_smoothing": (0.0, None),
     "model_revision": ("main", None),
-    "precompute_ref_batch_size": (None, 8),
+    "gradient_checkpointing": (True, None),
     "resume_from_checkpoint": (None, "auto"),
 }
 """Option: (TRL's default, ours); the help of each says what ours means."""

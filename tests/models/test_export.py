@@ -93,7 +93,9 @@ def test_what_is_exported_is_what_save_pretrained_writes(
     model.save_pretrained(tmp_path / "expected")
     with torch.no_grad():
         logits = model.eval()(IDS).logits
-    trained = CompletionLogps(model).causal_lm  # with another head, which leaves names and ties as they were
+    trained = CompletionLogps(
+        model, shares=False
+    ).causal_lm
     export_model(trained, target, Partitioned(trained).gather)
 
     expected, written = stored(tmp_path / "expected"), stored(tmp_path / "out")
@@ -274,7 +276,7 @@ def test_an_adapter_loads_on_its_base(
     tokenizer = load_tokenizer(source, trust_remote_code=False)
     target = ExportTarget(str(tmp_path / "out"), source, tokenizer, is_main=True)
     count = sum(parameter.requires_grad for parameter in adapted.parameters())
-    CompletionLogps(adapted)
+    CompletionLogps(adapted, shares=False)
     partitioned = Partitioned(adapted)
     export_adapter(adapted, replace(target, is_main=False), partitioned.gather)
     of_others = partitioned.groups[:]

@@ -4,23 +4,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
-from raydpo.models import logprobs
-from raydpo.models.logprobs import CompletionLogps, TokenLogps, Wanted, completion_sums
+from raydpo.models.head import TokenLogps, Wanted, default_chunk_tokens
+from raydpo.models.logprobs import CompletionLogps, completion_sums
+from tests.models.packed import VOCABULARY, packed, pairs, plain_logits, sequences, sharing
 
 SHAPE = {
-    "vocab_size": 61,
+    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -31,54 +35,95 @@ SHAPE = {
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "gemma2 softcap": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0)),
+    "gemma2 softcap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, attn_implementation="eager")
+    ),
     "cohere scale": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)),
     "granite scaling": lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0)),
+    "phi bias": lambda: PhiForCausalLM(PhiConfig(**SHAPE)),
+    "gpt2 positions": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ),
 }
-ROWS, WIDTH, PROMPT = 4, 16, 7
 
 
-def plain_logps(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of the tokens after the prompt, and the logits that predict them, from the whole model."""
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()[:, PROMPT - 1 : -1]
-    return torch.log_softmax(logits, dim=-1).gather(2, ids[:, PROMPT:, None]).reshape(-1), logits
-
-
+@pytest.mark.parametrize("chunk_tokens", [5, 1000])
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_values_and_gradients_are_those_of_full_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 5)  # several chunks, the last one short
+def test_values_and_gradients_are_those_of_full_logits(name: str, shares: bool, chunk_tokens: int) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    ids = torch.randint(1, 61, (ROWS, WIDTH))
-    weights = torch.randn(ROWS * (WIDTH - PROMPT))
-    expected, logits = plain_logps(model, ids)
+    batch = packed(pairs(), multiple=16)
+    logits, targets = plain_logits(model, pairs(), batch)
+    expected = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    weights = torch.randn(len(expected))
     (expected * weights).sum().backward()
     gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
     model.zero_grad()
 
-    predictors = torch.cat([torch.arange(PROMPT - 1, WIDTH - 1) + row * WIDTH for row in range(ROWS)])
-    policy = CompletionLogps(model)
-    targets = ids.reshape(-1)[predictors + 1]
+    policy = CompletionLogps(sharing(model) if shares else model, shares=shares, chunk_tokens=chunk_tokens)
     wanted = Wanted(statistics=True, collision=True)
-    tokens = TokenLogps(*policy(ids, torch.ones_like(ids), predictors, targets, wanted))
+    tokens = TokenLogps(*policy(batch, wanted)).pick(torch.from_numpy(batch.tokens))
     (tokens.logps * weights).sum().backward()
 
     torch.testing.assert_close(tokens.logps, expected, rtol=1e-5, atol=1e-6)
     for key, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-4, atol=1e-6, msg=key)
-    flat = logits.reshape(-1, 61)
-    entropy = torch.distributions.Categorical(logits=flat).entropy()
+        assert (parameter.grad - gradients[key]).norm() <= 1e-5 * gradients[key].norm(), key
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(tokens.entropy, entropy, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(tokens.mean_logit, flat.mean(-1), rtol=1e-5, atol=1e-6)
-    squares = flat.softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(tokens.mean_logit, logits.mean(-1), rtol=1e-5, atol=1e-6)
+    squares = logits.softmax(-1).square().sum(-1).log()
     torch.testing.assert_close(tokens.collision, squares, rtol=1e-5, atol=1e-5)
-    assert tokens.correct.tolist() == (flat.argmax(-1) == ids[:, PROMPT:].reshape(-1)).float().tolist()
+    assert tokens.correct.tolist() == (logits.argmax(-1) == targets).float().tolist()
 
 
-def test_a_batch_without_tokens_still_reaches_every_parameter() -> None:
-    policy = CompletionLogps(MODELS["llama"]())
-    none = torch.zeros(0, dtype=torch.int64)
-    logps = policy(torch.ones(1, 8, dtype=torch.int64), torch.ones(1, 8, dtype=torch.int64), none, none)[0]
+@pytest.mark.parametrize("shares", [True, False])
+def test_prompts_have_log_probs_where_they_are_targets(shares: bool) -> None:
+    torch.manual_seed(0)
+    model = MODELS["llama"]().eval()
+    batch = packed(pairs(), with_prompts=True)
+    expected = []
+    for ids, prompt in sequences(pairs(), batch)[: batch.pairs]:
+        logps = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
+        expected.append(logps[: prompt - 1].gather(1, ids[1:prompt, None])[:, 0].sum())
+    policy = CompletionLogps(sharing(model) if shares else model, shares=shares)
+    logps = policy(batch)[0][torch.from_numpy(batch.prompt_tokens)]
+    found = completion_sums(logps, torch.from_numpy(batch.prompt), batch.pairs)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_backward_gives_the_same() -> None:
+    """What the forward kept for the first is used up by it."""
+    policy = CompletionLogps(sharing(MODELS["llama"]()), shares=True)
+    total = policy(packed(pairs()))[0].sum()
+    gradients = [torch.autograd.grad(total, list(policy.parameters()), retain_graph=True) for _ in range(2)]
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
+
+
+def test_no_more_logits_than_the_chunk_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+    original = torch.logsumexp
+
+    def watched(values: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, len(values))
+        return original(values, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "logsumexp", watched)
+    CompletionLogps(sharing(MODELS["llama"]()), shares=True, chunk_tokens=6)(packed(pairs()))
+    assert largest == 6
+
+
+def test_the_chunk_follows_the_memory() -> None:
+    assert default_chunk_tokens(torch.device("cpu"), 32_000) == 256 * 2**20 // (4 * 32_000)
+    assert default_chunk_tokens(torch.device("cpu"), 10**12) == 1
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_batch_without_tokens_still_reaches_every_parameter(shares: bool) -> None:
+    policy = CompletionLogps(sharing(MODELS["llama"]()) if shares else MODELS["llama"](), shares=shares)
+    logps = policy(packed([]))[0]
     assert logps.shape == (0,)
     logps.sum().backward()
     for name, parameter in policy.named_parameters():
@@ -89,7 +134,7 @@ def test_a_batch_without_tokens_still_reaches_every_parameter() -> None:
 def test_parameters_keep_their_names() -> None:
     model = MODELS["llama"]()
     names = list(model.state_dict())
-    CompletionLogps(model)
+    CompletionLogps(model, shares=False)
     assert sorted(model.state_dict()) == sorted(names)
 
 

@@ -14,9 +14,11 @@ from transformers import (
 )
 
 from raydpo.errors import ModelError
+from raydpo.models.head import TokenLogps
 from raydpo.models.load import enable_gradient_checkpointing
-from raydpo.models.logprobs import CompletionLogps, TokenLogps
+from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.router import router_loss
+from tests.models.packed import packed, pairs, sequences, sharing
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,
@@ -37,12 +39,16 @@ MODELS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_value_and_gradient_are_the_models_own(name: str, checkpointing: bool) -> None:
+def test_value_and_gradient_are_the_models_own(name: str, shares: bool, checkpointing: bool) -> None:
+    """Those of all 2B sequences in rows of their own, though prompts and completions stand but once in the batch."""
     torch.manual_seed(0)
     model = MODELS[name]().train()
-    ids = torch.randint(1, 61, (3, 12))
-    mask = (torch.arange(12) < torch.tensor([12, 7, 9])[:, None]).long()
+    batch = packed(pairs(), multiple=16)
+    rows = [ids for ids, _ in sequences(pairs(), batch)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     expected = model(input_ids=ids, attention_mask=mask, output_router_logits=True).aux_loss
     expected.backward()
     gradients = {
@@ -53,13 +59,20 @@ def test_value_and_gradient_are_the_models_own(name: str, checkpointing: bool) -
     if checkpointing:
         enable_gradient_checkpointing(model)
 
-    policy = CompletionLogps(model, router_loss(model, None))
-    tokens = TokenLogps(*policy(ids, mask, torch.tensor([0]), torch.tensor([1])))
+    router = router_loss(model, None)
+    policy = CompletionLogps(sharing(model) if shares else model, shares=shares, router_loss=router)
+    tokens = TokenLogps(*policy(batch))
     assert tokens.router_loss.item() == pytest.approx(expected.item(), rel=1e-6)
     tokens.router_loss.backward()
     for key, parameter in model.named_parameters():
         if key in gradients:
             torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_a_dummy_has_a_finite_loss() -> None:
+    model = MODELS["mixtral"]()
+    policy = CompletionLogps(sharing(model), shares=True, router_loss=router_loss(model, None))
+    assert TokenLogps(*policy(packed([]))).router_loss.isfinite()
 
 
 def test_the_weight_is_the_users_or_the_configs() -> None:

@@ -10,10 +10,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raydpo.batching.collate import collate_scored
+from raydpo.batching.trees import grow
 from raydpo.config import LossConfig
+from raydpo.models.attention import IMPLEMENTATIONS
+from raydpo.models.backends import register_attention
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.objectives.objective import counts_prompts
-from raydpo.schema import ScoredPair
+from raydpo.schema import MicroBatch, ScoredPair
 from raydpo.training.coupling import RewardMean
 from raydpo.training.feed import RankBatch
 from raydpo.training.step import Objective, train_micro_batches
@@ -25,8 +28,8 @@ Split = Sequence[Sequence[Sequence[int]]]
 """Micro-batches of each rank, as indices of pairs."""
 
 
-def model(dropout: float = 0.0) -> LlamaForCausalLM:
-    """Always the same random weights."""
+def model(dropout: float = 0.0, shares: bool = False) -> LlamaForCausalLM:
+    """Always the same random weights; `shares` gives it the attention that packed rows need."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=53,
@@ -38,7 +41,11 @@ def model(dropout: float = 0.0) -> LlamaForCausalLM:
         initializer_range=0.2,
         attention_dropout=dropout,
     )
-    return LlamaForCausalLM(config).train()
+    causal_lm = LlamaForCausalLM(config).train()
+    if shares:
+        register_attention()
+        causal_lm.set_attn_implementation(IMPLEMENTATIONS["sdpa"])
+    return causal_lm
 
 
 def scored_pairs() -> list[ScoredPair]:
@@ -51,7 +58,11 @@ def scored_pairs() -> list[ScoredPair]:
     pairs = []
     for index in range(PAIRS):
         prompt, chosen, rejected = ids(1, 8), ids(1, 9), ids(1, 9)
+        if index % 3 == 1:  # another answer to the prompt of the pair before
+            prompt, rejected = pairs[-1].prompt_ids, pairs[-1].chosen_ids
         scores = [draw.uniform(-6, -2, len(part)).astype(np.float32) for part in (chosen, rejected)]
+        if index % 3 == 1:
+            scores[1] = pairs[-1].ref_chosen_logps
         pairs.append(ScoredPair(f"pair-{index}", prompt, chosen, rejected, *scores))
     return pairs
 
@@ -92,19 +103,26 @@ def gradient_of(policy: CompletionLogps) -> Tensor:
 def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
     """A rank's share of the pairs."""
     pairs, prompts = scored_pairs(), counts_prompts(loss)
+
+    def packed(group: Sequence[int]) -> MicroBatch:
+        members = [pairs[index] for index in group]
+        return collate_scored(grow(members, 10**6), members, with_prompts=prompts)
+
     return RankBatch(
         start=0,
         stop=PAIRS,
-        micro_batches=tuple(collate_scored([pairs[i] for i in group], with_prompts=prompts) for group in split[rank]),
+        micro_batches=tuple(packed(group) for group in split[rank]),
         tokens=0,
+        computed_tokens=0,
+        flops=0.0,
         nll_tokens=sum(len(pair.chosen_ids) + (len(pair.prompt_ids) - 1) * prompts for pair in pairs),
         pair_ids=(),
     )
 
 
-def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0) -> Update:
+def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, shares: bool = True) -> Update:
     """This rank's part of an update -> what came of it over all ranks."""
-    policy = CompletionLogps(model(dropout))
+    policy = CompletionLogps(model(dropout, shares), shares=shares)
     engine = Engine(policy)
     objective, sums = Objective(loss, 0.0, RewardMean()), Sums()
     batch = batch_of(split, loss, rank)

@@ -1,4 +1,5 @@
-"""An objective sees the whole global batch: the same loss and gradient for any micro-batches and number of ranks.
+"""An objective sees the whole global batch: the same loss and gradient for any micro-batches and number of ranks,
+whether prompts and completions that pairs have in common are computed once or padded rows stand side by side.
 
 Losses are held to 1e-6 and gradients to 1e-5, relative; against each other, and against one backward through full
 logits of all pairs at once.
@@ -119,8 +120,9 @@ def updates(alone: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[
     """Each case under each split."""
     losses = [loss for loss, _ in CASES]
     one = [[update(split, loss, 0) for split in ONE_RANK] for loss in losses]
+    padded = [[update(ONE_RANK[0], loss, 0, shares=False)] for loss in losses]
     two = by_processes(TWO_RANKS, losses, tmp_path_factory.mktemp("ranks"))
-    return [first + second for first, second in zip(one, two, strict=True)]
+    return [[*packed, *plain, *spread] for packed, plain, spread in zip(one, padded, two, strict=True)]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "+".join(CASES[case][0].loss_type))
@@ -130,7 +132,7 @@ def test_any_split_gives_the_whole_batch(case: int, updates: list[list[Update]])
     parameters = [value for value in values.values() if isinstance(value, torch.nn.Parameter)]
     gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(expected, parameters)])
     assert gradient.norm() > 1e-3, "nothing to compare"
-    assert len(updates[case]) == len(ONE_RANK) + len(TWO_RANKS)
+    assert len(updates[case]) == len(ONE_RANK) + 1 + len(TWO_RANKS)
     for found in updates[case]:
         assert found.loss == pytest.approx(expected.item(), rel=1e-6)
         assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
@@ -156,7 +158,7 @@ def test_the_mean_of_rewards_is_over_all_ranks(updates: list[list[Update]]) -> N
 def test_both_forwards_drop_the_same() -> None:
     """With dropout: the gradient is that of one forward and backward under the same seed."""
     loss, split = CASES[0][0], ONE_RANK[0]
-    policy = CompletionLogps(model(dropout=0.3))
+    policy = CompletionLogps(model(dropout=0.3, shares=True), shares=True)
     batch = batch_of(split, loss, 0)
     torch.manual_seed(SEED)
     _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch.mean_nll_tokens, with_statistics=False)
@@ -171,7 +173,7 @@ def test_both_forwards_drop_the_same() -> None:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("logging", [False, True])
 def test_the_vocabulary_is_gone_through_for_metrics_on_logging_steps_only(logging: bool) -> None:
-    engine, sums = Engine(CompletionLogps(model())), Sums()
+    engine, sums = Engine(CompletionLogps(model(shares=True), shares=True)), Sums()
     objective = Objective(CASES[0][0], 0.0, RewardMean())
     batch = batch_of(ONE_RANK[0], objective.loss, 0)
     for _, tokens in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=logging):

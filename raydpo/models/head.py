@@ -1,0 +1,239 @@
+"""The one definition of a log-prob, used by the scorer and the trainer alike.
+
+Legend of shape suffixes: R rows, T tokens of a row, N predicted tokens, H hidden size, V vocabulary, C of a chunk.
+
+A token's log-prob is a float32 log-softmax of the logits of the token before it. Only tokens that are asked for reach
+the vocabulary, C of them at a time, so that no [R, T, V] tensor ever exists.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydpo.errors import ModelError
+
+CPU_LOGITS_BYTES = 256 * 2**20
+"""Memory for the logits of one chunk on a CPU."""
+GPU_LOGITS_SHARE = 1 / 16
+"""The same on a GPU, as a share of its memory."""
+
+
+def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
+    """Tokens whose float32 logits may be held at a time where nothing else is said."""
+    memory: float = CPU_LOGITS_BYTES
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory * GPU_LOGITS_SHARE
+    return max(int(memory / (4 * vocabulary)), 1)
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What some models do to their logits after the head; the identity by default."""
+
+    scale: float = 1.0
+    """Factor (Cohere's `logit_scale`, one over Granite's `logits_scaling`)."""
+    softcap: float | None = None
+    """Gemma's `final_logit_softcapping` c: c * tanh(logits / c)."""
+
+    def __call__(self, logits_CV: Tensor) -> Tensor:
+        """The transformed logits, [C, V]."""
+        logits_CV = logits_CV * self.scale if self.scale != 1.0 else logits_CV
+        return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
+
+    def backward(self, transformed_CV: Tensor, grad_CV: Tensor) -> Tensor:
+        """The gradient with respect to the logits, from the transformed ones and the gradient with respect to them."""
+        if self.softcap is not None:
+            grad_CV = grad_CV * (1 - (transformed_CV / self.softcap) ** 2)
+        return grad_CV * self.scale if self.scale != 1.0 else grad_CV
+
+    @staticmethod
+    def of(config: Any) -> "LogitTransform":
+        """Read it from a Hugging Face model config."""
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """What a forward says of N tokens; all but the log-probs are empty unless asked for."""
+
+    logps: Tensor
+    """[N] float32, natural log, differentiable."""
+    entropy: Tensor
+    """[N] entropy of the predicted distribution, in nats."""
+    correct: Tensor
+    """[N] 1 where the token was the most likely one."""
+    mean_logit: Tensor
+    """[N] mean of the logits over the vocabulary."""
+    collision: Tensor
+    """[N] log of the chance that two draws from the predicted distribution agree, log sum p^2."""
+    router_loss: Tensor
+    """[] load-balancing loss of the experts over all tokens of the forward; 0 for dense models."""
+
+    def pick(self, tokens: Tensor) -> "TokenLogps":
+        """What it says of some of the tokens, given by index [M]; a token may be picked more than once."""
+
+        def picked(values: Tensor) -> Tensor:
+            return values[tokens] if len(values) else values
+
+        return TokenLogps(
+            logps=self.logps[tokens],
+            entropy=picked(self.entropy),
+            correct=picked(self.correct),
+            mean_logit=picked(self.mean_logit),
+            collision=picked(self.collision),
+            router_loss=self.router_loss,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a forward shall say beside the log-probs; each costs a pass over the vocabulary."""
+
+    statistics: bool = False
+    """Entropy, accuracy, mean logit."""
+    collision: bool = False
+    """`TokenLogps.collision`."""
+
+
+NOTHING_MORE = Wanted()
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    """log softmax(transform(hidden W^T + b))[target], a chunk of tokens at a time.
+
+    Forward keeps the log-sum-exp of each token, and the probabilities of the last chunk, which are in memory anyway;
+    backward starts with these and computes the other chunks again. So never more than one chunk x V exists, and where
+    all tokens fit into one chunk nothing is computed twice. One autograd node, so that ZeRO-3 gathers the weight once,
+    whatever the number of chunks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        head: "CompletionHead",
+        wanted: Wanted,
+    ) -> tuple[Tensor, ...]:
+        count = len(targets_N)
+        extra = count if wanted.statistics else 0
+        logps, lse = (hidden_NH.new_empty(count, dtype=torch.float32) for _ in range(2))
+        entropy, correct, mean_logit = (hidden_NH.new_empty(extra, dtype=torch.float32) for _ in range(3))
+        collision = hidden_NH.new_empty(count if wanted.collision else 0, dtype=torch.float32)
+        logits_CV = None
+        for chunk in _chunks(count, head.chunk_tokens):
+            logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logits_CV)
+            lse[chunk] = torch.logsumexp(logits_CV, dim=-1)
+            logps[chunk] = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1) - lse[chunk]
+            if wanted.collision:
+                collision[chunk] = torch.logsumexp(2 * logits_CV, dim=-1) - 2 * lse[chunk]
+            if wanted.statistics:
+                correct[chunk] = (logits_CV.argmax(dim=-1) == targets_N[chunk]).float()
+                mean_logit[chunk] = logits_CV.mean(dim=-1)
+                # H = log Z - E[logit], with E under the softmax
+                entropy[chunk] = lse[chunk] - ((logits_CV - lse[chunk, None]).exp() * logits_CV).sum(dim=-1)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse)
+        ctx.head = head
+        ctx.last_logits = logits_CV if any(ctx.needs_input_grad[:3]) else None
+        ctx.mark_non_differentiable(entropy, correct, mean_logit, collision)
+        return logps, entropy, correct, mean_logit, collision
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
+        hidden_NH, weight_VH, bias_V, targets_N, lse = ctx.saved_tensors
+        grad_N = grads[0]
+        grad_hidden = torch.empty_like(hidden_NH)
+        # fp32, as many small chunks are summed: bf16 would lose the later ones.
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        logits_CV, ctx.last_logits = ctx.last_logits, None
+        chunks = _chunks(len(targets_N), ctx.head.chunk_tokens)
+        for chunk in reversed(chunks):
+            if chunk is not chunks[-1] or logits_CV is None:
+                logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, ctx.head.transform, logits_CV)
+            grad_CV = _logit_grads(logits_CV, lse[chunk], targets_N[chunk], grad_N[chunk], ctx.head.transform)
+            if grad_bias is not None:
+                grad_bias += grad_CV.sum(dim=0)
+            narrow_CV = grad_CV.to(hidden_NH.dtype)
+            torch.mm(narrow_CV, weight_VH, out=grad_hidden[chunk])
+            if grad_weight is not None and narrow_CV.dtype == torch.float32:
+                grad_weight.addmm_(narrow_CV.T, hidden_NH[chunk])
+            elif grad_weight is not None:
+                grad_weight += narrow_CV.T @ hidden_NH[chunk]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_VH.dtype),
+            None if grad_bias is None else grad_bias.to(bias_V.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    """Cuts of at most `size` tokens; the first is what the others leave, so that the last is as large as can be."""
+    firsts = range(count % size - size if count % size else 0, count, size)
+    return [slice(max(first, 0), first + size) for first in firsts]
+
+
+def _logits(
+    hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform, buffer: Tensor | None
+) -> Tensor:
+    """Transformed logits [C, V] in float32, in the memory of `buffer` where they fit: fresh pages cost a CPU dearly."""
+    if hidden_CH.dtype == torch.float32 and buffer is not None and len(buffer) >= len(hidden_CH):
+        logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer[: len(hidden_CH)])
+        return transform(logits_CV if bias_V is None else logits_CV.add_(bias_V))
+    return transform(nn.functional.linear(hidden_CH, weight_VH, bias_V).float())
+
+
+def _logit_grads(
+    logits_CV: Tensor, lse_C: Tensor, targets_C: Tensor, grad_C: Tensor, transform: LogitTransform
+) -> Tensor:
+    """d (sum of grad x logp) / d (logits before the transform), [C, V]; takes the place of the logits where it can."""
+    transformed_CV = logits_CV.clone() if transform.softcap is not None else logits_CV
+    # d logp / d logits = onehot(target) - softmax
+    grad_CV = logits_CV.sub_(lse_C[:, None]).exp_().mul_(-grad_C[:, None])
+    grad_CV[torch.arange(len(grad_CV), device=grad_CV.device), targets_C] += grad_C
+    return transform.backward(transformed_CV, grad_CV)
+
+
+class CompletionHead(nn.Module):
+    """Takes the place of a model's output embedding: same parameters, but log-probs of given tokens as output."""
+
+    def __init__(self, output_embedding: nn.Module, transform: LogitTransform, chunk_tokens: int | None) -> None:
+        """Share (not copy) the weight and bias of `output_embedding`, so that names and ties stay as they were.
+
+        `chunk_tokens`: tokens whose logits are held at a time; None: as `default_chunk_tokens` says.
+        """
+        super().__init__()
+        weight, bias = getattr(output_embedding, "weight", None), getattr(output_embedding, "bias", None)
+        if not isinstance(weight, nn.Parameter):
+            raise ModelError(
+                f"the output embedding is a {type(output_embedding).__name__} without a weight of its own; only a "
+                "linear head can be trained: leave the output embedding out of lora_target_modules and of quantisation"
+            )
+        self.weight = weight
+        self.bias: nn.Parameter | None = bias
+        self.transform = transform
+        self._chunk_tokens = chunk_tokens
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens whose logits are held at a time."""
+        return self._chunk_tokens or default_chunk_tokens(self.weight.device, self.weight.shape[0])
+
+    def forward(
+        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, wanted: Wanted
+    ) -> tuple[Tensor, ...]:
+        """The fields of `TokenLogps` that are [N]; a tuple, since ZeRO-3's hooks look into tuples only."""
+        hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
+        outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, self.weight, self.bias, targets_N, self, wanted
+        )
+        return outputs

@@ -1,0 +1,40 @@
+"""From pairs to the micro-batches of ranks: what is shared, what is cut, and who gets it."""
+
+import numpy as np
+
+from raydpo.batching.cut import Cut
+from raydpo.batching.work import Work
+from raydpo.schema import TokenizedPair
+
+WORK = Work(token=1.0, completion_token=1.0, attention=((0.01, None),))
+
+
+def pairs(count: int, prompts: int) -> list[TokenizedPair]:
+    """Prompts of 50 tokens, completions of 10, all different; pair i has prompt i mod `prompts`."""
+
+    def ids(start: int, length: int) -> np.ndarray:
+        return np.arange(start, start + length, dtype=np.int64)
+
+    return [
+        TokenizedPair(str(index), ids(10**6 * (index % prompts), 50), ids(100 * index, 10), ids(100 * index + 50, 10))
+        for index in range(count)
+    ]
+
+
+def test_a_prompt_is_shared_as_far_as_the_budget_goes() -> None:
+    trees, plans = Cut(tokens=100, work=WORK, padded=False).of(pairs(8, prompts=1), ranks=1)
+    # 50 tokens of prompt leave room for 2 pairs of 20
+    assert [tree.tokens for tree in trees] == [90] * 4
+    assert sorted(plans[0]) == [[0], [1], [2], [3]]
+
+
+def test_pairs_of_one_prompt_do_not_leave_ranks_idle() -> None:
+    trees, plans = Cut(tokens=10_000, work=WORK, padded=False).of(pairs(16, prompts=1), ranks=4)
+    assert all(len(plan) == 1 and plan[0] for plan in plans)
+    loads = [sum(WORK.of(trees[index]) for index in plan[0]) for plan in plans]
+    assert max(loads) / min(loads) < 1.5
+
+
+def test_nothing_is_shared_in_padded_rows() -> None:
+    trees, _ = Cut(tokens=10_000, work=WORK, padded=True).of(pairs(6, prompts=2), ranks=1)
+    assert [tree.pairs for tree in trees] == [(0,), (2,), (4,), (1,), (3,), (5,)]
