@@ -65,7 +65,9 @@ def settle(job: JobConfig) -> Setting:
     nodes = placement.nodes_of(ray.nodes())
     train_group, reference_group = placement.train_group(job, nodes), placement.reference_group(job, nodes)
     gpu = train_group.gpus > 0
-    zero_config(job, job.precision(gpu=gpu), gpu=gpu)  # reads the file that `deepspeed` names
+    zero_config(
+        job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers
+    )  # reads the file that `deepspeed` names
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model

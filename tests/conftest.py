@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Runs beside each other have more threads than there are cores: one that spins while it waits takes a core from another.
+# Runs beside each other have more threads than cores: one that spins while it waits takes a core from another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # How often Ray Train looks at its workers: at its 2 s, tiny runs mostly wait to be seen to have saved or ended.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

@@ -47,9 +47,7 @@ def grow(pairs: Sequence[TokenizedPair], max_tokens: int, max_pairs: int | None 
     for index, pair in enumerate(pairs):
         by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(index)
     most = max_pairs or max(len(pairs), 1)
-    parts = (
-        members[first : first + most] for members in by_prompt.values() for first in range(0, len(members), most)
-    )
+    parts = (members[first : first + most] for members in by_prompt.values() for first in range(0, len(members), most))
     return [tree for part in parts for tree in _trees(pairs, part, max_tokens)]
 
 

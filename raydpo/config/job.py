@@ -8,6 +8,7 @@ from raydpo import options
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import OptimConfig
 from raydpo.config.sections import (
+    DEFAULT_ZERO_STAGE,
     AdapterConfig,
     ClusterConfig,
     DataConfig,
@@ -18,7 +19,7 @@ from raydpo.config.sections import (
 from raydpo.errors import ConfigError
 from raydpo.options import Section
 
-GPU_TOKENS, CPU_TOKENS = 16384, 4096
+GPU_TOKENS, CPU_TOKENS = 16384, 2048
 """Tokens of a forward that keep a GPU or a CPU busy; more only take memory."""
 
 
@@ -94,6 +95,14 @@ class JobConfig:
         if self.data.max_length is None:
             return enough
         return min(enough, 2 * self.data.max_length * self.optim.per_device_train_batch_size)
+
+    def zero_stage(self, num_workers: int, precision: str) -> int:
+        """ZeRO's stage; without a number of the user's, 0 where nothing could be spread nor need be summed wider."""
+        cluster = self.cluster
+        if cluster.zero_stage is not None:
+            return cluster.zero_stage
+        alone = num_workers == 1 and precision == "float32" and cluster.offload == "none"
+        return 0 if alone else DEFAULT_ZERO_STAGE
 
     def global_batch(self, num_workers: int) -> int:
         """Pairs in one update."""

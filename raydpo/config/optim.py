@@ -49,7 +49,7 @@ class OptimConfig(Section):
     gradient_accumulation_steps: int = option(1, "Multiplies the global batch.", at_least(1))
     tokens_per_micro_batch: int | None = option(
         None,
-        "Tokens of a forward, each prompt counted once; only a longer pair is above it. Unset: 16384 on GPUs and 4096 "
+        "Tokens of a forward, each prompt counted once; only a longer pair is above it. Unset: 16384 on GPUs and 2048 "
         "on CPUs, but no more than 2 x max_length x per_device_train_batch_size.",
         at_least(1),
         "tokens",

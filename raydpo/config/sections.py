@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from raydpo.errors import ConfigError
 from raydpo.options import Section, above, at_least, one_of, option, within
 
+DEFAULT_ZERO_STAGE = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
@@ -157,8 +159,11 @@ class ClusterConfig(Section):
     worker_label_selector: dict[str, str] = option(
         {}, "Ray node labels that a train worker needs, such as raydpo-role=train."
     )
-    zero_stage: int = option(
-        2, "DeepSpeed ZeRO: 0 spreads nothing, 1 optimizer, 2 and gradients, 3 and weights.", one_of(0, 1, 2, 3)
+    zero_stage: int | None = option(
+        None,
+        "DeepSpeed ZeRO: 0 spreads nothing, 1 optimizer, 2 and gradients, 3 and weights. Unset: 2, but 0 for a single "
+        "worker in float32.",
+        one_of(0, 1, 2, 3),
     )
     offload: str = option(
         "none", "What is kept in CPU memory: the optimizer, or all (weights too).", one_of("none", "optimizer", "all")
@@ -171,10 +176,9 @@ class ClusterConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
-        if self.zero_stage < needed:
-            raise ConfigError(
-                f"offload={self.offload} needs zero_stage at least {needed}, not {self.zero_stage}; raise it"
-            )
+        stage = DEFAULT_ZERO_STAGE if self.zero_stage is None else self.zero_stage
+        if stage < needed:
+            raise ConfigError(f"offload={self.offload} needs zero_stage at least {needed}, not {stage}; raise it")
 
 
 @dataclass(frozen=True, kw_only=True)

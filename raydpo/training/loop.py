@@ -93,7 +93,9 @@ class Worker:
         self._job = task.job
         self._rank = torch.distributed.get_rank()
         torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
-        self._zero_config = zero.zero_config(task.job, task.precision, task.gpu)
+        self._zero_config = zero.zero_config(
+            task.job, task.precision, gpu=task.gpu, num_workers=torch.distributed.get_world_size()
+        )
         policy, router = build_policy(task, self._zero_config)
         self._model: Any = policy.model
         self._zero = zero.Engine(policy, task, self._zero_config)

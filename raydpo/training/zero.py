@@ -22,13 +22,13 @@ BATCH_KEYS = {
 }
 
 
-def zero_config(job: JobConfig, precision: str, gpu: bool) -> dict[str, Any]:
+def zero_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: int) -> dict[str, Any]:
     """The DeepSpeed config of a run: from the flags, then what the file named by `deepspeed` says, which wins.
 
     Accumulation is driven by hand over a loss that is normalised by the global batch, so to DeepSpeed each update is
     one step of accumulation. `ConfigError` where the file cannot be read or sets a batch size.
     """
-    stage = job.cluster.zero_stage
+    stage = job.zero_stage(num_workers, precision)
     zero: dict[str, Any] = {"stage": stage}
     if job.cluster.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
@@ -130,7 +130,7 @@ def _optimizer(job: JobConfig, config: Mapping[str, Any], model: nn.Module, gpu:
 
         offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **arguments)
         return offloaded
-    return torch.optim.AdamW(groups, **arguments, fused=gpu)
+    return torch.optim.AdamW(groups, **arguments, fused=True)
 
 
 class Engine:

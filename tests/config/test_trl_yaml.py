@@ -116,7 +116,7 @@ def test_the_documented_files(text: str, tmp_path: Path) -> None:
     assert config.notices == ()
     assert (config.model.model_name_or_path, config.data.dataset_name) == ("Qwen/Qwen2.5-0.5B", ("anthropic/hh-rlhf",))
     assert config.cluster.num_workers == (4 if "num_processes" in text else None)
-    assert config.cluster.zero_stage == 2
+    assert config.zero_stage(num_workers=4, precision="bfloat16") == 2
 
 
 @pytest.mark.parametrize("job", ["orpo", "cpo"])

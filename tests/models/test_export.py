@@ -93,9 +93,7 @@ def test_what_is_exported_is_what_save_pretrained_writes(
     model.save_pretrained(tmp_path / "expected")
     with torch.no_grad():
         logits = model.eval()(IDS).logits
-    trained = CompletionLogps(
-        model, shares=False
-    ).causal_lm
+    trained = CompletionLogps(model, shares=False).causal_lm
     export_model(trained, target, Partitioned(trained).gather)
 
     expected, written = stored(tmp_path / "expected"), stored(tmp_path / "out")
