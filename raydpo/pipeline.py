@@ -19,7 +19,7 @@ from raydpo.reference.digest import identify
 from raydpo.reference.pool import ScoringReport, score
 from raydpo.reference.scorer import ScorerSpec
 from raydpo.reference.store import ReferenceStore
-from raydpo.reporting.console import Poller, Stage
+from raydpo.reporting.console import Poller, Stage, say
 from raydpo.schema import Block
 from raydpo.setting import Setting, settle
 from raydpo.summary import Outcome, Stopwatch, sum_up
@@ -35,6 +35,9 @@ def run(job: JobConfig) -> dict[str, Any]:
     """
     watch = Stopwatch()
     setting = settle(job)
+    say("Policy", setting.policy.told)
+    if job.loss.needs_reference and setting.reference.told != setting.policy.told:
+        say("Reference", setting.reference.told)
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
     store, scoring = score_reference(setting, train.blocks, held_out.blocks if held_out else ())

@@ -42,6 +42,15 @@ class ModelSetting:
         """True where it is on GPUs."""
         return self.group.gpus > 0
 
+    @property
+    def told(self) -> str:
+        """The same for people."""
+        rows = "packed rows with shared prompts" if self.attention.shares else "a padded row for each completion"
+        return (
+            f"{rows}, {self.attention.backend} attention ({self.attention.reason}); {self.precision}, up to "
+            f"{self.cut.tokens:,} tokens a forward"
+        )
+
 
 @dataclass(frozen=True)
 class Setting:

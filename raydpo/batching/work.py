@@ -7,6 +7,7 @@ from raydpo.batching.trees import Tree
 from raydpo.schema import TokenizedPair
 
 PADDED_TO = 8
+"""Padded rows have a multiple of this many tokens: matrix units want it, and allocators see fewer shapes."""
 
 
 def padded_width(longest: int) -> int:

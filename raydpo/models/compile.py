@@ -11,11 +11,12 @@ MOST_SHAPES = 32
 """Rows come in few lengths, for training and evaluation each; longer pairs than a forward should hold add some."""
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: Any, *, bounded: bool) -> None:
     """Compile each decoder layer of a transformers model, in place; ModelError where it does not tell its layers.
 
     Layers are compiled one by one, as they are alike and then share what was compiled. Attention over shared prompts
-    stays outside, since its segments differ from row to row.
+    stays outside, since its segments differ from row to row. `bounded`: rows come in few lengths, and each is compiled
+    for; else one graph serves all shapes.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -24,4 +25,4 @@ def compile_layers(model: Any) -> None:
         )
     torch._dynamo.config.recompile_limit = MOST_SHAPES
     for layer in layers:
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=not bounded)

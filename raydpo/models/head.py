@@ -136,8 +136,9 @@ class _ChunkedLogps(torch.autograd.Function):
             if wanted.statistics:
                 correct[chunk] = (logits_CV.argmax(dim=-1) == targets_N[chunk]).float()
                 mean_logit[chunk] = logits_CV.mean(dim=-1)
-                # H = log Z - E[logit], with E under the softmax
-                entropy[chunk] = lse[chunk] - ((logits_CV - lse[chunk, None]).exp() * logits_CV).sum(dim=-1)
+                # H = log Z - E[logit], with E under the softmax; a product that makes no third [C, V]
+                expected = torch.linalg.vecdot(torch.softmax(logits_CV, dim=-1), logits_CV)
+                entropy[chunk] = lse[chunk] - expected
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse)
         ctx.head = head
         ctx.last_logits = logits_CV if any(ctx.needs_input_grad[:3]) else None

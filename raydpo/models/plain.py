@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raydpo.batching.work import padded_width
 from raydpo.schema import IntArray, MicroBatch
-
-PAD_TO_MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens: matrix units want it, and allocators see fewer shapes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ def unroll(batch: MicroBatch) -> PlainRows:
     layout = batch.layout
     spans = [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
     lengths = [end - begin + stop - start for begin, end, start, stop in spans]
-    width = -(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    width = padded_width(max(lengths))
     input_ids, attention_mask, uses = (np.zeros((len(spans), width), dtype=np.int64) for _ in range(3))
     for row, ((begin, end, start, stop), length) in enumerate(zip(spans, lengths, strict=True)):
         input_ids[row, :length] = np.concatenate([batch.input_ids[begin:end], batch.input_ids[start:stop]])

@@ -51,7 +51,7 @@ class Scorer:
             trust_remote_code=spec.trust_remote_code,
         )
         if spec.torch_compile:
-            compile_layers(model)
+            compile_layers(model, bounded=spec.attention.shares)
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)
         self._model = policy.to(where).eval()
 

@@ -54,6 +54,11 @@ class Stage:
         self._stream.flush()
 
 
+def say(title: str, text: str) -> None:
+    """Print a line that belongs to no stage."""
+    print(f"{title:<12} {text}", flush=True)
+
+
 def duration(seconds: float) -> str:
     """`7 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)

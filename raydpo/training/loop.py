@@ -77,7 +77,7 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[Completi
     if task.job.loss.disable_dropout:
         disable_dropout(model)
     if task.job.model.torch_compile:
-        compile_layers(model)
+        compile_layers(model, bounded=task.attention.shares)
     del keep_alive  # held until here, as transformers keeps no reference of its own
     chunk_tokens = task.job.model.logits_chunk_tokens
     policy = CompletionLogps(model, shares=task.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)

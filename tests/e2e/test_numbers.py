@@ -68,14 +68,26 @@ def assert_weights_close(actual: dict[str, Tensor], expected: dict[str, Tensor])
         assert (tensor - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
-def test_each_step_equals_the_plain_loop(one_worker: Run, expected: Any) -> None:
-    history, _ = expected
-    assert len(one_worker.lines) == len(history) == 6
-    for line, plain_line in zip(one_worker.lines, history, strict=True):
+def assert_steps_close(run: Run, history: list[dict[str, float]]) -> None:
+    """Each figure to 1e-5."""
+    assert len(run.lines) == len(history) == 6
+    for line, plain_line in zip(run.lines, history, strict=True):
         for name, value in plain_line.items():
             # a reward is a small difference of large sums: its error is that of the sums
             floor = 1e-5 * OPTIONS["beta"] * abs(plain_line["logps/chosen"]) if name.startswith("rewards") else 0
             assert line[name] == pytest.approx(value, rel=1e-5, abs=floor), (line["step"], name)
+
+
+def test_each_step_equals_the_plain_loop(one_worker: Run, expected: Any) -> None:
+    assert_steps_close(one_worker, expected[0])
+
+
+def test_so_do_padded_rows_in_small_forwards(tmp_path: Path, job: dict[str, Any], expected: Any) -> None:
+    levers = {"share_prompts": False, "tokens_per_micro_batch": 100, "logits_chunk_tokens": 7}
+    run = run_job(tmp_path, **job, gradient_accumulation_steps=2, gradient_checkpointing=True, **levers)
+    assert run.summary["reference"]["completions_reused"] == 0, "other attention is another reference"
+    assert run.summary["training"]["attention"].startswith("plain")
+    assert_steps_close(run, expected[0])
 
 
 def test_trained_weights_equal_the_plain_loop(one_worker: Run, expected: Any, tiny_model: Path) -> None:
