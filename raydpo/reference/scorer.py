@@ -11,7 +11,7 @@ from raydpo.batching.collate import by_pair, collate
 from raydpo.batching.cut import Cut
 from raydpo.models.attention import AttentionChoice
 from raydpo.models.compile import compile_layers
-from raydpo.models.device import device, keep_freed_memory
+from raydpo.models.device import device
 from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
@@ -43,7 +43,6 @@ class Scorer:
         quiet_libraries()
         self._cut = spec.cut
         where = device(spec.gpu)
-        keep_freed_memory()
         model = load_causal_lm(
             spec.source,
             dtype=spec.dtype,

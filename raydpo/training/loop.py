@@ -12,7 +12,7 @@ import torch
 from raydpo.errors import StorageError, TrainingError
 from raydpo.models.adapters import add_lora
 from raydpo.models.compile import compile_layers
-from raydpo.models.device import device, keep_freed_memory
+from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.flops import peak_flops
 from raydpo.models.load import (
@@ -44,7 +44,6 @@ def train_worker(config: dict[str, Any]) -> TrainReport:
     quiet_libraries()
     check_run_dir(task.run_dir)
     device(task.gpu)
-    keep_freed_memory()
     zero.prepare_process(task.gpu)
     worker = Worker(task)
     worker.train()
