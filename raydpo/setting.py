@@ -1,12 +1,14 @@
 """What a run settles before its first stage, so that most of what can go wrong does so at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from transformers import PreTrainedTokenizerBase
 
 from raydpo import placement
 from raydpo.batching.cut import Cut
+from raydpo.batching.work import Work
 from raydpo.config import JobConfig
 from raydpo.models.attention import AttentionChoice, choose
 from raydpo.models.flops import work_of
@@ -74,26 +76,29 @@ def settle(job: JobConfig) -> Setting:
     nodes = placement.nodes_of(ray.nodes())
     train_group, reference_group = placement.train_group(job, nodes), placement.reference_group(job, nodes)
     gpu = train_group.gpus > 0
-    zero_config(
-        job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers
-    )  # reads the file that `deepspeed` names
+    # Reads the file that `deepspeed` names.
+    zero_config(job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
-    check_router(load_config(source, trust_remote_code=trust), job.loss.router_aux_loss_coef)
-    policy = model_setting(job, source, train_group)
-    reference = model_setting(job, reference_source, reference_group)
+    config = load_config(source, trust_remote_code=trust)
+    check_router(config, job.loss.router_aux_loss_coef)
+    policy = model_setting(job, source, train_group, config, work_of(config))
+    reference_config, work = config, policy.cut.work
+    if reference_source != source:
+        reference_config = load_config(reference_source, trust_remote_code=trust)
+        work = work_of(reference_config)
+    reference = model_setting(job, reference_source, reference_group, reference_config, work)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
     return Setting(job, run_dir, tokenizer, policy, reference)
 
 
-def model_setting(job: JobConfig, source: ModelSource, group: Group) -> ModelSetting:
-    """How a model computes on a group of workers; `ModelError` where it cannot."""
+def model_setting(job: JobConfig, source: ModelSource, group: Group, config: Any, work: Work) -> ModelSetting:
+    """How a model with this Hugging Face config computes on a group of workers; `ModelError` where it cannot."""
     gpu = group.gpus > 0
-    config = load_config(source, trust_remote_code=job.model.trust_remote_code)
     precision = job.precision(gpu=gpu)
     attention = choose(
         config,
@@ -104,5 +109,5 @@ def model_setting(job: JobConfig, source: ModelSource, group: Group) -> ModelSet
     )
     tokens = job.tokens_per_micro_batch(gpu=gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if gpu else 1
-    cut = Cut(tokens=tokens, work=work_of(config), padded=not attention.shares, multiple=multiple)
+    cut = Cut(tokens=tokens, work=work, padded=not attention.shares, multiple=multiple)
     return ModelSetting(source, group, precision, attention, cut)

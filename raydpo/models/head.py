@@ -105,8 +105,8 @@ NOTHING_MORE = Wanted()
 class _ChunkedLogps(torch.autograd.Function):
     """log softmax(transform(hidden W^T + b))[target], a chunk of tokens at a time.
 
-    Forward keeps the log-sum-exp of each token, and the probabilities of the last chunk, which are in memory anyway;
-    backward starts with these and computes the other chunks again. So never more than one chunk x V exists, and where
+    Forward keeps the log-sum-exp of each token, and the logits of the last chunk, which are in memory anyway; backward
+    starts with these and computes the other chunks again. So the logits of one chunk alone exist at a time, and where
     all tokens fit into one chunk nothing is computed twice. One autograd node, so that ZeRO-3 gathers the weight once,
     whatever the number of chunks.
     """

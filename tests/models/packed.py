@@ -13,6 +13,15 @@ from raydpo.models.backends import register_attention
 from raydpo.schema import MicroBatch, TokenizedPair
 
 VOCABULARY = 61
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of a tiny decoder, in the words of most families' configs."""
 
 
 def pairs() -> list[TokenizedPair]:

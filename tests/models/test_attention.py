@@ -13,15 +13,11 @@ from raydpo.models.attention import IMPLEMENTATIONS, SHARING, AttentionChoice, c
 from raydpo.models.backends import register_attention
 from raydpo.models.segments import Segments
 from raydpo.schema import Layout
+from tests.models.packed import SHAPE as TINY
 
 CPU = torch.device("cpu")
 SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    **TINY,
     "head_dim": 8,
     "max_position_embeddings": 64,
     "pad_token_id": 0,

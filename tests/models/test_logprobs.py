@@ -21,17 +21,10 @@ from transformers import (
 
 from raydpo.models.head import TokenLogps, Wanted, default_chunk_tokens
 from raydpo.models.logprobs import CompletionLogps, completion_sums
+from tests.models.packed import SHAPE as TINY
 from tests.models.packed import VOCABULARY, packed, pairs, plain_logits, sequences, sharing
 
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
+SHAPE = {**TINY, "pad_token_id": 0}
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),

@@ -18,16 +18,8 @@ from raydpo.models.head import TokenLogps
 from raydpo.models.load import enable_gradient_checkpointing
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.router import router_loss
-from tests.models.packed import packed, pairs, sequences, sharing
+from tests.models.packed import SHAPE, packed, pairs, sequences, sharing
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 MODELS: dict[str, Any] = {
     "mixtral": lambda: MixtralForCausalLM(
         MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, router_aux_loss_coef=0.02)
