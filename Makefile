@@ -11,7 +11,7 @@ PIP = DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-versi
 help:
 	@echo "make demo    train on the built-in preferences; options go in ARGS='--max_steps 10'"
 	@echo "make test    run the tests; pytest's options go in ARGS='-k config'"
-	@echo "make bench   against TRL, half an hour on two cores; ARGS='--help' lists its options"
+	@echo "make bench   against TRL, an hour on two cores; ARGS='--help' lists its options"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make clean   remove .venv and the caches"
 	@echo "PYTHON=python3.12 chooses the Python (3.11 or newer) of a new .venv."

@@ -105,10 +105,9 @@ NOTHING_MORE = Wanted()
 class _ChunkedLogps(torch.autograd.Function):
     """log softmax(transform(hidden W^T + b))[target], a chunk of tokens at a time.
 
-    Forward keeps the log-sum-exp of each token, and the logits of the last chunk, which are in memory anyway; backward
-    starts with these and computes the other chunks again. So the logits of one chunk alone exist at a time, and where
-    all tokens fit into one chunk nothing is computed twice. One autograd node, so that ZeRO-3 gathers the weight once,
-    whatever the number of chunks.
+    Forward keeps the log-softmax of the last chunk, which is in memory anyway; backward starts with it and computes the
+    other chunks again. So one chunk alone exists at a time, and where all tokens fit into it nothing is computed twice.
+    One autograd node, so that ZeRO-3 gathers the weight once, whatever the number of chunks.
     """
 
     @staticmethod
@@ -126,22 +125,23 @@ class _ChunkedLogps(torch.autograd.Function):
         logps, lse = (hidden_NH.new_empty(count, dtype=torch.float32) for _ in range(2))
         entropy, correct, mean_logit = (hidden_NH.new_empty(extra, dtype=torch.float32) for _ in range(3))
         collision = hidden_NH.new_empty(count if wanted.collision else 0, dtype=torch.float32)
-        logits_CV = None
+        logps_CV = None
         for chunk in _chunks(count, head.chunk_tokens):
-            logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logits_CV)
-            lse[chunk] = torch.logsumexp(logits_CV, dim=-1)
-            logps[chunk] = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1) - lse[chunk]
-            if wanted.collision:
-                collision[chunk] = torch.logsumexp(2 * logits_CV, dim=-1) - 2 * lse[chunk]
+            logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logps_CV)
+            target_C = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1)
             if wanted.statistics:
-                correct[chunk] = (logits_CV.argmax(dim=-1) == targets_N[chunk]).float()
                 mean_logit[chunk] = logits_CV.mean(dim=-1)
-                # H = log Z - E[logit], with E under the softmax; a product that makes no third [C, V]
-                expected = torch.linalg.vecdot(torch.softmax(logits_CV, dim=-1), logits_CV)
-                entropy[chunk] = lse[chunk] - expected
+            logps_CV = _log_softmax(logits_CV)
+            logps[chunk] = logps_CV.gather(1, targets_N[chunk, None]).squeeze(1)
+            lse[chunk] = target_C - logps[chunk]
+            if wanted.collision:
+                collision[chunk] = torch.logsumexp(2 * logps_CV, dim=-1)
+            if wanted.statistics:
+                correct[chunk] = (logps_CV.argmax(dim=-1) == targets_N[chunk]).float()
+                entropy[chunk] = -torch.linalg.vecdot(logps_CV.exp(), logps_CV)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse)
         ctx.head = head
-        ctx.last_logits = logits_CV if any(ctx.needs_input_grad[:3]) else None
+        ctx.last_logps = logps_CV if any(ctx.needs_input_grad[:3]) else None
         ctx.mark_non_differentiable(entropy, correct, mean_logit, collision)
         return logps, entropy, correct, mean_logit, collision
 
@@ -153,12 +153,12 @@ class _ChunkedLogps(torch.autograd.Function):
         # fp32, as many small chunks are summed: bf16 would lose the later ones.
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        logits_CV, ctx.last_logits = ctx.last_logits, None
+        logps_CV, ctx.last_logps = ctx.last_logps, None
         chunks = _chunks(len(targets_N), ctx.head.chunk_tokens)
         for chunk in reversed(chunks):
-            if chunk is not chunks[-1] or logits_CV is None:
-                logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, ctx.head.transform, logits_CV)
-            grad_CV = _logit_grads(logits_CV, lse[chunk], targets_N[chunk], grad_N[chunk], ctx.head.transform)
+            if chunk is not chunks[-1] or logps_CV is None:
+                logps_CV = _log_softmax(_logits(hidden_NH[chunk], weight_VH, bias_V, ctx.head.transform, logps_CV))
+            grad_CV = _logit_grads(logps_CV, lse[chunk], targets_N[chunk], grad_N[chunk], ctx.head.transform)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(dim=0)
             narrow_CV = grad_CV.to(hidden_NH.dtype)
@@ -193,13 +193,18 @@ def _logits(
     return transform(nn.functional.linear(hidden_CH, weight_VH, bias_V).float())
 
 
+def _log_softmax(logits_CV: Tensor) -> Tensor:
+    """Over the vocabulary; in the memory of the logits on a CPU, whose kernel is done with a row when it writes it."""
+    return torch.log_softmax(logits_CV, dim=-1, out=logits_CV if logits_CV.device.type == "cpu" else None)
+
+
 def _logit_grads(
-    logits_CV: Tensor, lse_C: Tensor, targets_C: Tensor, grad_C: Tensor, transform: LogitTransform
+    logps_CV: Tensor, lse_C: Tensor, targets_C: Tensor, grad_C: Tensor, transform: LogitTransform
 ) -> Tensor:
-    """d (sum of grad x logp) / d (logits before the transform), [C, V]; takes the place of the logits where it can."""
-    transformed_CV = logits_CV.clone() if transform.softcap is not None else logits_CV
+    """d (sum of grad x logp) / d (logits before the transform), [C, V], in the memory of the log-softmax."""
+    transformed_CV = logps_CV + lse_C[:, None] if transform.softcap is not None else logps_CV
     # d logp / d logits = onehot(target) - softmax
-    grad_CV = logits_CV.sub_(lse_C[:, None]).exp_().mul_(-grad_C[:, None])
+    grad_CV = logps_CV.exp_().mul_(-grad_C[:, None])
     grad_CV[torch.arange(len(grad_CV), device=grad_CV.device), targets_C] += grad_C
     return transform.backward(transformed_CV, grad_CV)
 

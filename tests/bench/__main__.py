@@ -27,8 +27,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--pairs",
         type=int,
-        help="HH-like pairs of a run of TRL (default 48, on a GPU 1024), a multiple of the global batch; long answers "
-        "take a third (GPU: half) and raydpo four times as many",
+        help="HH-like pairs of a run of TRL (default 16, on a GPU 1024), a multiple of the global batch; long answers "
+        "take a third (on a GPU half) and raydpo eight times as many",
     )
     parser.add_argument("--only", choices=ORDER, help="one section; what the others gave is kept in results.json")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
@@ -48,12 +48,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def sizes_of(flags: argparse.Namespace) -> Sizes:
     """How much is run."""
     batch = global_batch(flags)
-    hh = flags.pairs or (batch if flags.quick else 1024 if flags.gpu else 48)
+    hh = flags.pairs or (1024 if flags.gpu else batch)
     long = max(hh // (2 if flags.gpu else 3) // batch, 1) * batch
     if hh % batch:
         raise SystemExit(f"--pairs {hh} must be a multiple of the global batch, {batch}")
     repeats = flags.repeats or (1 if flags.quick else 3)
-    return Sizes(repeats, {"hh": hh, "long": long}, more=4, tokenized_rows=400 if flags.quick else 12_000)
+    return Sizes(repeats, {"hh": hh, "long": long}, more=8, tokenized_rows=400 if flags.quick else 12_000)
 
 
 def global_batch(flags: argparse.Namespace) -> int:
