@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydpo.batching.planner import RankPlan, plan
+from raydpo.batching.planner import plan
 from raydpo.batching.trees import Tree, grow
 from raydpo.batching.work import Work
 from raydpo.schema import TokenizedPair
@@ -22,8 +22,9 @@ class Cut:
     multiple: int = 1
     """Packed rows are filled up to a multiple of this many tokens."""
 
-    def of(self, pairs: Sequence[TokenizedPair], ranks: int) -> tuple[list[Tree], list[RankPlan]]:
-        """The pairs as trees, and each rank's micro-batches as lists of indices into these."""
+    def of(self, pairs: Sequence[TokenizedPair], ranks: int) -> list[list[list[Tree]]]:
+        """Of each rank the micro-batches, each as the trees in it; an empty one is a dummy forward."""
         # A tree goes to one rank as a whole: with more than a share of the pairs, it would leave other ranks idle.
         trees = grow(pairs, self.tokens, max_pairs=1 if self.padded else -(-len(pairs) // ranks))
-        return trees, plan(trees, ranks, self.tokens, self.work, padded=self.padded)
+        plans = plan(trees, ranks, self.tokens, self.work, padded=self.padded)
+        return [[[trees[index] for index in group] for group in rank_plan] for rank_plan in plans]

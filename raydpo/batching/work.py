@@ -1,10 +1,8 @@
 """How many floating-point operations a forward takes: what balances micro-batches, and what MFU is a share of."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydpo.batching.trees import Tree
-from raydpo.schema import TokenizedPair
 
 PADDED_TO = 8
 """Padded rows have a multiple of this many tokens: matrix units want it, and allocators see fewer shapes."""
@@ -57,15 +55,6 @@ class Work:
         """
         row = self.token * width + self._between(width)
         return row * len(tree.lengths) + self.completion_token * sum(tree.lengths)
-
-    def logical(self, pairs: Sequence[TokenizedPair]) -> float:
-        """FLOPs of a forward of the pairs with nothing shared and nothing padded: each is two sequences."""
-        total = 0.0
-        for pair in pairs:
-            for completion in (pair.chosen_ids, pair.rejected_ids):
-                length = len(pair.prompt_ids) + len(completion)
-                total += self.token * length + self.completion_token * len(completion) + self._between(length)
-        return total
 
     def trained(self, *, frozen: bool = False) -> "Work":
         """The work of forward and backward together, recomputed activations left out.

@@ -79,7 +79,7 @@ class Truncation:
         excess = len(prompt) + longest - limit
         if excess > 0 and self.truncation_mode == "keep_start":
             if len(prompt) >= limit:
-                raise RowError("empty completion", f"the prompt's {len(prompt)} tokens fill max_length {limit}")
+                raise RowError("prompt too long", f"its {len(prompt)} tokens fill max_length {limit}")
             chosen, rejected = chosen[: limit - len(prompt)], rejected[: limit - len(prompt)]
         elif excess > 0:
             if longest >= limit:

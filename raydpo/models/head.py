@@ -107,7 +107,9 @@ class _ChunkedLogps(torch.autograd.Function):
 
     Forward keeps the log-softmax of the last chunk, which is in memory anyway; backward starts with it and computes the
     other chunks again. So one chunk alone exists at a time, and where all tokens fit into it nothing is computed twice.
-    One autograd node, so that ZeRO-3 gathers the weight once, whatever the number of chunks.
+    Where the weight does not learn, as under LoRA, forward works out each token's d logp / d hidden [N, H] instead, and
+    backward needs no more: nothing is computed twice, however small the chunks. One autograd node, so that ZeRO-3
+    gathers the weight once, whatever the number of chunks.
     """
 
     @staticmethod
@@ -125,6 +127,8 @@ class _ChunkedLogps(torch.autograd.Function):
         logps, lse = (hidden_NH.new_empty(count, dtype=torch.float32) for _ in range(2))
         entropy, correct, mean_logit = (hidden_NH.new_empty(extra, dtype=torch.float32) for _ in range(3))
         collision = hidden_NH.new_empty(count if wanted.collision else 0, dtype=torch.float32)
+        learns = any(ctx.needs_input_grad[1:3])
+        slopes_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] and not learns else None
         logps_CV = None
         for chunk in _chunks(count, head.chunk_tokens):
             logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logps_CV)
@@ -139,16 +143,22 @@ class _ChunkedLogps(torch.autograd.Function):
             if wanted.statistics:
                 correct[chunk] = (logps_CV.argmax(dim=-1) == targets_N[chunk]).float()
                 entropy[chunk] = -torch.linalg.vecdot(logps_CV.exp(), logps_CV)
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse)
+            if slopes_NH is not None:
+                ones_C = torch.ones_like(target_C)
+                grad_CV = _logit_grads(logps_CV, lse[chunk], targets_N[chunk], ones_C, head.transform)
+                torch.mm(grad_CV.to(hidden_NH.dtype), weight_VH, out=slopes_NH[chunk])
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, lse, slopes_NH)
         ctx.head = head
-        ctx.last_logps = logps_CV if any(ctx.needs_input_grad[:3]) else None
+        ctx.last_logps = logps_CV if learns else None
         ctx.mark_non_differentiable(entropy, correct, mean_logit, collision)
         return logps, entropy, correct, mean_logit, collision
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
-        hidden_NH, weight_VH, bias_V, targets_N, lse = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, targets_N, lse, slopes_NH = ctx.saved_tensors
         grad_N = grads[0]
+        if slopes_NH is not None:
+            return (slopes_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None, None, None
         grad_hidden = torch.empty_like(hidden_NH)
         # fp32, as many small chunks are summed: bf16 would lose the later ones.
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None

@@ -66,13 +66,12 @@ class Scorer:
     def score(self, block: TokenizedBlock) -> tuple[list[FloatArray], list[FloatArray]]:
         """Log-probs of each token of the chosen and of the rejected completions, row by row."""
         pairs = [block.pair(row) for row in range(len(block))]
-        trees, (groups,) = self._cut.of(pairs, ranks=1)
+        (micro_batches,) = self._cut.of(pairs, ranks=1)
         chosen: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(pairs)
         rejected = list(chosen)
-        for group in groups:
-            members = [trees[index] for index in group]
-            micro_batch = collate(members, pairs, multiple=self._cut.multiple)
+        for trees in micro_batches:
+            micro_batch = collate(trees, pairs, multiple=self._cut.multiple)
             logps: FloatArray = self._model(micro_batch)[0].cpu().numpy()
-            for row, sides in by_pair(logps, members, micro_batch).items():
+            for row, sides in by_pair(logps, trees, micro_batch).items():
                 chosen[row], rejected[row] = sides
         return chosen, rejected

@@ -98,9 +98,10 @@ class BatchSource:
     def rank_batches(self, position: int) -> list[RankBatch]:
         """The global batch at a position, cut for each rank."""
         pairs, cut = self.pairs(position), self._spec.cut
-        trees, plans = cut.of(pairs, self._spec.ranks)
+        ranks = cut.of(pairs, self._spec.ranks)
+        every = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        flops = sum(self._spec.update_work.of(tree) for tree in trees)
+        flops = sum(map(self._spec.update_work.of, every))
         with_prompts = self._spec.with_prompts
         nll_tokens = sum(len(pair.chosen_ids) for pair in pairs)
         nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
@@ -109,18 +110,16 @@ class BatchSource:
                 start=position,
                 stop=position + len(pairs),
                 micro_batches=tuple(
-                    collate_scored(
-                        [trees[index] for index in group], pairs, with_prompts=with_prompts, multiple=cut.multiple
-                    )
-                    for group in rank_plan
+                    collate_scored(trees, pairs, with_prompts=with_prompts, multiple=cut.multiple)
+                    for trees in micro_batches
                 ),
                 tokens=tokens,
-                computed_tokens=sum(tree.tokens for tree in trees),
+                computed_tokens=sum(tree.tokens for tree in every),
                 flops=flops,
                 nll_tokens=nll_tokens,
                 pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
             )
-            for rank, rank_plan in enumerate(plans)
+            for rank, micro_batches in enumerate(ranks)
         ]
 
     def _order(self, epoch: int) -> EpochOrder:

@@ -22,19 +22,19 @@ def pairs(count: int, prompts: int) -> list[TokenizedPair]:
 
 
 def test_a_prompt_is_shared_as_far_as_the_budget_goes() -> None:
-    trees, plans = Cut(tokens=100, work=WORK, padded=False).of(pairs(8, prompts=1), ranks=1)
+    (micro_batches,) = Cut(tokens=100, work=WORK, padded=False).of(pairs(8, prompts=1), ranks=1)
     # 50 tokens of prompt leave room for 2 pairs of 20
-    assert [tree.tokens for tree in trees] == [90] * 4
-    assert sorted(plans[0]) == [[0], [1], [2], [3]]
+    assert [[tree.tokens for tree in trees] for trees in micro_batches] == [[90]] * 4
+    assert sorted(trees[0].pairs for trees in micro_batches) == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 def test_pairs_of_one_prompt_do_not_leave_ranks_idle() -> None:
-    trees, plans = Cut(tokens=10_000, work=WORK, padded=False).of(pairs(16, prompts=1), ranks=4)
-    assert all(len(plan) == 1 and plan[0] for plan in plans)
-    loads = [sum(WORK.of(trees[index]) for index in plan[0]) for plan in plans]
+    ranks = Cut(tokens=10_000, work=WORK, padded=False).of(pairs(16, prompts=1), ranks=4)
+    assert all(len(micro_batches) == 1 and micro_batches[0] for micro_batches in ranks)
+    loads = [sum(map(WORK.of, trees)) for (trees,) in ranks]
     assert max(loads) / min(loads) < 1.5
 
 
 def test_nothing_is_shared_in_padded_rows() -> None:
-    trees, _ = Cut(tokens=10_000, work=WORK, padded=True).of(pairs(6, prompts=2), ranks=1)
-    assert [tree.pairs for tree in trees] == [(0,), (2,), (4,), (1,), (3,), (5,)]
+    ((trees,),) = Cut(tokens=10_000, work=WORK, padded=True).of(pairs(6, prompts=2), ranks=1)
+    assert sorted(tree.pairs for tree in trees) == [(index,) for index in range(6)]

@@ -5,7 +5,6 @@ import pytest
 
 from raydpo.batching.trees import Tree
 from raydpo.batching.work import Work, padded_width, visible
-from raydpo.schema import TokenizedPair
 
 
 def zeros(length: int) -> np.ndarray:
@@ -34,9 +33,6 @@ def test_attention_is_what_the_mask_of_the_row_shows(shape: tuple[int, tuple[int
     prompt, completions = shape
     work = Work(0.0, 0.0, ((1.0, window),))
     assert work.of(tree(prompt, *completions)) == seen_by_mask(prompt, completions, window)
-    alone = sum(seen_by_mask(prompt + length, (), window) for length in completions)
-    pairs = [TokenizedPair("x", zeros(prompt), zeros(length), zeros(length)) for length in completions]
-    assert work.logical(pairs) == 2 * alone
 
 
 def test_layers_with_and_without_a_window_are_added() -> None:
@@ -47,9 +43,6 @@ def test_layers_with_and_without_a_window_are_added() -> None:
 def test_body_takes_each_token_once_and_head_completion_tokens() -> None:
     assert Work(1.0, 0.0, ()).of(tree(5, 4, 6)) == 15
     assert Work(0.0, 1.0, ()).of(tree(5, 4, 6)) == 10
-    pair = TokenizedPair("x", zeros(5), zeros(4), zeros(6))
-    assert Work(1.0, 0.0, ()).logical([pair, pair]) == 40
-    assert Work(0.0, 1.0, ()).logical([pair, pair]) == 20
 
 
 def test_a_padded_row_is_computed_over_its_width() -> None:

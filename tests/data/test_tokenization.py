@@ -118,7 +118,7 @@ def test_truncation() -> None:
 @pytest.mark.parametrize(
     ("pair", "how", "reason"),
     [
-        (tokenized(4, 3, 5), {"max_length": 4}, "empty completion: the prompt's 4 tokens fill max_length 4"),
+        (tokenized(4, 3, 5), {"max_length": 4}, "prompt too long: its 4 tokens fill max_length 4"),
         (tokenized(4, 3, 5), {"max_length": 5, "truncation_mode": "keep_end"}, "completion too long: its 5 tokens"),
     ],
 )

@@ -71,6 +71,29 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, shares: bool, 
     assert tokens.correct.tolist() == (logits.argmax(-1) == targets).float().tolist()
 
 
+@pytest.mark.parametrize("chunk_tokens", [5, 1000])
+@pytest.mark.parametrize("name", ["llama", "gemma2 softcap", "cohere scale", "phi bias"])
+def test_gradients_below_a_head_that_does_not_learn(name: str, chunk_tokens: int) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, where it was tied
+    batch = packed(pairs())
+    logits, targets = plain_logits(model, pairs(), batch)
+    expected = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    weights = torch.randn(len(expected))
+    learning = [parameter for key, parameter in model.named_parameters() if not key.startswith("lm_head")]
+    gradients = torch.autograd.grad((expected * weights).sum(), learning)
+
+    head.requires_grad_(False)
+    policy = CompletionLogps(sharing(model), shares=True, chunk_tokens=chunk_tokens)
+    logps = policy(batch)[0][torch.from_numpy(batch.tokens)]
+    torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-6)
+    found = torch.autograd.grad((logps * weights).sum(), learning)
+    for gradient, there in zip(found, gradients, strict=True):
+        assert (gradient - there).norm() <= 1e-5 * there.norm()
+
+
 @pytest.mark.parametrize("shares", [True, False])
 def test_prompts_have_log_probs_where_they_are_targets(shares: bool) -> None:
     torch.manual_seed(0)

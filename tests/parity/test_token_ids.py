@@ -168,7 +168,7 @@ def test_cut_rows_equal_those_of_trl(name: str, tiny_model: Path, tmp_path: Path
     assert here == {number: sides for number, sides in there.items() if number in here}
     # TRL drops in silence the rows whose prompt fills max_length; here they are in quarantine
     dropped = {row["number"] for row in rows} - there.keys()
-    assert {number for number, reason in bad.items() if reason.startswith("empty completion")} == dropped
+    assert {number for number, reason in bad.items() if reason.startswith("prompt too long")} == dropped
     # TRL trains on rows that differ only beyond the cut, where there is nothing to prefer; here they too are bad rows
     alike = {number for number, (chosen, rejected) in there.items() if chosen == rejected}
     assert {number for number, reason in bad.items() if reason.startswith("chosen and rejected")} == alike
