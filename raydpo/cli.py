@@ -14,6 +14,8 @@ from raydpo.errors import ConfigError, RaydpoError
 
 BAD_INPUT = 2
 """Exit status where the options are wrong, as argparse has it; other failures exit with 1."""
+SCORE_REFERENCE = "score_reference"
+"""The job that does not train."""
 
 
 def main(argv: Sequence[str] | None = None, job: str = "dpo") -> int:
@@ -28,9 +30,9 @@ def main(argv: Sequence[str] | None = None, job: str = "dpo") -> int:
 
         completed, told = complete(given)
         start_ray(completed)
-        summary = pipeline.run(completed)
+        summary = (pipeline.score_ahead if job == SCORE_REFERENCE else pipeline.run)(completed)
         tell(summary)
-        if told:
+        if told and job != SCORE_REFERENCE:
             from raydpo.demo import story
 
             story.tell(completed, summary)

@@ -33,5 +33,9 @@ class StorageError(RaydpoError, OSError):
     """A folder or URL cannot be read or written by a process that needs it."""
 
 
+class DamagedFile(StorageError):
+    """A file is not as it was written."""
+
+
 class TrainingError(RaydpoError, RuntimeError):
     """Training cannot go on: the loss is not a number, or workers were lost more often than `max_failures` allows."""

@@ -12,18 +12,20 @@ from raydpo.config import JobConfig
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
-from raydpo.errors import DataError
+from raydpo.errors import ConfigError, DataError
 from raydpo.objectives.objective import counts_prompts
 from raydpo.reference.absent import NoReference
 from raydpo.reference.digest import identify
+from raydpo.reference.poison import set_aside
 from raydpo.reference.pool import ScoringReport, score
 from raydpo.reference.scorer import ScorerSpec
 from raydpo.reference.store import ReferenceStore
 from raydpo.reporting.console import Poller, Stage, say
 from raydpo.schema import Block
 from raydpo.setting import Setting, settle
-from raydpo.summary import Outcome, Stopwatch, sum_up
+from raydpo.summary import Scored, Stopwatch, sum_up, sum_up_scoring
 from raydpo.training import trainer
+from raydpo.training.drift import TOLERANCES
 from raydpo.training.feed import FeedSpec, start_feed
 from raydpo.training.task import Schedule, TrainReport, TrainTask
 
@@ -41,10 +43,26 @@ def run(job: JobConfig) -> dict[str, Any]:
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
     store, scoring = score_reference(setting, train.blocks, held_out.blocks if held_out else ())
+    train, held_out = without_poisonous(setting, scoring, train, held_out)
     watch.lap("reference")
     report = train_policy(setting, store, train, held_out)
     watch.lap("training")
-    return sum_up(setting, Outcome(train, held_out, store, scoring, report), watch.seconds)
+    return sum_up(setting, Scored(train, held_out, store, scoring), report, watch.seconds)
+
+
+def score_ahead(job: JobConfig) -> dict[str, Any]:
+    """The stages before training alone, so that runs to come find their scores -> summary, as `run` has it."""
+    if not job.loss.needs_reference:
+        raise ConfigError(f"loss_type={','.join(job.loss.loss_type)} takes no reference, so there is nothing to score")
+    watch = Stopwatch()
+    setting = settle(job)
+    say("Reference", setting.reference.told)
+    train, held_out = tokenize(setting)
+    watch.lap("tokenizing")
+    store, scoring = score_reference(setting, train.blocks, held_out.blocks if held_out else ())
+    train, held_out = without_poisonous(setting, scoring, train, held_out)
+    watch.lap("reference")
+    return sum_up_scoring(setting, Scored(train, held_out, store, scoring), watch.seconds)
 
 
 def tokenize(setting: Setting) -> tuple[PreparedData, PreparedData | None]:
@@ -98,7 +116,7 @@ def score_reference(
 ) -> tuple[ReferenceStore | NoReference, ScoringReport]:
     """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
     if not setting.job.loss.needs_reference:
-        return NoReference(), ScoringReport(0, 0, 0.0)
+        return NoReference(), ScoringReport()
     model, reference = setting.job.model, setting.reference
     numerics = {
         "dtype": reference.precision,
@@ -107,7 +125,9 @@ def score_reference(
     }
     stage = Stage("Reference", "pairs")
     store = ReferenceStore(
-        storage.absolute(setting.job.data.cache_dir), identify(reference.source.folder, None, numerics)
+        storage.absolute(setting.job.data.cache_dir),
+        identify(reference.source.folder, None, numerics),
+        reference.source.described,
     )
     scorer = ScorerSpec(
         source=reference.source,
@@ -122,6 +142,19 @@ def score_reference(
     report = score([*train, *held_out], store, scorer, reference.group, stage.update)
     stage.done(f"{report.completions_scored:,} completions scored, {report.completions_reused:,} reused")
     return store, report
+
+
+def without_poisonous(
+    setting: Setting, scoring: ScoringReport, train: PreparedData, held_out: PreparedData | None
+) -> tuple[PreparedData, PreparedData | None]:
+    """The data without the blocks that no scorer survived."""
+
+    def kept(data: PreparedData, folder: Path) -> PreparedData:
+        decode, most = setting.tokenizer.decode, setting.job.data.max_bad_rows
+        return set_aside(data, scoring.poisonous, str(folder), lambda ids: str(decode(ids)), most)
+
+    quarantine = setting.run_dir.quarantine
+    return kept(train, quarantine), kept(held_out, quarantine / "held_out") if held_out else None
 
 
 def train_policy(
@@ -164,6 +197,7 @@ def train_policy(
         feed=feed,
         eval_feed=start_feed(held_out.blocks, store, eval_batches) if held_out else None,
         eval_schedule=Schedule.one_epoch(held_out.pairs, eval_batches.global_batch) if held_out else None,
+        drift_tolerance=drift_tolerance(setting),
         run_dir=str(setting.run_dir.path),
         fingerprint={"reference": store.digest, "data": data_digest(train.blocks)},
     )
@@ -179,6 +213,15 @@ def train_policy(
     resumed = f" ({report.resumed_at:,} of them before the resume)" if report.resumed_at else ""
     stage.done(f"{report.steps:,} updates{resumed}")
     return report
+
+
+def drift_tolerance(setting: Setting) -> float | None:
+    """What `reference_drift_tolerance` says, of a policy that starts from its reference; None for others."""
+    job, policy, reference = setting.job, setting.policy, setting.reference
+    if policy.source != reference.source or not job.loss.disable_dropout:
+        return None
+    usual = max(TOLERANCES[policy.precision], TOLERANCES[reference.precision])
+    return job.reference.reference_drift_tolerance or usual
 
 
 def data_digest(blocks: Sequence[Block]) -> str:

@@ -84,22 +84,24 @@ def settle(job: JobConfig) -> Setting:
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
     config = load_config(source, trust_remote_code=trust)
     check_router(config, job.loss.router_aux_loss_coef)
-    policy = model_setting(job, source, train_group, config, work_of(config))
+    policy = model_setting(job, source, train_group, job.precision(gpu=gpu), config, work_of(config))
     reference_config, work = config, policy.cut.work
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         work = work_of(reference_config)
-    reference = model_setting(job, reference_source, reference_group, reference_config, work)
+    precision = job.reference_precision(gpu=reference_group.gpus > 0)
+    reference = model_setting(job, reference_source, reference_group, precision, reference_config, work)
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
     return Setting(job, run_dir, tokenizer, policy, reference)
 
 
-def model_setting(job: JobConfig, source: ModelSource, group: Group, config: Any, work: Work) -> ModelSetting:
+def model_setting(
+    job: JobConfig, source: ModelSource, group: Group, precision: str, config: Any, work: Work
+) -> ModelSetting:
     """How a model with this Hugging Face config computes on a group of workers; `ModelError` where it cannot."""
     gpu = group.gpus > 0
-    precision = job.precision(gpu=gpu)
     attention = choose(
         config,
         attn_implementation=job.model.attn_implementation,

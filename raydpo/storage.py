@@ -1,16 +1,18 @@
 """Files that appear whole or not at all, on a local disk or behind any fsspec URL."""
 
+import contextlib
 import json
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.errors import StorageError
+from raydpo.errors import DamagedFile, StorageError
 
 
 def join(base: str, *parts: str) -> str:
@@ -82,15 +84,51 @@ def read_json(url: str) -> dict[str, Any]:
 
 
 def write_table(url: str, table: pa.Table) -> None:
-    """Write a table as one Parquet file (zstd)."""
+    """Write a table as one Parquet file (zstd), with a checksum a page."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes(url, sink.getvalue().to_pybytes())
 
 
 def read_table(url: str) -> pa.Table:
-    """The table in a Parquet file."""
-    return pq.read_table(pa.BufferReader(read_bytes(url)))
+    """The table in a Parquet file; FileNotFoundError if there is none, `DamagedFile` if it is not whole."""
+    content = read_bytes(url)
+    try:
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(f"{url} is damaged ({error}); delete it and run again: it will be made anew") from error
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, as a listing has it."""
+
+    url: str
+    bytes: int
+    modified: float
+    """Seconds since the epoch."""
+
+
+def files(url: str) -> list[File]:
+    """All files below a folder, at any depth; none where there is no folder."""
+    if not is_remote(url):
+        folder = url.removeprefix("file://")
+        paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+        found = [(path, os.stat(path)) for path in paths]
+        return [File(path, status.st_size, status.st_mtime) for path, status in found]
+    filesystem, path = _filesystem(url)
+    listed = filesystem.find(path, detail=True).items()
+    return [
+        File(filesystem.unstrip_protocol(name), info["size"], filesystem.modified(name).timestamp())
+        for name, info in listed
+    ]
+
+
+def remove(url: str) -> None:
+    """Remove a file; nothing happens where there is none."""
+    filesystem, path = _filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(path)
 
 
 def remove_folder(url: str) -> None:

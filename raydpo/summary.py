@@ -17,14 +17,13 @@ from raydpo.training.task import TrainReport
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the stages gave."""
+class Scored:
+    """What the stages before training gave."""
 
     train: PreparedData
     held_out: PreparedData | None
     store: ReferenceStore | NoReference
     scoring: ScoringReport
-    report: TrainReport
 
 
 class Stopwatch:
@@ -48,7 +47,7 @@ precision rounds a log-prob differently in batches of other shapes."""
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
 
 
-def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
+def sum_up(setting: Setting, scored: Scored, report: TrainReport, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Write and return summary.json: counts, reference, first and last metrics, seconds a stage, versions."""
     lines = setting.run_dir.lines()
     training = [line for line in lines if "grad_norm" in line]
@@ -56,29 +55,19 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
     first = next((line for line in lines if "reference_drift/mean" in line), {})
     summary = {
         "output_dir": str(setting.run_dir.path),
-        "model": done.report.model_dir,
-        "rows": {
-            "read": done.train.rows_read,
-            "quarantined": done.train.rows_quarantined,
-            "pairs": done.train.pairs,
-            "reasons": dict(done.train.bad_reasons),
-            "held_out_read": done.held_out.rows_read if done.held_out else 0,
-            "held_out_quarantined": done.held_out.rows_quarantined if done.held_out else 0,
-            "held_out_pairs": done.held_out.pairs if done.held_out else 0,
-        },
+        "model": report.model_dir,
+        "rows": _rows(scored),
         "training": {
-            "updates": done.report.steps,
-            "resumed_at": done.report.resumed_at,
-            "pairs_trained": done.report.pairs_trained,
+            "updates": report.steps,
+            "resumed_at": report.resumed_at,
+            "pairs_trained": report.pairs_trained,
             "workers": setting.policy.group.workers,
             "precision": setting.policy.precision,
             "attention": f"{setting.policy.attention.backend}: {setting.policy.attention.reason}",
             "tokens_per_micro_batch": setting.policy.cut.tokens,
         },
         "reference": {
-            "identity": done.store.digest,
-            "completions_scored": done.scoring.completions_scored,
-            "completions_reused": done.scoring.completions_reused,
+            **_reference(scored),
             "first_loss": first.get("loss"),
             "first_loss_warning": check_first_loss(setting, first.get("loss")),
             "drift_mean": first.get("reference_drift/mean"),
@@ -86,11 +75,54 @@ def sum_up(setting: Setting, done: Outcome, seconds: Mapping[str, float]) -> dic
         },
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
-        "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **_circumstances(seconds),
     }
     setting.run_dir.write_summary(summary)
     return summary
+
+
+def sum_up_scoring(setting: Setting, scored: Scored, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The same of a job that scores and does not train."""
+    summary = {
+        "output_dir": str(setting.run_dir.path),
+        "rows": _rows(scored),
+        "reference": _reference(scored),
+        **_circumstances(seconds),
+    }
+    setting.run_dir.write_summary(summary)
+    return summary
+
+
+def _rows(scored: Scored) -> dict[str, Any]:
+    train, held_out = scored.train, scored.held_out
+    return {
+        "read": train.rows_read,
+        "quarantined": train.rows_quarantined,
+        "pairs": train.pairs,
+        "reasons": dict(train.bad_reasons),
+        "held_out_read": held_out.rows_read if held_out else 0,
+        "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
+        "held_out_pairs": held_out.pairs if held_out else 0,
+    }
+
+
+def _reference(scored: Scored) -> dict[str, Any]:
+    scoring = scored.scoring
+    return {
+        "identity": scored.store.digest,
+        "completions_scored": scoring.completions_scored,
+        "completions_reused": scoring.completions_reused,
+        "completions_computed": scoring.completions_computed,
+        "forwards": scoring.forwards,
+        "scorers_lost": scoring.scorers_lost,
+    }
+
+
+def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
 
 
 def check_first_loss(setting: Setting, first_loss: float | None) -> str:
@@ -101,7 +133,8 @@ def check_first_loss(setting: Setting, first_loss: float | None) -> str:
     expected = at_reference(setting.job.loss)
     if first_loss is None or expected is None or setting.reference.source != setting.policy.source:
         return ""
-    tolerance = FIRST_LOSS_TOLERANCE[setting.policy.precision] * max(1.0, abs(expected))
+    widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (setting.policy, setting.reference))
+    tolerance = widest * max(1.0, abs(expected))
     if abs(first_loss - expected) <= tolerance:
         return ""
     return (
@@ -113,7 +146,7 @@ def check_first_loss(setting: Setting, first_loss: float | None) -> str:
 
 def tell(summary: Mapping[str, Any]) -> None:
     """Print what came of the run, and where it lies."""
-    rows, reference, metrics = summary["rows"], summary["reference"], summary["metrics"]
+    rows, reference = summary["rows"], summary["reference"]
     print()
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
     if rows["reasons"]:
@@ -121,10 +154,19 @@ def tell(summary: Mapping[str, Any]) -> None:
     if reference["identity"] == NoReference.digest:
         print(f"{'Reference':<12} none: the objective takes none")
     else:
+        lost = f"; {reference['scorers_lost']} scorers died" if reference["scorers_lost"] else ""
         print(
             f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
-            f"{reference['completions_reused']:,} reused (identity {reference['identity']})"
+            f"{reference['completions_reused']:,} reused (identity {reference['identity']}){lost}"
         )
+    if "training" in summary:
+        _tell_training(summary)
+    else:
+        print(f"{'All else':<12} {summary['output_dir']} (summary.json, quarantine/)")
+
+
+def _tell_training(summary: Mapping[str, Any]) -> None:
+    reference, metrics = summary["reference"], summary["metrics"]
     if reference["first_loss"] is not None:
         print(
             f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "

@@ -32,6 +32,7 @@ ROOMS = (
     "summary",
     "pipeline",
     "cli",
+    "store_cli",
 )
 RAY_ROOMS = {"data", "reference", "training", "setting", "pipeline", "cli"}
 # What a room may import beside Python and raydpo.

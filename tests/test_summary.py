@@ -12,7 +12,7 @@ def setting(loss: LossConfig | None = None, reference: str = "a") -> Any:
     return SimpleNamespace(
         job=SimpleNamespace(loss=loss or LossConfig()),
         policy=SimpleNamespace(source="a", precision="float32"),
-        reference=SimpleNamespace(source=reference),
+        reference=SimpleNamespace(source=reference, precision="float32"),
     )
 
 

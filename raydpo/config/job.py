@@ -70,13 +70,18 @@ class JobConfig:
             raise ConfigError("dtype=bfloat16 contradicts bf16=false; leave one of them out")
 
     def precision(self, gpu: bool) -> str:
-        """Type that policy and reference compute in: float32, bfloat16 or float16; `gpu` says if they have one."""
+        """Type that the policy computes in: float32, bfloat16 or float16; `gpu` says if they have one."""
         if self.model.dtype != "auto":
             return self.model.dtype
         if self.optim.fp16:
             return "float16"
         bf16 = gpu if self.optim.bf16 is None else self.optim.bf16
         return "bfloat16" if bf16 else "float32"
+
+    def reference_precision(self, gpu: bool) -> str:
+        """Type that the reference computes in."""
+        chosen = self.reference.reference_dtype
+        return self.precision(gpu) if chosen == "auto" else chosen
 
     def gradient_checkpointing(self, gpu: bool) -> bool:
         """True where the backward computes activations again."""

@@ -28,6 +28,7 @@ class Job:
 JOBS = {
     "dpo": Job("Direct preference optimisation, with any loss_type", {}),
     "orpo": Job("Odds-ratio preference optimisation, as TRL's ORPOConfig has it", {"loss_type": ("orpo",)}, ("orpo",)),
+    "score_reference": Job("The reference's log-probs ahead of training, for jobs/dpo.py to find", {}),
     "cpo": Job(
         "Contrastive preference optimisation and SimPO, as TRL's CPOConfig has them",
         {"reference_free": True, "cpo_alpha": 1.0},

@@ -19,7 +19,8 @@ class ModelConfig(Section):
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the hub. Unset: its main branch.")
     dtype: str = option(
         "auto",
-        "Type the model computes in, for the policy and for the reference. auto: as bf16 and fp16 say (TRL: float32).",
+        "Type the model computes in, and the reference too, unless reference_dtype names another. auto: as bf16 and "
+        "fp16 say (TRL: float32).",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
     attn_implementation: str | None = option(
@@ -102,6 +103,19 @@ class ReferenceConfig(Section):
 
     reference_model: str | None = option(
         None, "Folder or hub id of the reference model. Unset: the weights that the policy starts from."
+    )
+    reference_dtype: str = option(
+        "auto",
+        "Type the reference computes in. auto: that of the policy.",
+        one_of("auto", "float32", "bfloat16", "float16"),
+    )
+    reference_drift_tolerance: float | None = option(
+        None,
+        "How far the policy may be from its reference before the first update, |difference| of a token's log-prob on "
+        "average; a run that starts from its reference and is further off stops. Unset: 0.001 in float32, 0.1 in "
+        "bfloat16, 0.02 in float16; no limit where dropout is left on.",
+        above(0),
+        "nats",
     )
     reference_num_workers: int | None = option(
         None, "Scoring workers. Unset: one for each GPU on nodes that fit the selector, or 1.", at_least(1), "workers"

@@ -46,6 +46,8 @@ class PreparedData:
     """Bad rows by the kind of fault, the most frequent first."""
     dialects: Mapping[str, str]
     """By name of the shard; shards without rows are missing."""
+    files: Mapping[str, str]
+    """Path or URL, by name of the shard."""
     dropped_prompt_tails: int
     """Pairs whose prompt lost its last tokens because they do not stand before the completions."""
     longest: int
@@ -146,6 +148,7 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         rows_quarantined=tally.bad,
         bad_reasons=dict(reasons.most_common()),
         dialects={shards[outcome.shard_index].name: outcome.dialect for outcome in outcomes},
+        files={shard.name: shard.url for shard in shards},
         dropped_prompt_tails=tails,
         longest=max(outcome.longest for outcome in outcomes),
     )

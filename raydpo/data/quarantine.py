@@ -17,9 +17,14 @@ def bad_row(shard: str, row: ReadRow, reason: str) -> BadRow:
     """The record of a row: its JSON as it stood in the file, or its columns as JSON."""
     raw = row.raw if row.columns is None or row.raw else json.dumps(row.columns, ensure_ascii=False, default=repr)
     content = raw.decode("utf-8", errors="backslashreplace") if isinstance(raw, bytes) else raw
-    if len(content) > CONTENT_CHARACTERS:
-        content = f"{content[:CONTENT_CHARACTERS]}... ({len(content)} characters)"
-    return BadRow(shard, row.number, reason, content)
+    return BadRow(shard, row.number, reason, short(content))
+
+
+def short(content: str) -> str:
+    """A row's content as it is kept."""
+    if len(content) <= CONTENT_CHARACTERS:
+        return content
+    return f"{content[:CONTENT_CHARACTERS]}... ({len(content)} characters)"
 
 
 def write(folder: str, first_row: int, file: str, rows: Sequence[BadRow]) -> None:

@@ -35,6 +35,11 @@ class ModelSource:
     revision: str | None
     """Commit of a model on the hub; None for a folder."""
 
+    @property
+    def described(self) -> str:
+        """For people: the name, with the commit of a model on the hub."""
+        return self.name if self.revision is None else f"{self.name} at {self.revision}"
+
 
 def resolve_model(name: str, revision: str | None, *, trust_remote_code: bool = False) -> ModelSource:
     """Find a model on this machine, fetching it from the hub where `name` is not a folder.

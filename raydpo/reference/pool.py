@@ -1,26 +1,51 @@
-"""Scores the blocks that have no scores yet, by a pool of actors under Ray Data."""
+"""Scores the blocks that have no scores yet, by a pool of actors: a block is a task, of which nothing else depends.
 
+Not Ray Data's pool, which repeats a task whose actor dies for ever, and cannot tell which block it was.
+"""
+
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from raydpo.errors import RaydpoError, ReferenceMismatch
+from raydpo.errors import RaydpoError, ReferenceMismatch, TrainingError
 from raydpo.placement import Group
-from raydpo.reference.scorer import Scorer, ScorerSpec
+from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
 from raydpo.schema import Block
+
+_log = logging.getLogger(__name__)
+
+MOST_DEATHS = 3
+"""Scorers that may die of one block before it is set aside, or while they load before the run stops."""
 
 
 @dataclass(frozen=True)
 class ScoringReport:
     """What the stage did; two completions a pair."""
 
-    completions_scored: int
-    completions_reused: int
-    seconds: float
+    completions_scored: int = 0
+    completions_reused: int = 0
+    completions_computed: int = 0
+    """Of those scored: one that stands in several pairs of a prompt counts once."""
+    forwards: int = 0
+    """Of the reference, as the actors counted them."""
+    scorers_lost: int = 0
+    seconds: float = 0.0
+    poisonous: tuple[Block, ...] = ()
+    """Blocks without scores, as each killed MOST_DEATHS scorers."""
+
+
+@dataclass(frozen=True)
+class Poisonous:
+    """A block that no scorer survives."""
+
+    block: Block
 
 
 def score(
@@ -30,45 +55,136 @@ def score(
     group: Group,
     on_progress: Callable[[int, int], None],
 ) -> ScoringReport:
-    """Score each block that `store` lacks, and return when all blocks have scores.
+    """Score each block that `store` lacks, and return when all blocks have scores, but for the poisonous.
 
-    `on_progress(done, total)` counts pairs. A block is one task: a lost actor costs its present block and no other, as
-    finished blocks are files already. Raises `ReferenceMismatch` if a block is still without scores at the end.
+    `on_progress(done, total)` counts pairs. A lost actor costs its present block and no other, as finished blocks are
+    files already. Raises what a scorer raised, `TrainingError` if scorers die while they load, `ReferenceMismatch` if
+    a block is still without scores at the end.
     """
     started = time.monotonic()
     missing = store.missing(blocks)
     pairs = sum(block.pairs for block in missing)
+    found: list[BlockScored] = []
+    poisonous: list[Block] = []
+    pool = _Pool(scorer, group, store)
     if missing:
         store.open()
         on_progress(0, pairs)
         done = 0
-        try:
-            for batch in _scored_batches(missing, store, scorer, group):
-                done += int(batch["pairs"].sum())
+        for outcome in pool.outcomes(missing):
+            if isinstance(outcome, Poisonous):
+                poisonous.append(outcome.block)
+            else:
+                found.append(outcome)
+                done += outcome.pairs
                 on_progress(done, pairs)
-        except ray.exceptions.RayTaskError as error:
+        if lacking := store.absent([block for block in missing if block not in poisonous]):
+            raise ReferenceMismatch(
+                f"{len(lacking)} of {len(blocks)} blocks have no reference log-probs, first {store.url(lacking[0])}; "
+                "cache_dir must be a folder or URL that every node reaches"
+            )
+    return ScoringReport(
+        completions_scored=2 * sum(block.pairs for block in found),
+        completions_reused=2 * (sum(block.pairs for block in blocks) - pairs),
+        completions_computed=sum(block.completions for block in found),
+        forwards=sum(block.forwards for block in found),
+        scorers_lost=pool.lost,
+        seconds=time.monotonic() - started,
+        poisonous=tuple(poisonous),
+    )
+
+
+class _Pool:
+    """The actors, and what each of them is at."""
+
+    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore) -> None:
+        self.lost = 0
+        """Scorers that died."""
+        self._spec = spec
+        self._group = group
+        self._store = store
+        self._tokens = spec.cut.tokens
+        self._deaths: Counter[str] = Counter()
+        self._deaths_in_loading = 0
+        self._waiting: deque[Block] = deque()
+        self._tasks: dict[Any, tuple[Any, Block | None]] = {}
+        """By the result to come: the actor, and its block; None while it loads."""
+
+    def outcomes(self, blocks: Sequence[Block]) -> Iterator[BlockScored | Poisonous]:
+        """What becomes of each block, in the order that they are done."""
+        self._waiting.extend(blocks)
+        try:
+            for _ in range(min(self._group.workers, len(blocks))):
+                self._start()
+            while self._tasks:
+                (result,), _ = ray.wait(list(self._tasks), num_returns=1)
+                actor, block = self._tasks.pop(result)
+                outcome = self._outcome(result, actor, block)
+                if outcome is not None:
+                    yield outcome
+        finally:
+            for actor, _ in self._tasks.values():
+                ray.kill(actor)
+
+    def _start(self) -> None:
+        """One more scorer, wherever there is room for it."""
+        group = self._group
+        options = {
+            "num_cpus": group.cpus,
+            "num_gpus": group.gpus,
+            "resources": dict(group.resources),
+            "label_selector": dict(group.label_selector),
+        }
+        actor: Any = ray.remote(Scorer).options(**options).remote(self._spec)
+        self._tasks[actor.load.remote()] = (actor, None)
+
+    def _outcome(self, result: Any, actor: Any, block: Block | None) -> BlockScored | Poisonous | None:
+        """Take in what an actor has done, and give it the next block, or let it go."""
+        try:
+            scored: BlockScored | None = ray.get(result)
+        except RayTaskError as error:
             if isinstance(error.cause, RaydpoError):  # what an actor said, without the way it came
                 raise error.cause from None
             raise
-        if still := store.missing(blocks):
-            raise ReferenceMismatch(
-                f"{len(still)} of {len(blocks)} blocks have no reference log-probs, first {store.url(still[0])}; "
-                "cache_dir must be a folder or URL that every node reaches"
-            )
-    reused = sum(block.pairs for block in blocks) - pairs
-    return ScoringReport(2 * pairs, 2 * reused, time.monotonic() - started)
+        except RayActorError as error:
+            ray.kill(actor)  # where it is only out of reach, it must not go on
+            return self._died(block, error)
+        if scored is None:
+            self._deaths_in_loading = 0
+        elif block and not self._deaths[block.content]:
+            self._tokens = min(self._tokens, scored.tokens)
+        if self._waiting:
+            self._give(actor, self._waiting.popleft())
+        else:
+            ray.kill(actor)
+        return scored
 
+    def _give(self, actor: Any, block: Block) -> None:
+        # What killed a scorer may have been a lack of memory that Python was not told of.
+        tokens = max(self._tokens >> self._deaths[block.content], 1)
+        self._tasks[actor.score_block.remote(block.url, self._store.url(block), tokens)] = (actor, block)
 
-def _scored_batches(blocks: Sequence[Block], store: ReferenceStore, scorer: ScorerSpec, group: Group) -> Iterable[Any]:
-    rows = [{"tokenized_url": block.url, "scores_url": store.url(block)} for block in blocks]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Scorer,
-        fn_constructor_args=(scorer,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(group.workers, len(blocks))),
-        num_cpus=group.cpus,
-        num_gpus=group.gpus or None,
-        resources=dict(group.resources) or None,
-        label_selector=dict(group.label_selector) or None,
-    )
-    return dataset.iter_batches(batch_size=None)
+    def _died(self, block: Block | None, error: RayActorError) -> Poisonous | None:
+        """Give the block to another scorer, unless it has killed too many."""
+        self.lost += 1
+        outcome = None
+        why = str(error).strip().splitlines()[0]
+        blamed = not (isinstance(error, ActorDiedError) and error.preempted)
+        if block is None:
+            self._deaths_in_loading += blamed
+            if self._deaths_in_loading == MOST_DEATHS:
+                raise TrainingError(
+                    f"{MOST_DEATHS} scorers died while they loaded the reference ({why}); mostly that is too little "
+                    "memory: give a node fewer scorers (reference_num_workers), or take nodes with more of it"
+                )
+        else:
+            self._deaths[block.content] += blamed
+            if self._deaths[block.content] == MOST_DEATHS:
+                _log.warning("A block of %s is set aside, as %d scorers died of it: %s", block.shard, MOST_DEATHS, why)
+                outcome = Poisonous(block)
+            else:
+                _log.warning("A scorer died, and its block of %s goes to another: %s", block.shard, why)
+                self._waiting.appendleft(block)
+        if self._waiting:
+            self._start()
+        return outcome

@@ -1,14 +1,16 @@
 """The actor that scores blocks: one copy of the reference model on GPUs of its own."""
 
-import time
+import dataclasses
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from raydpo.batching.collate import by_pair, collate
 from raydpo.batching.cut import Cut
+from raydpo.errors import ModelError
 from raydpo.models.attention import AttentionChoice
 from raydpo.models.compile import compile_layers
 from raydpo.models.device import device
@@ -16,7 +18,9 @@ from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
 from raydpo.reference.store import TokenizedBlock, write_scores
-from raydpo.schema import FloatArray
+from raydpo.schema import FloatArray, TokenizedPair
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,33 @@ class ScorerSpec:
     torch_compile: bool
 
 
+FEWEST_TOKENS = 64
+"""Tokens of a forward below which less memory is no longer worth a try."""
+
+
+@dataclass(frozen=True)
+class BlockScored:
+    """What a scorer says of a block that it has scored."""
+
+    pairs: int
+    forwards: int
+    completions: int
+    """Computed: one that stands in several pairs of a prompt counts once."""
+    tokens: int
+    """Tokens of a forward for which there was memory."""
+
+
 class Scorer:
-    """Scores one block a call; a callable class, as Ray Data's actor pool takes it."""
+    """Scores one block a call."""
 
     def __init__(self, spec: ScorerSpec) -> None:
+        """Takes no time: `load` does."""
+        self._spec = spec
+
+    def load(self) -> None:
         """Load the model, on the GPU that Ray gave this actor or on the CPU."""
         quiet_libraries()
-        self._cut = spec.cut
+        spec = self._spec
         where = device(spec.gpu)
         model = load_causal_lm(
             spec.source,
@@ -54,24 +78,42 @@ class Scorer:
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)
         self._model = policy.to(where).eval()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the one block that the batch's columns `tokenized_url` and `scores_url` name, and write its file."""
-        started = time.monotonic()
-        block = TokenizedBlock(str(batch["tokenized_url"][0]))
-        chosen, rejected = self.score(block)
-        write_scores(str(batch["scores_url"][0]), chosen, rejected)
-        return {"pairs": np.array([len(block)]), "seconds": np.array([time.monotonic() - started])}
+    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+        """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
+
+        ModelError where there is not memory enough for any forward.
+        """
+        block = TokenizedBlock(tokenized_url)
+        pairs = [block.pair(row) for row in range(len(block))]
+        while True:
+            try:
+                chosen, rejected, done = self._score(pairs, tokens)
+                break
+            except torch.OutOfMemoryError as error:
+                if tokens < 2 * FEWEST_TOKENS:
+                    raise ModelError(
+                        f"the reference has no memory for a forward of {tokens} tokens ({str(error).splitlines()[0]}); "
+                        "give scorers GPUs with more memory, or lower max_length or logits_chunk_tokens"
+                    ) from error
+                tokens //= 2
+                _log.warning("Too little memory: the reference goes on with %d tokens a forward.", tokens)
+            torch.cuda.empty_cache()  # after the error, whose traceback held tensors
+        write_scores(scores_url, chosen, rejected)
+        return done
 
     @torch.inference_mode()
-    def score(self, block: TokenizedBlock) -> tuple[list[FloatArray], list[FloatArray]]:
-        """Log-probs of each token of the chosen and of the rejected completions, row by row."""
-        pairs = [block.pair(row) for row in range(len(block))]
-        (micro_batches,) = self._cut.of(pairs, ranks=1)
+    def _score(
+        self, pairs: Sequence[TokenizedPair], tokens: int
+    ) -> tuple[list[FloatArray], list[FloatArray], BlockScored]:
+        """Log-probs of each token of the chosen and of the rejected completions, pair by pair."""
+        cut = dataclasses.replace(self._spec.cut, tokens=tokens)
+        (micro_batches,) = cut.of(pairs, ranks=1)
         chosen: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(pairs)
         rejected = list(chosen)
         for trees in micro_batches:
-            micro_batch = collate(trees, pairs, multiple=self._cut.multiple)
+            micro_batch = collate(trees, pairs, multiple=cut.multiple)
             logps: FloatArray = self._model(micro_batch)[0].cpu().numpy()
             for row, sides in by_pair(logps, trees, micro_batch).items():
                 chosen[row], rejected[row] = sides
-        return chosen, rejected
+        completions = sum(len(tree.completions) for trees in micro_batches for tree in trees)
+        return chosen, rejected, BlockScored(len(pairs), len(micro_batches), completions, tokens)

@@ -4,7 +4,9 @@ The name says all that the scores depend on, so a file that exists is right: oth
 runs read the same one, and a changed shard misses only its own blocks.
 """
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydpo import schema, storage
-from raydpo.errors import ReferenceMismatch
+from raydpo.errors import DamagedFile, ReferenceMismatch
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.schema import Block, FloatArray, IntArray, ScoredPair, TokenizedPair
+
+_log = logging.getLogger(__name__)
+
+SCORED = "scored"
+"""Folder of the scores in cache_dir, with a folder for each reference."""
+IDENTITY_FILE = "identity.json"
+"""Beside a reference's scores: what the digest in the folder's name stands for."""
+READERS = 16
+"""Threads that read scores: mostly they wait for the storage."""
 
 
 class _Lists:
@@ -107,6 +118,8 @@ class ReferenceStore:
     cache_dir: str
     """Folder or fsspec URL that every node can reach."""
     identity: ReferenceIdentity
+    model: str = ""
+    """Name of the reference, and its commit where it is from the hub: for people, and of no effect."""
 
     @property
     def digest(self) -> str:
@@ -116,7 +129,7 @@ class ReferenceStore:
     @property
     def folder(self) -> str:
         """Where this reference's blocks lie."""
-        return storage.join(self.cache_dir, "scored", self.identity.digest)
+        return storage.join(self.cache_dir, SCORED, self.identity.digest)
 
     def url(self, block: Block) -> str:
         """Where the scores of a block lie, or will."""
@@ -124,12 +137,32 @@ class ReferenceStore:
 
     def open(self) -> None:
         """Write down, beside the scores, what the digest in the folder's name stands for."""
-        storage.write_json(storage.join(self.folder, "identity.json"), self.identity.to_dict())
+        described = {**self.identity.to_dict(), "model": self.model}
+        storage.write_json(storage.join(self.folder, IDENTITY_FILE), described)
 
     def missing(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks without scores, each content once, in the order given."""
-        unique = {block.content: block for block in blocks}
-        return [block for block in unique.values() if not storage.exists(self.url(block))]
+        """The blocks without whole scores, each content once, in the order given: reads the files of all others."""
+        unique = list({block.content: block for block in blocks}.values())
+        with ThreadPoolExecutor(READERS) as threads:
+            return [block for block, whole in zip(unique, threads.map(self._has, unique), strict=True) if not whole]
+
+    def absent(self, blocks: Sequence[Block]) -> list[Block]:
+        """The blocks that have no file of scores."""
+        return [block for block in blocks if not storage.exists(self.url(block))]
+
+    def _has(self, block: Block) -> bool:
+        """True where there are scores for each pair; logged where there are some that cannot be used."""
+        url = self.url(block)
+        try:
+            rows = len(storage.read_table(url))
+        except FileNotFoundError:
+            return False
+        except DamagedFile as error:
+            _log.warning("A block of %s is scored again: %s", block.shard, error)
+            return False
+        if rows != block.pairs:
+            _log.warning("A block of %s is scored again: %s has %d rows, not %d", block.shard, url, rows, block.pairs)
+        return rows == block.pairs
 
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores; `ReferenceMismatch` where the two do not fit."""

@@ -2,9 +2,24 @@
 
 import torch
 
+from raydpo.errors import ReferenceMismatch
 from raydpo.models.device import to_device
 from raydpo.models.head import TokenLogps
 from raydpo.schema import MicroBatch
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""Nats a token, by precision: half precision rounds a log-prob differently in batches of other shapes."""
+
+
+def check_drift(mean: float, tolerance: float | None) -> None:
+    """ReferenceMismatch where a policy that starts from its reference does not compute what its reference did."""
+    if tolerance is not None and mean > tolerance:
+        raise ReferenceMismatch(
+            f"before the first update the policy is {mean:.2g} nats a token from its reference on average, more than "
+            f"reference_drift_tolerance={tolerance:g}, though it starts from the same weights. Mostly the scorers "
+            "compute otherwise than the train workers: another GPU type, attention or version of a library; make the "
+            "two alike, or raise the tolerance if that much does not matter"
+        )
 
 
 class Drift:

@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 import torch
 
-from raydpo.errors import StorageError, TrainingError
+from raydpo.errors import RaydpoError, ReferenceMismatch, StorageError, TrainingError
 from raydpo.models.adapters import add_lora
 from raydpo.models.compile import compile_layers
 from raydpo.models.device import device
@@ -29,7 +29,7 @@ from raydpo.reporting.trackers import Trackers
 from raydpo.training import checkpoint, zero
 from raydpo.training.checkpoint import TrainState
 from raydpo.training.coupling import RewardMean
-from raydpo.training.drift import Drift
+from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
 from raydpo.training.rates import Rates
@@ -38,15 +38,21 @@ from raydpo.training.sums import Sums
 from raydpo.training.task import TrainReport, TrainTask
 
 
-def train_worker(config: dict[str, Any]) -> TrainReport:
-    """Ray Train's entry: `config["task"]` is a `TrainTask`. Rank 0's report is the run's."""
+def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
+    """Ray Train's entry: `config["task"]` is a `TrainTask`. Rank 0's report is the run's.
+
+    What all ranks find alike, and would find again, is returned: what is raised starts them anew.
+    """
     task: TrainTask = config["task"]
     quiet_libraries()
     check_run_dir(task.run_dir)
     device(task.gpu)
     zero.prepare_process(task.gpu)
     worker = Worker(task)
-    worker.train()
+    try:
+        worker.train()
+    except (ReferenceMismatch, TrainingError) as error:
+        return error
     return worker.export()
 
 
@@ -169,6 +175,7 @@ class Worker:
             first_loss = self._sums.means(self._engine.device)["loss"]
             against = drift.reduced() if self._job.loss.needs_reference else {}
             self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **against})
+            check_drift(against.get("reference_drift/mean", 0.0), self._task.drift_tolerance)
         grad_norm, learning_rate = self._zero.step()
         self._rates.add(batch)
         rewards = (self._objective.rewards.total, self._objective.rewards.count)

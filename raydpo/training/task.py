@@ -63,6 +63,8 @@ class TrainTask:
     eval_feed: Any
     """Handle of the actor that gives held-out batches, or None."""
     eval_schedule: Schedule | None
+    drift_tolerance: float | None
+    """Mean |policy - reference| a token, in nats, past which the first update is not made; None: no limit."""
     run_dir: str
     """Absolute path that every node sees."""
     fingerprint: dict[str, str]

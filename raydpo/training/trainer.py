@@ -83,6 +83,8 @@ def fit(task: TrainTask, group: Group) -> TrainReport:
         report: Any = trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error) from error
+    if isinstance(report, RaydpoError):
+        raise report
     assert isinstance(report, TrainReport), f"rank 0 returned {type(report)}"
     return report
 

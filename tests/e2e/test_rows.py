@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from raydpo.errors import DataError
+from raydpo import config, pipeline, storage
+from raydpo.errors import ConfigError, DataError, ReferenceMismatch
+from raydpo.reference.store import write_scores
 from tests.e2e.jobs import Run, rows, run_job, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -82,11 +85,38 @@ def test_no_bad_row_is_tolerated_where_none_may_be(job: dict[str, Any], shards: 
 def test_a_second_run_with_other_options_scores_nothing(
     run: Run, job: dict[str, Any], shards: list[str], tmp_path: Path
 ) -> None:
-    assert run.summary["reference"]["completions_scored"] == 2 * run.summary["rows"]["pairs"]
+    scored = run.summary["reference"]
+    assert scored["completions_scored"] == 2 * run.summary["rows"]["pairs"]
+    assert scored["forwards"] > 0
     added = write_rows(tmp_path / "added.jsonl", rows(5, seed=2))
-    changes = {"learning_rate": 1e-4, "beta": 0.4, "label_smoothing": 0.1, "seed": 7}
-    second = run_job(tmp_path / "run", **{**job, **changes}, dataset_name=[*shards, added])
-    reference = second.summary["reference"]
-    assert reference["completions_reused"] == 2 * run.summary["rows"]["pairs"]
-    assert reference["completions_scored"] == 2 * 5, "only the added shard is scored"
-    assert reference["identity"] == run.summary["reference"]["identity"]
+    ahead = score_ahead(tmp_path / "ahead", {**job, "dataset_name": [*shards, added]})["reference"]
+    assert ahead["completions_reused"] == 2 * run.summary["rows"]["pairs"]
+    assert ahead["completions_scored"] == 2 * 5, "only the added shard is scored"
+
+    changes = {"learning_rate": 1e-4, "beta": 0.4, "loss_type": "ipo", "ld_alpha": 0.5, "seed": 7}
+    second = run_job(tmp_path / "run", **{**job, **changes}, dataset_name=[*shards, added]).summary["reference"]
+    assert (second["forwards"], second["completions_scored"]) == (0, 0)
+    assert second["completions_reused"] == ahead["completions_reused"] + 2 * 5
+    assert second["identity"] == ahead["identity"] == scored["identity"]
+
+
+def score_ahead(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """jobs/score_reference.py, in this process."""
+    return pipeline.score_ahead(config.from_flat({**options, "output_dir": str(folder)}, "score_reference"))
+
+
+def test_there_is_nothing_to_score_without_a_reference(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="loss_type=orpo takes no reference"):
+        score_ahead(tmp_path, {**job, "dataset_name": shards, "loss_type": "orpo"})
+
+
+def test_a_policy_that_is_not_its_reference_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    """As where the scorers' GPUs compute otherwise; here their scores are changed on disk."""
+    data = {"dataset_name": write_rows(tmp_path / "pairs.jsonl", rows(8)), "cache_dir": str(tmp_path / "cache")}
+    score_ahead(tmp_path / "ahead", {**job, **data})
+    (file,) = (tmp_path / "cache" / "scored").rglob("*.parquet")
+    columns = [column.to_pylist() for column in storage.read_table(str(file)).columns]
+    write_scores(str(file), *([np.array(row, dtype=np.float32) - 0.5 for row in column] for column in columns))
+    with pytest.raises(ReferenceMismatch, match=r"0\.5 nats a token .*reference_drift_tolerance=0\.001"):
+        run_job(tmp_path / "run", **{**job, **data})
+    assert not (tmp_path / "run" / "model").exists()

@@ -1,0 +1,8 @@
+"""List, verify and prune the stored scores of references; `--help` says how."""
+
+import sys
+
+from raydpo.store_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Score the reference ahead of training, for jobs/dpo.py to find; `--help` lists the options."""
+
+import sys
+
+from raydpo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(job="score_reference"))

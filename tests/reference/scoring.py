@@ -1,0 +1,86 @@
+"""Blocks, a scorer's spec and scorers that die, for tests of the pool."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from raydpo import schema, storage
+from raydpo.batching.cut import Cut
+from raydpo.batching.work import Work
+from raydpo.models.attention import choose
+from raydpo.models.load import load_config
+from raydpo.models.source import resolve_model
+from raydpo.placement import Group
+from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
+from raydpo.schema import Block
+
+PAIRS_A_BLOCK = 6
+
+
+def make_blocks(folder: Path, count: int, vocabulary: int = 260) -> list[Block]:
+    """Blocks of PAIRS_A_BLOCK pairs, with shards of their own; two pairs of a block have one prompt and chosen."""
+    draw = np.random.default_rng(0)
+    blocks = []
+    for index in range(count):
+        rows = []
+        for row in range(PAIRS_A_BLOCK):
+            prompt, chosen, rejected = (draw.integers(4, vocabulary, size).tolist() for size in (5, 4, 7))
+            if row == 1:
+                prompt, chosen = rows[0][schema.PROMPT_IDS], rows[0][schema.CHOSEN_IDS]
+            ids = {schema.PROMPT_IDS: prompt, schema.CHOSEN_IDS: chosen, schema.REJECTED_IDS: rejected}
+            rows.append({schema.PAIR_ID: f"shard-{index}.jsonl:{row + 1}", **ids})
+        url = str(folder / f"block-{index}.parquet")
+        storage.write_table(url, schema.pa.Table.from_pylist(rows, schema=schema.TOKENIZED_SCHEMA))
+        blocks.append(Block(f"content-{index}", f"shard-{index}.jsonl", 0, PAIRS_A_BLOCK, 100, url))
+    return blocks
+
+
+def spec_of(model: Path) -> ScorerSpec:
+    """Of a scorer on the CPU, in float32."""
+    source = resolve_model(str(model), None)
+    config = load_config(source, trust_remote_code=False)
+    return ScorerSpec(
+        source=source,
+        dtype="float32",
+        attention=choose(config, attn_implementation=None, share_prompts=True, gpu=False, dtype="float32"),
+        trust_remote_code=False,
+        gpu=False,
+        cut=Cut(tokens=256, work=Work(1.0, 1.0, ()), padded=False),
+        logits_chunk_tokens=None,
+        torch_compile=False,
+    )
+
+
+def group_of(workers: int) -> Group:
+    """Scorers that share the CPUs of the tests' Ray."""
+    return Group(workers, gpus=0, cpus=1, resources={}, label_selector={})
+
+
+class Poisoned(Scorer):
+    """Dies of block 1, as by a fault in a kernel."""
+
+    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+        """As `Scorer`."""
+        if tokenized_url.endswith("block-1.parquet"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score_block(tokenized_url, scores_url, tokens)
+
+
+class Slow(Scorer):
+    """Leaves time to be killed within a block."""
+
+    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+        """As `Scorer`."""
+        time.sleep(0.3)
+        return super().score_block(tokenized_url, scores_url, tokens)
+
+
+class Unloadable(Scorer):
+    """Dies while it loads."""
+
+    def load(self) -> None:
+        """As `Scorer`."""
+        os.kill(os.getpid(), signal.SIGKILL)
