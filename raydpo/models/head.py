@@ -6,6 +6,7 @@ A token's log-prob is a float32 log-softmax of the logits of the token before it
 the vocabulary, C of them at a time, so that no [R, T, V] tensor ever exists.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ CPU_LOGITS_BYTES = 256 * 2**20
 """Memory for the logits of one chunk on a CPU."""
 GPU_LOGITS_SHARE = 1 / 16
 """The same on a GPU, as a share of its memory."""
+
+ROWS = 64
+"""Tokens whose statistics are worked out at a time."""
 
 
 def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
@@ -139,10 +143,10 @@ class _ChunkedLogps(torch.autograd.Function):
             logps[chunk] = logps_CV.gather(1, targets_N[chunk, None]).squeeze(1)
             lse[chunk] = target_C - logps[chunk]
             if wanted.collision:
-                collision[chunk] = torch.logsumexp(2 * logps_CV, dim=-1)
+                collision[chunk] = _by_rows(lambda part: torch.logsumexp(2 * part, dim=-1), logps_CV)
             if wanted.statistics:
                 correct[chunk] = (logps_CV.argmax(dim=-1) == targets_N[chunk]).float()
-                entropy[chunk] = -torch.linalg.vecdot(logps_CV.exp(), logps_CV)
+                entropy[chunk] = _by_rows(lambda part: -torch.linalg.vecdot(part.exp(), part), logps_CV)
             if slopes_NH is not None:
                 ones_C = torch.ones_like(target_C)
                 grad_CV = _logit_grads(logps_CV, lse[chunk], targets_N[chunk], ones_C, head.transform)
@@ -206,6 +210,11 @@ def _logits(
 def _log_softmax(logits_CV: Tensor) -> Tensor:
     """Over the vocabulary; in the memory of the logits on a CPU, whose kernel is done with a row when it writes it."""
     return torch.log_softmax(logits_CV, dim=-1, out=logits_CV if logits_CV.device.type == "cpu" else None)
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], values_CV: Tensor) -> Tensor:
+    """What the function gives for each row, [C], some rows at a time: its intermediate values are no second [C, V]."""
+    return torch.cat([function(part) for part in values_CV.split(ROWS)])
 
 
 def _logit_grads(
