@@ -1,7 +1,8 @@
 """The stages of a run, in the order that the data goes through them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from raydpo.data.tokenization import Truncation
 from raydpo.errors import ConfigError, DataError
 from raydpo.objectives.objective import counts_prompts
 from raydpo.reference.absent import NoReference
+from raydpo.reference.ahead import Ahead
+from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.digest import identify
 from raydpo.reference.poison import set_aside
 from raydpo.reference.pool import ScoringReport, score
@@ -25,8 +28,7 @@ from raydpo.schema import Block
 from raydpo.setting import Setting, settle
 from raydpo.summary import Scored, Stopwatch, sum_up, sum_up_scoring
 from raydpo.training import trainer
-from raydpo.training.drift import TOLERANCES
-from raydpo.training.feed import FeedSpec, start_feed
+from raydpo.training.feed import FeedSpec, Scores, start_feed
 from raydpo.training.task import Schedule, TrainReport, TrainTask
 
 
@@ -42,11 +44,16 @@ def run(job: JobConfig) -> dict[str, Any]:
         say("Reference", setting.reference.told)
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
-    store, scoring = score_reference(setting, train.blocks, held_out.blocks if held_out else ())
-    train, held_out = without_poisonous(setting, scoring, train, held_out)
-    watch.lap("reference")
-    report = train_policy(setting, store, train, held_out)
-    watch.lap("training")
+    store = reference_store(setting)
+    if isinstance(store, ReferenceStore) and setting.pipelined:
+        scoring, report = score_and_train(setting, store, train, held_out)
+        watch.lap("reference and training")
+    else:
+        scoring = score_reference(setting, store, train, held_out)
+        train, held_out = without_poisonous(setting, scoring, train, held_out)
+        watch.lap("reference")
+        report = train_policy(setting, start_feeds(setting, store, train, held_out))
+        watch.lap("training")
     return sum_up(setting, Scored(train, held_out, store, scoring), report, watch.seconds)
 
 
@@ -59,7 +66,8 @@ def score_ahead(job: JobConfig) -> dict[str, Any]:
     say("Reference", setting.reference.told)
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
-    store, scoring = score_reference(setting, train.blocks, held_out.blocks if held_out else ())
+    store = reference_store(setting)
+    scoring = score_reference(setting, store, train, held_out)
     train, held_out = without_poisonous(setting, scoring, train, held_out)
     watch.lap("reference")
     return sum_up_scoring(setting, Scored(train, held_out, store, scoring), watch.seconds)
@@ -111,25 +119,27 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
     return prepare(shards, request, data.max_bad_rows, stage.update)
 
 
-def score_reference(
-    setting: Setting, train: Sequence[Block], held_out: Sequence[Block]
-) -> tuple[ReferenceStore | NoReference, ScoringReport]:
-    """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
+def reference_store(setting: Setting) -> ReferenceStore | NoReference:
+    """Where the reference's log-probs are kept, by what they depend on."""
     if not setting.job.loss.needs_reference:
-        return NoReference(), ScoringReport()
-    model, reference = setting.job.model, setting.reference
+        return NoReference()
+    reference = setting.reference
     numerics = {
         "dtype": reference.precision,
         "attention": reference.attention.implementation or "default",
         "device": "cuda" if reference.gpu else "cpu",
     }
-    stage = Stage("Reference", "pairs")
-    store = ReferenceStore(
+    return ReferenceStore(
         storage.absolute(setting.job.data.cache_dir),
         identify(reference.source.folder, None, numerics),
         reference.source.described,
     )
-    scorer = ScorerSpec(
+
+
+def scorer_of(setting: Setting) -> ScorerSpec:
+    """What an actor of the pool loads."""
+    model, reference = setting.job.model, setting.reference
+    return ScorerSpec(
         source=reference.source,
         dtype=reference.precision,
         attention=reference.attention,
@@ -139,9 +149,45 @@ def score_reference(
         logits_chunk_tokens=model.logits_chunk_tokens,
         torch_compile=model.torch_compile,
     )
-    report = score([*train, *held_out], store, scorer, reference.group, stage.update)
+
+
+def score_reference(
+    setting: Setting, store: ReferenceStore | NoReference, train: PreparedData, held_out: PreparedData | None
+) -> ScoringReport:
+    """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
+    if isinstance(store, NoReference):
+        return ScoringReport()
+    stage = Stage("Reference", "pairs")
+    blocks = [*train.blocks, *(held_out.blocks if held_out else ())]
+    report = score(blocks, store, scorer_of(setting), setting.reference.group, stage.update)
     stage.done(f"{report.completions_scored:,} completions scored, {report.completions_reused:,} reused")
-    return store, report
+    return report
+
+
+def score_and_train(
+    setting: Setting, store: ReferenceStore, train: PreparedData, held_out: PreparedData | None
+) -> tuple[ScoringReport, TrainReport]:
+    """Both at once: the pool scores blocks in the order that training reads them, which waits for none but the next."""
+    feeds = start_feeds(setting, AwaitedStore(store), train, held_out)
+    order = feeds.spec.order(train.blocks, epoch=0)
+    blocks = [train.blocks[index] for window in order.windows for index in window.blocks]
+    share = ""
+
+    def progress(done: int, total: int) -> None:
+        nonlocal share
+        share = f", reference {done / total:.0%}"
+
+    def scoring(stopped: Callable[[], bool]) -> ScoringReport:
+        first = held_out.blocks if held_out else ()  # evaluated before the first update
+        return score([*first, *blocks], store, scorer_of(setting), setting.reference.group, progress, stopped)
+
+    with Ahead(scoring, feeds.fail) as ahead:
+        report = train_policy(setting, feeds, lambda: share)
+    scored = ahead.report
+    say(
+        "Reference", f"{scored.completions_scored:,} completions scored meanwhile, {scored.completions_reused:,} reused"
+    )
+    return scored, report
 
 
 def without_poisonous(
@@ -157,13 +203,31 @@ def without_poisonous(
     return kept(train, quarantine), kept(held_out, quarantine / "held_out") if held_out else None
 
 
-def train_policy(
-    setting: Setting, store: ReferenceStore | NoReference, train: PreparedData, held_out: PreparedData | None
-) -> TrainReport:
-    """The updates: feeds in actors of this job, workers under Ray Train, the result in `output_dir/model`."""
+@dataclass(frozen=True)
+class Feeds:
+    """The actors that give batches, and how long they do."""
+
+    spec: FeedSpec
+    train: Any
+    held_out: Any
+    """None without held-out pairs."""
+    schedule: Schedule
+    held_out_schedule: Schedule | None
+    fingerprint: dict[str, str]
+    """Digests of reference and data."""
+
+    def fail(self, message: str) -> None:
+        """Tell those who wait for scores that none will come."""
+        for feed in (self.train, self.held_out):
+            if feed is not None:
+                feed.fail.remote(message)
+
+
+def start_feeds(setting: Setting, store: Scores, train: PreparedData, held_out: PreparedData | None) -> Feeds:
+    """Feeds of the training pairs, and of the held-out ones."""
     optim, policy = setting.job.optim, setting.policy
     ranks = policy.group.workers
-    batches = FeedSpec(
+    spec = FeedSpec(
         seed=optim.order_seed,
         sampling=setting.job.data.train_sampling_strategy,
         window=setting.job.data.shuffle_window,
@@ -173,55 +237,54 @@ def train_policy(
         ranks=ranks,
         with_prompts=counts_prompts(setting.job.loss),
     )
-    eval_batches = FeedSpec(
+    eval_spec = replace(
+        spec,
         seed=optim.seed,
         sampling="sequential",
         window=1,
         global_batch=optim.per_device_eval_batch_size * ranks,
-        cut=policy.cut,
-        update_work=batches.update_work,
-        ranks=ranks,
-        with_prompts=batches.with_prompts,
     )
-    schedule = Schedule.of(
-        train.pairs, batches.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+    return Feeds(
+        spec=spec,
+        train=start_feed(train.blocks, store, spec),
+        held_out=start_feed(held_out.blocks, store, eval_spec) if held_out else None,
+        schedule=Schedule.of(
+            train.pairs, spec.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+        ),
+        held_out_schedule=Schedule.one_epoch(held_out.pairs, eval_spec.global_batch) if held_out else None,
+        fingerprint={"reference": store.digest, "data": data_digest(train.blocks)},
     )
-    feed = start_feed(train.blocks, store, batches)
+
+
+def train_policy(setting: Setting, feeds: Feeds, note: Callable[[], str] = lambda: "") -> TrainReport:
+    """The updates, by workers under Ray Train; the result in `output_dir/model`. `note` ends the line of progress."""
+    policy = setting.policy
     task = TrainTask(
         job=setting.job,
         source=policy.source,
         precision=policy.precision,
         attention=policy.attention,
         gpu=policy.gpu,
-        schedule=schedule,
-        feed=feed,
-        eval_feed=start_feed(held_out.blocks, store, eval_batches) if held_out else None,
-        eval_schedule=Schedule.one_epoch(held_out.pairs, eval_batches.global_batch) if held_out else None,
-        drift_tolerance=drift_tolerance(setting),
+        schedule=feeds.schedule,
+        feed=feeds.train,
+        eval_feed=feeds.held_out,
+        eval_schedule=feeds.held_out_schedule,
+        drift_tolerance=setting.drift_tolerance,
         run_dir=str(setting.run_dir.path),
-        fingerprint={"reference": store.digest, "data": data_digest(train.blocks)},
+        fingerprint=feeds.fingerprint,
     )
     stage = Stage("Training", "updates")
 
     def show() -> None:
-        line = ray.get(feed.progress.remote())
+        line = ray.get(feeds.train.progress.remote())
         if "loss" in line:
-            stage.update(line["step"], schedule.total_steps, f"loss {line['loss']:.4f}")
+            stage.update(line["step"], feeds.schedule.total_steps, f"loss {line['loss']:.4f}{note()}")
 
     with Poller(show):
         report = trainer.fit(task, policy.group)
     resumed = f" ({report.resumed_at:,} of them before the resume)" if report.resumed_at else ""
     stage.done(f"{report.steps:,} updates{resumed}")
     return report
-
-
-def drift_tolerance(setting: Setting) -> float | None:
-    """What `reference_drift_tolerance` says, of a policy that starts from its reference; None for others."""
-    job, policy, reference = setting.job, setting.policy, setting.reference
-    if policy.source != reference.source or not job.loss.disable_dropout:
-        return None
-    usual = max(TOLERANCES[policy.precision], TOLERANCES[reference.precision])
-    return job.reference.reference_drift_tolerance or usual
 
 
 def data_digest(blocks: Sequence[Block]) -> str:

@@ -15,6 +15,8 @@ class Node:
     cpus: float
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom ones."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,8 @@ class Group:
 
 def nodes_of(described: Sequence[Mapping[str, Any]]) -> list[Node]:
     """The nodes that are alive, from what `ray.nodes()` says."""
-    return [
-        Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0), node.get("Labels", {}))
-        for node in described
-        if node["Alive"]
-    ]
+    alive = ((node["Resources"], node.get("Labels", {})) for node in described if node["Alive"])
+    return [Node(has.get("CPU", 0), has.get("GPU", 0), labels, has) for has, labels in alive]
 
 
 def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
@@ -54,7 +53,7 @@ def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
 def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     """The scoring actors; `ConfigError` where the cluster cannot hold them.
 
-    They may take every GPU that fits: the pool gives them back before training starts.
+    They may take every GPU that fits: the pool gives them back before training starts, where both have no room.
     """
     reference = job.reference
     return _group(
@@ -66,6 +65,22 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
         reference.reference_label_selector,
         nodes,
     )
+
+
+def fit_together(groups: Sequence[Group], nodes: Sequence[Node]) -> bool:
+    """True where there is room for the workers of all groups at the same time, each put where it first fits."""
+    free = [{**node.resources, "CPU": node.cpus, "GPU": node.gpus} for node in nodes]
+    for group in groups:
+        taken = {**group.resources, "CPU": group.cpus, "GPU": group.gpus}
+        for _ in range(group.workers):
+            for node, left in zip(nodes, free, strict=True):
+                chosen = group.label_selector.items() <= node.labels.items()
+                if chosen and all(left.get(name, 0) >= amount for name, amount in taken.items()):
+                    left.update({name: left.get(name, 0) - amount for name, amount in taken.items()})
+                    break
+            else:
+                return False
+    return True
 
 
 @dataclass(frozen=True)

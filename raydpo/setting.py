@@ -1,5 +1,6 @@
 """What a run settles before its first stage, so that most of what can go wrong does so at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,16 @@ from raydpo import placement
 from raydpo.batching.cut import Cut
 from raydpo.batching.work import Work
 from raydpo.config import JobConfig
+from raydpo.errors import ConfigError
 from raydpo.models.attention import AttentionChoice, choose
 from raydpo.models.flops import work_of
 from raydpo.models.load import load_config, load_tokenizer
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_model
-from raydpo.placement import Group
+from raydpo.placement import Group, Node
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
+from raydpo.training.drift import DRIFT_TOLERANCES
 from raydpo.training.zero import zero_config
 
 COMPILED_LENGTHS = 4
@@ -63,6 +66,16 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     policy: ModelSetting
     reference: ModelSetting
+    pipelined: bool
+    """True where the reference is scored while the policy trains."""
+
+    @property
+    def drift_tolerance(self) -> float | None:
+        """What `reference_drift_tolerance` says, for a policy that starts from its reference; None for others."""
+        if self.policy.source != self.reference.source or not self.job.loss.disable_dropout:
+            return None
+        usual = max(DRIFT_TOLERANCES[self.policy.precision], DRIFT_TOLERANCES[self.reference.precision])
+        return self.job.reference.reference_drift_tolerance or usual
 
 
 def settle(job: JobConfig) -> Setting:
@@ -75,6 +88,7 @@ def settle(job: JobConfig) -> Setting:
     assert job.model.model_name_or_path, "the command line sets it"
     nodes = placement.nodes_of(ray.nodes())
     train_group, reference_group = placement.train_group(job, nodes), placement.reference_group(job, nodes)
+    pipelined = is_pipelined(job, train_group, reference_group, nodes)
     gpu = train_group.gpus > 0
     # Reads the file that `deepspeed` names.
     zero_config(job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers)
@@ -94,7 +108,22 @@ def settle(job: JobConfig) -> Setting:
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
-    return Setting(job, run_dir, tokenizer, policy, reference)
+    return Setting(job, run_dir, tokenizer, policy, reference, pipelined)
+
+
+def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence[Node]) -> bool:
+    """Whether scorers work beside the train workers; `ConfigError` where they are to, and cannot."""
+    schedule = job.reference.reference_schedule
+    if not job.loss.needs_reference or schedule == "staged":
+        return False
+    room = placement.fit_together([train, reference], nodes)
+    if schedule == "pipelined" and not room:
+        raise ConfigError(
+            f"reference_schedule=pipelined needs room for {train.workers} train workers of {train.gpus:g} GPUs and "
+            f"{train.cpus:g} CPUs and for {reference.workers} scorers of {reference.gpus:g} and {reference.cpus:g} at "
+            "the same time; lower num_workers, reference_num_workers or what each takes, or leave it at auto"
+        )
+    return room
 
 
 def model_setting(

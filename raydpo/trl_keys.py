@@ -71,7 +71,7 @@ TRANSLATED: dict[str, dict[str, dict[str, Any]]] = {
 # fmt: off
 WITHOUT_MEANING = {
     # The reference and the data
-    **_each("reference log-probs are always computed once, before training, and kept", precompute_ref_log_probs=False),
+    **_each("reference log-probs are always computed once, and kept", precompute_ref_log_probs=False),
     **_each("reference_model is used wherever it is named", force_use_ref_model=False),
     **_each("the reference stays as it is", ref_model_mixup_alpha=0.6, ref_model_sync_steps=512),
     **_each("data is always streamed", dataset_streaming=False, streaming=False),

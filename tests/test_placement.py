@@ -4,7 +4,7 @@ import pytest
 
 from raydpo import config
 from raydpo.errors import ConfigError
-from raydpo.placement import Node, reference_group, train_group
+from raydpo.placement import Node, fit_together, reference_group, train_group
 
 LAPTOP = [Node(cpus=8, gpus=0)]
 GPU_NODES = [
@@ -44,3 +44,23 @@ def test_labels_choose_nodes() -> None:
 def test_what_does_not_fit(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_group(config.from_flat(options), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("options", "fit"),
+    [
+        ({}, False),  # each takes all CPUs
+        ({"cpus_per_worker": 4, "reference_cpus_per_worker": 4}, True),
+        ({"cpus_per_worker": 5, "reference_cpus_per_worker": 4}, False),
+        ({"cpus_per_worker": 4, "reference_cpus_per_worker": 4, "worker_resources": '{"tpu": 1}'}, False),
+    ],
+)
+def test_whether_both_groups_fit_on_a_laptop(options: dict[str, object], fit: bool) -> None:
+    job = config.from_flat(options)
+    assert fit_together([train_group(job, LAPTOP), reference_group(job, LAPTOP)], LAPTOP) is fit
+
+
+@pytest.mark.parametrize(("workers", "scorers", "fit"), [(16, 4, True), (17, 4, False), (12, 8, True)])
+def test_whether_both_groups_fit_on_gpu_nodes(workers: int, scorers: int, fit: bool) -> None:
+    job = config.from_flat({"num_workers": workers, "reference_num_workers": scorers})
+    assert fit_together([train_group(job, GPU_NODES), reference_group(job, GPU_NODES)], GPU_NODES) is fit

@@ -109,6 +109,12 @@ class ReferenceConfig(Section):
         "Type the reference computes in. auto: that of the policy.",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
+    reference_schedule: str = option(
+        "auto",
+        "staged: all pairs are scored before training; pipelined: ahead of training while that goes on, a shuffle "
+        "window at a time. auto: pipelined where scorers and train workers have room side by side.",
+        one_of("auto", "staged", "pipelined"),
+    )
     reference_drift_tolerance: float | None = option(
         None,
         "How far the policy may be from its reference before the first update, |difference| of a token's log-prob on "

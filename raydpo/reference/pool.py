@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from raydpo.errors import RaydpoError, ReferenceMismatch, TrainingError
 from raydpo.placement import Group
@@ -54,12 +54,14 @@ def score(
     scorer: ScorerSpec,
     group: Group,
     on_progress: Callable[[int, int], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> ScoringReport:
     """Score each block that `store` lacks, and return when all blocks have scores, but for the poisonous.
 
-    `on_progress(done, total)` counts pairs. A lost actor costs its present block and no other, as finished blocks are
-    files already. Raises what a scorer raised, `TrainingError` if scorers die while they load, `ReferenceMismatch` if
-    a block is still without scores at the end.
+    Blocks are scored in the order given. `on_progress(done, total)` counts pairs. Once `stopped()`, which is asked
+    every second, nothing more is scored, and what is missing is no error. A lost actor costs its present block and no
+    other, as finished blocks are files already. Raises what a scorer raised, `TrainingError` if scorers die while they
+    load, `ReferenceMismatch` if a block is still without scores at the end.
     """
     started = time.monotonic()
     missing = store.missing(blocks)
@@ -71,14 +73,15 @@ def score(
         store.open()
         on_progress(0, pairs)
         done = 0
-        for outcome in pool.outcomes(missing):
+        for outcome in pool.outcomes(missing, stopped):
             if isinstance(outcome, Poisonous):
                 poisonous.append(outcome.block)
             else:
                 found.append(outcome)
                 done += outcome.pairs
                 on_progress(done, pairs)
-        if lacking := store.absent([block for block in missing if block not in poisonous]):
+        lacking = store.absent([block for block in missing if block not in poisonous])
+        if lacking and not stopped():
             raise ReferenceMismatch(
                 f"{len(lacking)} of {len(blocks)} blocks have no reference log-probs, first {store.url(lacking[0])}; "
                 "cache_dir must be a folder or URL that every node reaches"
@@ -110,14 +113,17 @@ class _Pool:
         self._tasks: dict[Any, tuple[Any, Block | None]] = {}
         """By the result to come: the actor, and its block; None while it loads."""
 
-    def outcomes(self, blocks: Sequence[Block]) -> Iterator[BlockScored | Poisonous]:
-        """What becomes of each block, in the order that they are done."""
+    def outcomes(self, blocks: Sequence[Block], stopped: Callable[[], bool]) -> Iterator[BlockScored | Poisonous]:
+        """What becomes of each block, in the order that they are done; until all are, or `stopped()`."""
         self._waiting.extend(blocks)
         try:
             for _ in range(min(self._group.workers, len(blocks))):
                 self._start()
-            while self._tasks:
-                (result,), _ = ray.wait(list(self._tasks), num_returns=1)
+            while self._busy() and not stopped():
+                done, _ = ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
+                if not done:
+                    continue
+                (result,) = done
                 actor, block = self._tasks.pop(result)
                 outcome = self._outcome(result, actor, block)
                 if outcome is not None:
@@ -125,6 +131,10 @@ class _Pool:
         finally:
             for actor, _ in self._tasks.values():
                 ray.kill(actor)
+
+    def _busy(self) -> bool:
+        """True while there are blocks to do; a scorer for which no room was found may still wait then."""
+        return bool(self._waiting) or any(block is not None for _, block in self._tasks.values())
 
     def _start(self) -> None:
         """One more scorer, wherever there is room for it."""
@@ -143,10 +153,11 @@ class _Pool:
         try:
             scored: BlockScored | None = ray.get(result)
         except RayTaskError as error:
+            ray.kill(actor)
             if isinstance(error.cause, RaydpoError):  # what an actor said, without the way it came
                 raise error.cause from None
             raise
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             ray.kill(actor)  # where it is only out of reach, it must not go on
             return self._died(block, error)
         if scored is None:
@@ -164,12 +175,12 @@ class _Pool:
         tokens = max(self._tokens >> self._deaths[block.content], 1)
         self._tasks[actor.score_block.remote(block.url, self._store.url(block), tokens)] = (actor, block)
 
-    def _died(self, block: Block | None, error: RayActorError) -> Poisonous | None:
+    def _died(self, block: Block | None, error: RayError) -> Poisonous | None:
         """Give the block to another scorer, unless it has killed too many."""
         self.lost += 1
         outcome = None
         why = str(error).strip().splitlines()[0]
-        blamed = not (isinstance(error, ActorDiedError) and error.preempted)
+        blamed = not (isinstance(error, RayActorError) and error.preempted)
         if block is None:
             self._deaths_in_loading += blamed
             if self._deaths_in_loading == MOST_DEATHS:

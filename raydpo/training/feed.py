@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.cut import Cut
 from raydpo.batching.order import EpochOrder, batch_bounds, grouped
 from raydpo.batching.work import Work
+from raydpo.errors import RaydpoError
 from raydpo.reference.absent import NoReference
+from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.store import ReferenceStore, ScoredBlock
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
 
@@ -23,6 +26,10 @@ KEPT_WINDOWS = 2
 """Shuffle windows in memory: the present one, and the one that ranks ahead of the others read."""
 KEPT_BATCHES = 8
 """Global batches in memory: more than ranks are apart, as they meet at each update."""
+
+
+Scores = ReferenceStore | AwaitedStore | NoReference
+"""Where the feed reads its blocks."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,12 @@ class FeedSpec:
     ranks: int
     with_prompts: bool = False
     """True where the objective counts the likelihood of the chosen completions' prompts too."""
+
+    def order(self, blocks: Sequence[Block], epoch: int) -> EpochOrder:
+        """The order of an epoch's pairs."""
+        sizes = [block.pairs for block in blocks]
+        shuffle = self.sampling != "sequential"
+        return EpochOrder(sizes, seed=self.seed, epoch=epoch, window=self.window, shuffle=shuffle)
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class RankBatch:
 class BatchSource:
     """Global batches by position, from blocks and their scores."""
 
-    def __init__(self, blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> None:
+    def __init__(self, blocks: Sequence[Block], store: Scores, spec: FeedSpec) -> None:
         """`blocks` in the run's order; they must all have scores in `store`."""
         self._blocks = list(blocks)
         self._store = store
@@ -124,11 +137,7 @@ class BatchSource:
 
     def _order(self, epoch: int) -> EpochOrder:
         if epoch not in self._orders:
-            spec = self._spec
-            sizes = [block.pairs for block in self._blocks]
-            shuffle = spec.sampling != "sequential"
-            order = EpochOrder(sizes, seed=spec.seed, epoch=epoch, window=spec.window, shuffle=shuffle)
-            self._orders = {epoch: order}
+            self._orders = {epoch: self._spec.order(self._blocks, epoch)}
         return self._orders[epoch]
 
     def _pair(self, epoch: int, order: EpochOrder, offset: int) -> ScoredPair:
@@ -151,9 +160,10 @@ class BatchSource:
 class Feed:
     """The actor around a `BatchSource`; it also passes the ranks' progress on to the driver's console."""
 
-    def __init__(self, blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> None:
+    def __init__(self, blocks: Sequence[Block], store: Scores, spec: FeedSpec) -> None:
         """As `BatchSource`."""
         self._source = BatchSource(blocks, store, spec)
+        self._store = store
         self._batches: OrderedDict[int, list[RankBatch]] = OrderedDict()
         self._progress: dict[str, Any] = {}
 
@@ -165,18 +175,28 @@ class Feed:
                 self._batches.popitem(last=False)
         return self._batches[position][rank]
 
+    @ray.method(concurrency_group="control")
+    def fail(self, message: str) -> None:
+        """No more scores will come: whoever waits for some is told."""
+        if isinstance(self._store, AwaitedStore):
+            self._store.failure = message
+
+    @ray.method(concurrency_group="control")
     def report(self, progress: dict[str, Any]) -> None:
         """What rank 0 says of where the run is."""
         self._progress = progress
 
+    @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
         """What rank 0 said last; empty before it said anything."""
         return self._progress
 
 
-def start_feed(blocks: Sequence[Block], store: ReferenceStore | NoReference, spec: FeedSpec) -> Any:
+def start_feed(blocks: Sequence[Block], store: Scores, spec: FeedSpec) -> Any:
     """Start the actor; should its process die, Ray starts it anew and repeats what was asked of it."""
-    actor = ray.remote(Feed).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    # Threads: one makes batches, which may wait for scores, the other answers meanwhile.
+    remote: Any = ray.remote
+    actor = remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"control": 1})(Feed)
     return actor.remote(blocks, store, spec)
 
 
@@ -201,5 +221,10 @@ class Prefetcher:
             if ask not in self._ahead:
                 self._ahead[ask] = self._feed.fetch.remote(ask, self._rank)
             ask = batch_bounds(ask, self._pairs, self._global_batch)[1]
-        batch: RankBatch = ray.get(self._ahead.pop(position))
+        try:
+            batch: RankBatch = ray.get(self._ahead.pop(position))
+        except RayTaskError as error:
+            if isinstance(error.cause, RaydpoError):  # what the feed said, without the way it came
+                raise error.cause from None
+            raise
         return batch
