@@ -98,7 +98,7 @@ def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokeniz
         (b'{"prompt": "p", "chosen": "a", "rejected": "a"}', "chosen and rejected are the same"),
         (b'{"prompt": "p", "chosen": "", "rejected": "a"}', "empty completion"),
         (b'{"prompt": "", "chosen": "a", "rejected": "b"}', "no prompt"),
-        (json.dumps({"prompt": "p" * 200, "chosen": "a", "rejected": "b"}).encode(), "empty completion"),
+        (json.dumps({"prompt": "p" * 200, "chosen": "a", "rejected": "b"}).encode(), "prompt too long"),
         (
             json.dumps({"prompt": "p", "chosen": "c" * 200 + "a", "rejected": "c" * 200}).encode(),
             "chosen and rejected are the same",
@@ -130,7 +130,7 @@ def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokeniz
     assert list(pairs_of(data, chat_tokenizer)) == ["rows.jsonl.gz:1", "rows.jsonl.gz:14"]
     assert (data.rows_read, data.rows_quarantined) == (15, 13)
     assert sum(data.bad_reasons.values()) == 13
-    assert data.bad_reasons["empty completion"] == 2
+    assert data.bad_reasons["empty completion"] == data.bad_reasons["prompt too long"] == 1
     assert [block.index for block in data.blocks] == [0, 3]  # all rows of the blocks between are bad
     names = sorted(file.name for file in (tmp_path / "quarantine").iterdir())
     assert names == [f"rows.jsonl.gz.from-row-00000000{first}.jsonl" for first in (1, 5, 9)] + [
