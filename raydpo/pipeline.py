@@ -15,7 +15,7 @@ from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import ConfigError, DataError
 from raydpo.objectives.objective import counts_prompts
-from raydpo.reference.absent import NoReference
+from raydpo.reference.absent import GivenReference, NoReference, Unscored
 from raydpo.reference.ahead import Ahead
 from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.digest import identify
@@ -40,7 +40,7 @@ def run(job: JobConfig) -> dict[str, Any]:
     watch = Stopwatch()
     setting = settle(job)
     say("Policy", setting.policy.told)
-    if job.loss.needs_reference and setting.reference.told != setting.policy.told:
+    if setting.scored and setting.reference.told != setting.policy.told:
         say("Reference", setting.reference.told)
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
@@ -61,6 +61,8 @@ def score_ahead(job: JobConfig) -> dict[str, Any]:
     """The stages before training alone, so that runs to come find their scores -> summary, as `run` has it."""
     if not job.loss.needs_reference:
         raise ConfigError(f"loss_type={','.join(job.loss.loss_type)} takes no reference, so there is nothing to score")
+    if job.reference.reference_from_dataset:
+        raise ConfigError("reference_from_dataset=true takes the data set's log-probs, so there is nothing to score")
     watch = Stopwatch()
     setting = settle(job)
     say("Reference", setting.reference.told)
@@ -115,14 +117,18 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
         dialect=data.dataset_format,
         truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         block_pairs=data.block_pairs,
+        given_logps=setting.job.loss.needs_reference and setting.job.reference.reference_from_dataset,
+        per_token=setting.job.loss.ld_alpha is not None,
     )
     return prepare(shards, request, data.max_bad_rows, stage.update)
 
 
-def reference_store(setting: Setting) -> ReferenceStore | NoReference:
+def reference_store(setting: Setting) -> ReferenceStore | Unscored:
     """Where the reference's log-probs are kept, by what they depend on."""
     if not setting.job.loss.needs_reference:
         return NoReference()
+    if not setting.scored:
+        return GivenReference()
     reference = setting.reference
     numerics = {
         "dtype": reference.precision,
@@ -152,10 +158,10 @@ def scorer_of(setting: Setting) -> ScorerSpec:
 
 
 def score_reference(
-    setting: Setting, store: ReferenceStore | NoReference, train: PreparedData, held_out: PreparedData | None
+    setting: Setting, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
 ) -> ScoringReport:
     """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
-    if isinstance(store, NoReference):
+    if not isinstance(store, ReferenceStore):
         return ScoringReport()
     stage = Stage("Reference", "pairs")
     blocks = [*train.blocks, *(held_out.blocks if held_out else ())]

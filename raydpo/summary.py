@@ -9,7 +9,7 @@ from typing import Any
 
 from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import at_reference
-from raydpo.reference.absent import NoReference
+from raydpo.reference.absent import GivenReference, NoReference, Unscored
 from raydpo.reference.pool import ScoringReport
 from raydpo.reference.store import ReferenceStore
 from raydpo.setting import Setting
@@ -22,7 +22,7 @@ class Scored:
 
     train: PreparedData
     held_out: PreparedData | None
-    store: ReferenceStore | NoReference
+    store: ReferenceStore | Unscored
     scoring: ScoringReport
 
 
@@ -131,7 +131,7 @@ def check_first_loss(setting: Setting, first_loss: float | None) -> str:
     For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
     expected = at_reference(setting.job.loss)
-    if first_loss is None or expected is None or setting.reference.source != setting.policy.source:
+    if first_loss is None or expected is None or not setting.starts_from_reference:
         return ""
     widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (setting.policy, setting.reference))
     tolerance = widest * max(1.0, abs(expected))
@@ -153,6 +153,8 @@ def tell(summary: Mapping[str, Any]) -> None:
         print(f"{'':<12} in quarantine: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
     if reference["identity"] == NoReference.digest:
         print(f"{'Reference':<12} none: the objective takes none")
+    elif reference["identity"] == GivenReference.digest:
+        print(f"{'Reference':<12} as the data set gives it")
     else:
         lost = f"; {reference['scorers_lost']} scorers died" if reference["scorers_lost"] else ""
         print(

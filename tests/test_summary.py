@@ -8,11 +8,12 @@ from raydpo.config import LossConfig
 from raydpo.summary import check_first_loss
 
 
-def setting(loss: LossConfig | None = None, reference: str = "a") -> Any:
+def setting(loss: LossConfig | None = None, *, starts: bool = True) -> Any:
     return SimpleNamespace(
         job=SimpleNamespace(loss=loss or LossConfig()),
-        policy=SimpleNamespace(source="a", precision="float32"),
-        reference=SimpleNamespace(source=reference, precision="float32"),
+        policy=SimpleNamespace(precision="float32"),
+        reference=SimpleNamespace(precision="float32"),
+        starts_from_reference=starts,
     )
 
 
@@ -32,5 +33,5 @@ def test_other_objectives_begin_elsewhere() -> None:
 
 
 def test_another_reference_has_no_known_first_loss() -> None:
-    assert check_first_loss(setting(reference="b"), 0.7) == ""
+    assert check_first_loss(setting(starts=False), 0.7) == ""
     assert check_first_loss(setting(), None) == ""

@@ -48,6 +48,11 @@ class JobConfig:
                 "torch_compile=true does not go with zero_stage=3, which exchanges the weights under it; "
                 "set zero_stage=2, or leave torch_compile out"
             )
+        if self.reference.reference_from_dataset and self.reference.reference_model:
+            raise ConfigError(
+                f"reference_model={self.reference.reference_model} is not scored with reference_from_dataset=true; "
+                "leave one of them out"
+            )
         if self.optim.eval_strategy == "steps" and self.optim.eval_steps is None:
             resolved = dataclasses.replace(self.optim, eval_steps=self.run.logging_steps)
             object.__setattr__(self, "optim", resolved)

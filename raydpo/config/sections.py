@@ -104,6 +104,11 @@ class ReferenceConfig(Section):
     reference_model: str | None = option(
         None, "Folder or hub id of the reference model. Unset: the weights that the policy starts from."
     )
+    reference_from_dataset: bool = option(
+        False,
+        "Score nothing, and take the columns ref_chosen_logps and ref_rejected_logps: a list with a value for each "
+        "token of the completion, EOS included, or a number, their sum.",
+    )
     reference_dtype: str = option(
         "auto",
         "Type the reference computes in. auto: that of the policy.",

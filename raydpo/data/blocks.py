@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from raydpo import schema, storage
 from raydpo.data import quarantine
 from raydpo.data.formats import to_pair
+from raydpo.data.given import GivenLogps, fitted, read_given
 from raydpo.data.pairs import Pair, RowError, kind_of
 from raydpo.data.readers import ReadRow, RowSlice, parse
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import PairIds, TokenIds, Truncation, tokenize
 from raydpo.errors import DataError
+from raydpo.schema import FloatArray
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class BlockRecipe:
     truncation: Truncation
     cache_dir: str
     quarantine_dir: str
+    given_logps: bool = False
+    """True where the reference's log-probs are those that rows carry; they then stand in the tokenized block."""
+    per_token: bool = False
+    """True where sums of them do not do."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class BlockOutcome:
 class _GoodRow:
     number: int
     pair: PairIds
+    given: tuple[FloatArray, FloatArray] | None
+    """Reference log-probs of chosen and rejected, where rows carry them."""
 
 
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:
@@ -74,7 +82,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
 
     DataError if the tokenizer lacks what rows of this kind need: a chat template or an EOS token.
     """
-    good, bad, total = _tokenized_rows(raw, tokenizer, recipe.truncation)
+    good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
     if bad:
         quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad)
     tails = [row.pair.dropped_tail for row in good if len(row.pair.dropped_tail)]
@@ -93,29 +101,34 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
 
 
 def _tokenized_rows(
-    raw: RawBlock, tokenizer: PreTrainedTokenizerBase, truncation: Truncation
+    raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> tuple[list[_GoodRow], list[schema.BadRow], int]:
     """Good rows, bad rows (both in order) and the number of all."""
     reasons: list[tuple[ReadRow, str]] = []
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
+    given: list[GivenLogps | None] = []
     for row in parse(raw.rows):
         try:
             if row.columns is None:
                 raise RowError(row.reason)
             pair = to_pair(row.columns, raw.dialect, chat=bool(tokenizer.chat_template))
+            logps = read_given(row.columns) if recipe.given_logps else None
         except RowError as reason:
             reasons.append((row, str(reason)))
             continue
         _check_tokenizer(pair, tokenizer, raw.shard)
         rows.append(row)
         pairs.append(pair)
+        given.append(logps)
     good: list[_GoodRow] = []
-    for row, tokenized in zip(rows, tokenize(tokenizer, pairs), strict=True):
+    for row, logps, tokenized in zip(rows, given, tokenize(tokenizer, pairs), strict=True):
         try:
             if isinstance(tokenized, RowError):
                 raise tokenized
-            good.append(_GoodRow(row.number, truncation.apply(tokenized)))
+            cut = recipe.truncation.apply(tokenized)
+            scores = None if logps is None else fitted(logps, tokenized, cut, per_token=recipe.per_token)
+            good.append(_GoodRow(row.number, cut, scores))
         except RowError as reason:
             reasons.append((row, str(reason)))
     reasons.sort(key=lambda item: item[0].number)
@@ -144,18 +157,23 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     ]
     pair_ids = [f"{raw.shard.name}:{row.number}" for row in good]
     content = content_digest(columns)
+    given = [row.given for row in good if row.given is not None]
+    if given:
+        content = hashlib.sha256("".join([content, *map(_digest, given)]).encode()).hexdigest()
     # The same tokens may come from another shard, whose pairs have other ids: the file's name is of both, so that
     # neither file overwrites the other, while the scores hang on the tokens alone.
     name = hashlib.sha256("\n".join([content, *pair_ids]).encode()).hexdigest()
     url = storage.join(cache_dir, "tokenized", f"{name}.parquet")
     if not storage.exists(url):
-        table = pa.table(
-            [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)],
-            schema=schema.TOKENIZED_SCHEMA,
-        )
-        storage.write_table(url, table)
+        arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
+        arrays += [_list_array(side) for side in zip(*given, strict=True)]
+        storage.write_table(url, pa.table(arrays, schema=schema.GIVEN_SCHEMA if given else schema.TOKENIZED_SCHEMA))
     tokens = sum(row.pair.tokens for row in good)
     return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url)
+
+
+def _digest(sides: tuple[FloatArray, FloatArray]) -> str:
+    return hashlib.sha256(b"".join(side.astype("<f4").tobytes() for side in sides)).hexdigest()
 
 
 def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
@@ -172,6 +190,6 @@ def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
     return digest.hexdigest()
 
 
-def _list_array(column: Sequence[TokenIds]) -> pa.ListArray:
+def _list_array(column: Sequence[TokenIds | FloatArray]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in column])]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(column)))

@@ -28,7 +28,7 @@ MISSING: Any = object()
 
 COLUMNS = frozenset(
     "prompt chosen rejected conversations messages system tools chat_template_kwargs "
-    "input preferred_output non_preferred_output".split()
+    "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps".split()
 )
 """Every column that some dialect reads."""
 

@@ -1,9 +1,10 @@
-"""What stands in the place of the reference's scores where an objective takes none."""
+"""What stands in the place of the reference's scores where none are scored: nothing, or what the rows carry."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from raydpo import storage
 from raydpo.reference.store import ScoredBlock, TokenizedBlock, scores_table
 from raydpo.schema import Block
 
@@ -22,3 +23,18 @@ class NoReference:
         chosen = [np.zeros(len(pair.chosen_ids), dtype=np.float32) for pair in pairs]
         rejected = [np.zeros(len(pair.rejected_ids), dtype=np.float32) for pair in pairs]
         return ScoredBlock(tokenized, scores_table(chosen, rejected), block.url)
+
+
+@dataclass(frozen=True)
+class GivenReference:
+    """Reads blocks as `ReferenceStore` does; the scores are those that their rows carried."""
+
+    digest: str = "given"
+    """In the place of an identity: a block's content counts its scores."""
+
+    def read(self, block: Block) -> ScoredBlock:
+        """A block's pairs and scores."""
+        return ScoredBlock(TokenizedBlock(block.url), storage.read_table(block.url), block.url)
+
+
+Unscored = NoReference | GivenReference

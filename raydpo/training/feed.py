@@ -17,7 +17,7 @@ from raydpo.batching.cut import Cut
 from raydpo.batching.order import EpochOrder, batch_bounds, grouped
 from raydpo.batching.work import Work
 from raydpo.errors import RaydpoError
-from raydpo.reference.absent import NoReference
+from raydpo.reference.absent import Unscored
 from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.store import ReferenceStore, ScoredBlock
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
@@ -28,7 +28,7 @@ KEPT_BATCHES = 8
 """Global batches in memory: more than ranks are apart, as they meet at each update."""
 
 
-Scores = ReferenceStore | AwaitedStore | NoReference
+Scores = ReferenceStore | AwaitedStore | Unscored
 """Where the feed reads its blocks."""
 
 

@@ -45,6 +45,7 @@ def command(setup: "Setup", rows: Path, folder: Path, options: Mapping[str, Any]
         "cache_dir": folder / "cache",
         "save_strategy": "no",
         "resume_from_checkpoint": "none",
+        "reference_schedule": "staged",  # so that both can be timed
     }
     threads = {} if setup.gpu else {"cpus_per_worker": setup.threads, "reference_cpus_per_worker": setup.threads}
     return flags({**here, **threads, **options})

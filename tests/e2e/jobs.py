@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def rows(count: int, seed: int = 0, words: tuple[int, int] = (1, 8)) -> list[dic
     ]
 
 
-def write_rows(path: Path, content: list[dict[str, str]]) -> str:
+def write_rows(path: Path, content: Sequence[Mapping[str, Any]]) -> str:
     """Write rows as JSONL -> the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
