@@ -47,12 +47,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> int:
-    print(f"{'identity':<26}{'blocks':>9}{'GB':>9}  {'scored':<24}model")
+    print(f"{'identity':<26}{'blocks':>9}{'GB':>9}  {'scored':<26}model")
     for holding in found:
         days = [time.strftime("%Y-%m-%d", time.localtime(block.modified)) for block in holding.blocks]
         span = f"{days[0]} to {days[-1]}" if days else "nothing"
         size = holding.bytes / GIGABYTE
-        print(f"{holding.identity:<26}{len(holding.blocks):>9,}{size:>9.3f}  {span:<24}{holding.model}")
+        print(f"{holding.identity:<26}{len(holding.blocks):>9,}{size:>9.3f}  {span:<26}{holding.model}")
     print(f"{_blocks(found)} in {storage.join(cache_dir, 'scored')}")
     return 0
 

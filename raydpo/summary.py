@@ -156,7 +156,7 @@ def tell(summary: Mapping[str, Any]) -> None:
     elif reference["identity"] == GivenReference.digest:
         print(f"{'Reference':<12} as the data set gives it")
     else:
-        lost = f"; {reference['scorers_lost']} scorers died" if reference["scorers_lost"] else ""
+        lost = f"; scorers that died: {reference['scorers_lost']}" if reference["scorers_lost"] else ""
         print(
             f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
             f"{reference['completions_reused']:,} reused (identity {reference['identity']}){lost}"
