@@ -40,7 +40,7 @@ def run(job: JobConfig) -> dict[str, Any]:
     watch = Stopwatch()
     setting = settle(job)
     say("Policy", setting.policy.told)
-    if setting.scored and setting.reference.told != setting.policy.told:
+    if job.scores_reference and setting.reference.told != setting.policy.told:
         say("Reference", setting.reference.told)
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
@@ -117,7 +117,7 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
         dialect=data.dataset_format,
         truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         block_pairs=data.block_pairs,
-        given_logps=setting.job.loss.needs_reference and setting.job.reference.reference_from_dataset,
+        given_logps=setting.job.loss.needs_reference and not setting.job.scores_reference,
         per_token=setting.job.loss.ld_alpha is not None,
     )
     return prepare(shards, request, data.max_bad_rows, stage.update)
@@ -127,7 +127,7 @@ def reference_store(setting: Setting) -> ReferenceStore | Unscored:
     """Where the reference's log-probs are kept, by what they depend on."""
     if not setting.job.loss.needs_reference:
         return NoReference()
-    if not setting.scored:
+    if not setting.job.scores_reference:
         return GivenReference()
     reference = setting.reference
     numerics = {

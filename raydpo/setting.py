@@ -70,14 +70,9 @@ class Setting:
     """True where the reference is scored while the policy trains."""
 
     @property
-    def scored(self) -> bool:
-        """True where a pool scores the reference."""
-        return self.job.loss.needs_reference and not self.job.reference.reference_from_dataset
-
-    @property
     def starts_from_reference(self) -> bool:
         """True where the policy's first weights are the reference's."""
-        return self.scored and self.policy.source == self.reference.source
+        return self.job.scores_reference and self.policy.source == self.reference.source
 
     @property
     def drift_tolerance(self) -> float | None:
@@ -124,7 +119,7 @@ def settle(job: JobConfig) -> Setting:
 def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence[Node]) -> bool:
     """Whether scorers work beside the train workers; `ConfigError` where they are to, and cannot."""
     schedule = job.reference.reference_schedule
-    if not job.loss.needs_reference or job.reference.reference_from_dataset or schedule == "staged":
+    if not job.scores_reference or schedule == "staged":
         return False
     room = placement.fit_together([train, reference], nodes)
     if schedule == "pipelined" and not room:

@@ -83,6 +83,11 @@ class JobConfig:
         bf16 = gpu if self.optim.bf16 is None else self.optim.bf16
         return "bfloat16" if bf16 else "float32"
 
+    @property
+    def scores_reference(self) -> bool:
+        """True where the objective takes a reference that is to be scored, and not one that the rows carry."""
+        return self.loss.needs_reference and not self.reference.reference_from_dataset
+
     def reference_precision(self, gpu: bool) -> str:
         """Type that the reference computes in."""
         chosen = self.reference.reference_dtype

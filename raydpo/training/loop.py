@@ -173,8 +173,8 @@ class Worker:
                 drift.add(micro_batch, token_logps)
         if step == 1:
             first_loss = self._sums.means(self._engine.device)["loss"]
-            scored = self._job.loss.needs_reference and not self._job.reference.reference_from_dataset
-            against = drift.reduced() if scored else {}  # scores of the data set may be sums
+            # Scores that the rows carry may be sums, which say nothing of a token.
+            against = drift.reduced() if self._job.scores_reference else {}
             self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **against})
             check_drift(against.get("reference_drift/mean", 0.0), self._task.drift_tolerance)
         grad_norm, learning_rate = self._zero.step()

@@ -305,6 +305,7 @@ def test_every_option_is_read_by_the_package() -> None:
     for method, names in {
         "precision": {"dtype", "bf16", "fp16"},
         "reference_precision": {"reference_dtype"},
+        "scores_reference": {"reference_from_dataset"},
         "warmup_updates": {"warmup_steps", "warmup_ratio"},
         "order_seed": {"data_seed"},
         "smoothing": {"label_smoothing"},
