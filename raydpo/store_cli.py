@@ -9,6 +9,7 @@ from raydpo import storage
 from raydpo.config import DataConfig
 from raydpo.errors import RaydpoError
 from raydpo.reference.inventory import Holding, damaged, holdings, prunable, prune
+from raydpo.reference.store import SCORED
 
 GIGABYTE = 10**9
 
@@ -53,7 +54,7 @@ def _list(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> in
         span = f"{days[0]} to {days[-1]}" if days else "nothing"
         size = holding.bytes / GIGABYTE
         print(f"{holding.identity:<26}{len(holding.blocks):>9,}{size:>9.3f}  {span:<26}{holding.model}")
-    print(f"{_blocks(found)} in {storage.join(cache_dir, 'scored')}")
+    print(f"{_blocks(found)} in {storage.join(cache_dir, SCORED)}")
     return 0
 
 

@@ -20,6 +20,7 @@ ROOMS = (
     "schema",
     "storage",
     "placement",
+    "remote",
     "objectives",
     "batching",
     "models",
@@ -34,7 +35,7 @@ ROOMS = (
     "cli",
     "store_cli",
 )
-RAY_ROOMS = {"data", "reference", "training", "setting", "pipeline", "cli"}
+RAY_ROOMS = {"remote", "data", "reference", "training", "setting", "pipeline", "cli"}
 # What a room may import beside Python and raydpo.
 PURE = {
     "errors": set(),

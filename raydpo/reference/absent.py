@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydpo import storage
 from raydpo.reference.store import ScoredBlock, TokenizedBlock, scores_table
 from raydpo.schema import Block
 
@@ -34,7 +33,8 @@ class GivenReference:
 
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores."""
-        return ScoredBlock(TokenizedBlock(block.url), storage.read_table(block.url), block.url)
+        tokenized = TokenizedBlock(block.url)
+        return ScoredBlock(tokenized, tokenized.table, block.url)
 
 
 Unscored = NoReference | GivenReference

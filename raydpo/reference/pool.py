@@ -4,19 +4,19 @@ Not Ray Data's pool, which repeats a task whose actor dies for ever, and cannot 
 """
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
-from raydpo.errors import RaydpoError, ReferenceMismatch, TrainingError
+from raydpo.errors import ReferenceMismatch, TrainingError
 from raydpo.placement import Group
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
+from raydpo.remote import answer
 from raydpo.schema import Block
 
 _log = logging.getLogger(__name__)
@@ -36,16 +36,8 @@ class ScoringReport:
     forwards: int = 0
     """Of the reference, as the actors counted them."""
     scorers_lost: int = 0
-    seconds: float = 0.0
     poisonous: tuple[Block, ...] = ()
     """Blocks without scores, as each killed MOST_DEATHS scorers."""
-
-
-@dataclass(frozen=True)
-class Poisonous:
-    """A block that no scorer survives."""
-
-    block: Block
 
 
 def score(
@@ -63,7 +55,6 @@ def score(
     other, as finished blocks are files already. Raises what a scorer raised, `TrainingError` if scorers die while they
     load, `ReferenceMismatch` if a block is still without scores at the end.
     """
-    started = time.monotonic()
     missing = store.missing(blocks)
     pairs = sum(block.pairs for block in missing)
     found: list[BlockScored] = []
@@ -74,8 +65,8 @@ def score(
         on_progress(0, pairs)
         done = 0
         for outcome in pool.outcomes(missing, stopped):
-            if isinstance(outcome, Poisonous):
-                poisonous.append(outcome.block)
+            if isinstance(outcome, Block):
+                poisonous.append(outcome)
             else:
                 found.append(outcome)
                 done += outcome.pairs
@@ -92,7 +83,6 @@ def score(
         completions_computed=sum(block.completions for block in found),
         forwards=sum(block.forwards for block in found),
         scorers_lost=pool.lost,
-        seconds=time.monotonic() - started,
         poisonous=tuple(poisonous),
     )
 
@@ -113,8 +103,11 @@ class _Pool:
         self._tasks: dict[Any, tuple[Any, Block | None]] = {}
         """By the result to come: the actor, and its block; None while it loads."""
 
-    def outcomes(self, blocks: Sequence[Block], stopped: Callable[[], bool]) -> Iterator[BlockScored | Poisonous]:
-        """What becomes of each block, in the order that they are done; until all are, or `stopped()`."""
+    def outcomes(self, blocks: Sequence[Block], stopped: Callable[[], bool]) -> Iterator[BlockScored | Block]:
+        """What is said of each block that was scored, and each that no scorer survives, as they come.
+
+        Until all are done, or `stopped()`.
+        """
         self._waiting.extend(blocks)
         try:
             for _ in range(min(self._group.workers, len(blocks))):
@@ -124,8 +117,7 @@ class _Pool:
                 if not done:
                     continue
                 (result,) = done
-                actor, block = self._tasks.pop(result)
-                outcome = self._outcome(result, actor, block)
+                outcome = self._outcome(result)
                 if outcome is not None:
                     yield outcome
         finally:
@@ -148,18 +140,16 @@ class _Pool:
         actor: Any = ray.remote(Scorer).options(**options).remote(self._spec)
         self._tasks[actor.load.remote()] = (actor, None)
 
-    def _outcome(self, result: Any, actor: Any, block: Block | None) -> BlockScored | Poisonous | None:
+    def _outcome(self, result: Any) -> BlockScored | Block | None:
         """Take in what an actor has done, and give it the next block, or let it go."""
+        actor, block = self._tasks[result]  # stays there until it has answered: after an error, all in there are ended
         try:
-            scored: BlockScored | None = ray.get(result)
-        except RayTaskError as error:
-            ray.kill(actor)
-            if isinstance(error.cause, RaydpoError):  # what an actor said, without the way it came
-                raise error.cause from None
-            raise
+            scored: BlockScored | None = answer(result)
         except (RayActorError, OutOfMemoryError) as error:
+            del self._tasks[result]
             ray.kill(actor)  # where it is only out of reach, it must not go on
             return self._died(block, error)
+        del self._tasks[result]
         if scored is None:
             self._deaths_in_loading = 0
         elif block and not self._deaths[block.content]:
@@ -175,7 +165,7 @@ class _Pool:
         tokens = max(self._tokens >> self._deaths[block.content], 1)
         self._tasks[actor.score_block.remote(block.url, self._store.url(block), tokens)] = (actor, block)
 
-    def _died(self, block: Block | None, error: RayError) -> Poisonous | None:
+    def _died(self, block: Block | None, error: RayError) -> Block | None:
         """Give the block to another scorer, unless it has killed too many."""
         self.lost += 1
         outcome = None
@@ -192,7 +182,7 @@ class _Pool:
             self._deaths[block.content] += blamed
             if self._deaths[block.content] == MOST_DEATHS:
                 _log.warning("A block of %s is set aside, as %d scorers died of it: %s", block.shard, MOST_DEATHS, why)
-                outcome = Poisonous(block)
+                outcome = block
             else:
                 _log.warning("A scorer died, and its block of %s goes to another: %s", block.shard, why)
                 self._waiting.appendleft(block)

@@ -50,7 +50,8 @@ class TokenizedBlock:
 
     def __init__(self, url: str) -> None:
         """Read the block's Parquet file (`schema.TOKENIZED_SCHEMA`)."""
-        table = storage.read_table(url)
+        self.table = table = storage.read_table(url)
+        """All columns of the file: with `reference_from_dataset` it has scores too."""
         self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
         self._prompts = _Lists(table, schema.PROMPT_IDS)
         self._chosen = _Lists(table, schema.CHOSEN_IDS)

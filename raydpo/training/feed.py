@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.cut import Cut
 from raydpo.batching.order import EpochOrder, batch_bounds, grouped
 from raydpo.batching.work import Work
-from raydpo.errors import RaydpoError
 from raydpo.reference.absent import Unscored
 from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.store import ReferenceStore, ScoredBlock
+from raydpo.remote import answer
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
 
 KEPT_WINDOWS = 2
@@ -221,10 +220,5 @@ class Prefetcher:
             if ask not in self._ahead:
                 self._ahead[ask] = self._feed.fetch.remote(ask, self._rank)
             ask = batch_bounds(ask, self._pairs, self._global_batch)[1]
-        try:
-            batch: RankBatch = ray.get(self._ahead.pop(position))
-        except RayTaskError as error:
-            if isinstance(error.cause, RaydpoError):  # what the feed said, without the way it came
-                raise error.cause from None
-            raise
+        batch: RankBatch = answer(self._ahead.pop(position))
         return batch
