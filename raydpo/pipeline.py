@@ -137,8 +137,8 @@ def reference_store(setting: Setting) -> ReferenceStore | Unscored:
     }
     return ReferenceStore(
         storage.absolute(setting.job.data.cache_dir),
-        identify(reference.source.folder, None, numerics),
-        reference.source.described,
+        identify(reference.source.folder, reference.adapter.folder if reference.adapter else None, numerics),
+        reference.described,
     )
 
 
@@ -147,6 +147,7 @@ def scorer_of(setting: Setting) -> ScorerSpec:
     model, reference = setting.job.model, setting.reference
     return ScorerSpec(
         source=reference.source,
+        adapter=reference.adapter,
         dtype=reference.precision,
         attention=reference.attention,
         trust_remote_code=model.trust_remote_code,
@@ -268,6 +269,7 @@ def train_policy(setting: Setting, feeds: Feeds, note: Callable[[], str] = lambd
     task = TrainTask(
         job=setting.job,
         source=policy.source,
+        adapter=policy.adapter,
         precision=policy.precision,
         attention=policy.attention,
         gpu=policy.gpu,

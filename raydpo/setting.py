@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from raydpo import placement
 from raydpo.batching.cut import Cut
 from raydpo.batching.work import Work
-from raydpo.config import JobConfig
+from raydpo.config import BASE, JobConfig
 from raydpo.errors import ConfigError
 from raydpo.models.attention import AttentionChoice, choose
 from raydpo.models.flops import work_of
 from raydpo.models.load import load_config, load_tokenizer
 from raydpo.models.router import check_router
-from raydpo.models.source import ModelSource, resolve_model
+from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.placement import Group, Node
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
@@ -34,6 +34,8 @@ class ModelSetting:
     """Where a model comes from, and how it computes."""
 
     source: ModelSource
+    adapter: ModelSource | None
+    """The LoRA adapter on it, of a policy the one that training goes on from."""
     group: Group
     """The workers that hold it."""
     precision: str
@@ -46,6 +48,11 @@ class ModelSetting:
     def gpu(self) -> bool:
         """True where it is on GPUs."""
         return self.group.gpus > 0
+
+    @property
+    def described(self) -> str:
+        """Its name, and that of its adapter, for people."""
+        return f"{self.source.described} with {self.adapter.described}" if self.adapter else self.source.described
 
     @property
     def told(self) -> str:
@@ -72,7 +79,8 @@ class Setting:
     @property
     def starts_from_reference(self) -> bool:
         """True where the policy's first weights are the reference's."""
-        return self.job.scores_reference and self.policy.source == self.reference.source
+        start = (self.policy.source, self.policy.adapter)
+        return self.job.scores_reference and start == (self.reference.source, self.reference.adapter)
 
     @property
     def drift_tolerance(self) -> float | None:
@@ -101,15 +109,18 @@ def settle(job: JobConfig) -> Setting:
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
+    adapter, reference_adapter = adapters_of(job)
     config = load_config(source, trust_remote_code=trust)
     check_router(config, job.loss.router_aux_loss_coef)
-    policy = model_setting(job, source, train_group, job.precision(gpu=gpu), config, work_of(config))
+    policy = model_setting(job, (source, adapter), train_group, job.precision(gpu=gpu), config, work_of(config))
     reference_config, work = config, policy.cut.work
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         work = work_of(reference_config)
     precision = job.reference_precision(gpu=reference_group.gpus > 0)
-    reference = model_setting(job, reference_source, reference_group, precision, reference_config, work)
+    reference = model_setting(
+        job, (reference_source, reference_adapter), reference_group, precision, reference_config, work
+    )
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
@@ -131,8 +142,24 @@ def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence
     return room
 
 
+def adapters_of(job: JobConfig) -> tuple[ModelSource | None, ModelSource | None]:
+    """The adapters that policy and reference start from; a reference of its own has only one that is named for it."""
+    start, other = job.adapter.model_adapter_name, job.reference.ref_adapter_name
+    if other is None and job.reference.reference_model is None:
+        other = start
+    return (
+        resolve_adapter(start) if start else None,
+        resolve_adapter(other) if other and other != BASE else None,
+    )
+
+
 def model_setting(
-    job: JobConfig, source: ModelSource, group: Group, precision: str, config: Any, work: Work
+    job: JobConfig,
+    model: tuple[ModelSource, ModelSource | None],
+    group: Group,
+    precision: str,
+    config: Any,
+    work: Work,
 ) -> ModelSetting:
     """How a model with this Hugging Face config computes on a group of workers; `ModelError` where it cannot."""
     gpu = group.gpus > 0
@@ -146,4 +173,4 @@ def model_setting(
     tokens = job.tokens_per_micro_batch(gpu=gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if gpu else 1
     cut = Cut(tokens=tokens, work=work, padded=not attention.shares, multiple=multiple)
-    return ModelSetting(source, group, precision, attention, cut)
+    return ModelSetting(*model, group, precision, attention, cut)

@@ -145,8 +145,6 @@ REFUSED = {
     **_each("models are decoders only; leave it out", is_encoder_decoder=(None, False)),
     **_each("an adapter is for causal language modelling; leave it out", lora_task_type="CAUSAL_LM"),
     **_each("adapters go beside modules; use lora_target_modules", lora_target_parameters=None),
-    **_each("the adapter has no name; name the reference with reference_model",
-            model_adapter_name=None, ref_adapter_name=None),
     # The data
     **_each("name the data in dataset_name, which takes several, the split in dataset_train_split, and held-out "
             "data in eval_dataset_name; every row is taken",

@@ -9,6 +9,7 @@ from raydpo.config.loss import LossConfig
 from raydpo.config.optim import SCHEDULERS, OptimConfig
 from raydpo.config.reading import FLAGS, JOBS, from_flat, help_text, parse, to_flat, to_yaml, with_defaults
 from raydpo.config.sections import (
+    BASE,
     AdapterConfig,
     ClusterConfig,
     DataConfig,
@@ -18,6 +19,7 @@ from raydpo.config.sections import (
 )
 
 __all__ = [
+    "BASE",
     "FLAGS",
     "HINTS",
     "JOBS",

@@ -8,6 +8,7 @@ from raydpo import options
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import OptimConfig
 from raydpo.config.sections import (
+    BASE,
     DEFAULT_ZERO_STAGE,
     AdapterConfig,
     ClusterConfig,
@@ -43,6 +44,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         self._check_lengths()
         self._check_precision()
+        self._check_adapters()
         if self.model.torch_compile and self.cluster.zero_stage == 3:
             raise ConfigError(
                 "torch_compile=true does not go with zero_stage=3, which exchanges the weights under it; "
@@ -73,6 +75,27 @@ class JobConfig:
             raise ConfigError(f"dtype={dtype} contradicts {flag}=true; leave one of them out")
         if dtype == "bfloat16" and bf16 is False:
             raise ConfigError("dtype=bfloat16 contradicts bf16=false; leave one of them out")
+
+    def _check_adapters(self) -> None:
+        adapter = self.adapter.model_adapter_name
+        own = {
+            field.name: options.show(value)
+            for field in dataclasses.fields(self.adapter)
+            if field.name.startswith(("lora_", "use_rslora", "use_dora"))
+            and (value := getattr(self.adapter, field.name)) != options.default_of(field)
+        }
+        if adapter is not None and own:
+            raise ConfigError(
+                f"{min(own)}={own[min(own)]} is of a new adapter, and model_adapter_name={adapter} has its own; leave "
+                "one of them out"
+            )
+        if adapter == BASE:
+            raise ConfigError("model_adapter_name=base names no adapter; leave it out and set use_peft for a new one")
+        if self.reference.ref_adapter_name is not None and not self.scores_reference:
+            raise ConfigError(
+                f"ref_adapter_name={self.reference.ref_adapter_name} is of a reference that is scored, and here none "
+                "is; leave it out"
+            )
 
     def precision(self, gpu: bool) -> str:
         """Type that the policy computes in: float32, bfloat16 or float16; `gpu` says if they have one."""

@@ -6,6 +6,8 @@ from raydpo.errors import ConfigError
 from raydpo.options import Section, above, at_least, one_of, option, within
 
 DEFAULT_ZERO_STAGE = 2
+BASE = "base"
+"""The value of ref_adapter_name that asks for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,11 @@ class ReferenceConfig(Section):
     reference_model: str | None = option(
         None, "Folder or hub id of the reference model. Unset: the weights that the policy starts from."
     )
+    ref_adapter_name: str | None = option(
+        None,
+        "Folder or hub id of the reference's LoRA adapter, or base for none. Unset: that of model_adapter_name as it "
+        "is at the start, where there is no reference_model.",
+    )
     reference_from_dataset: bool = option(
         False,
         "Score nothing, and take the columns ref_chosen_logps and ref_rejected_logps: a list with a value for each "
@@ -145,9 +152,14 @@ class ReferenceConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(Section):
-    """LoRA: train a small adapter instead of all weights; the reference is then the base model."""
+    """LoRA: train a small adapter instead of all weights; the reference is then the model as the adapter starts."""
 
     use_peft: bool = option(False, "Train a LoRA adapter.")
+    model_adapter_name: str | None = option(
+        None,
+        "Folder or hub id of a LoRA adapter of the model to go on with, such as that of supervised fine-tuning; it "
+        "implies use_peft. Unset: a new one.",
+    )
     lora_r: int = option(16, "Rank of the adapter.", at_least(1))
     lora_alpha: int = option(32, "Scale of the adapter: its output is multiplied by lora_alpha / lora_r.", at_least(1))
     lora_dropout: float = option(0.05, "Dropout before the adapter; disable_dropout turns it off.", within(0, 1))
@@ -160,6 +172,8 @@ class AdapterConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model_adapter_name is not None:
+            object.__setattr__(self, "use_peft", True)
         if self.lora_target_modules == ("all-linear",):  # peft's name for what is the default here
             object.__setattr__(self, "lora_target_modules", ())
 

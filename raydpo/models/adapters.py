@@ -1,4 +1,4 @@
-"""LoRA adapters, by peft: which modules get one, and which must not."""
+"""LoRA adapters, by peft: new ones and those that are there, which modules get one, and which must not."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
+from raydpo.models.load import LOAD_ERRORS
+from raydpo.models.source import ModelSource, local_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +45,35 @@ def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
         remedy = "set lora_dropout=0, or name lora_target_modules" if "lora_dropout" in str(error) else linear
         reason = " ".join(str(error).split())
         raise ModelError(f"no adapter fits {targets} of {type(model).__name__}: {reason}; {remedy}") from error
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, source: ModelSource, *, trainable: bool) -> "PeftModel":
+    """The model with an adapter that is there already, in the model's dtype; its base is frozen.
+
+    ModelError where the adapter is no LoRA, is of another model, or changes the output embedding.
+    """
+    from peft import LoraConfig, PeftConfig, PeftModel  # here for the reason given in `add_lora`
+
+    folder = local_adapter(source)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        adapted: PeftModel = PeftModel.from_pretrained(
+            model, folder, config=config, is_trainable=trainable, autocast_adapter_dtype=False
+        )
+    except LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())[:500]
+        raise ModelError(
+            f"adapter {source.name!r} does not go onto {type(model).__name__}: {reason}; give an adapter of this model"
+        ) from error
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"adapter {source.name!r} is a {config.peft_type}; only LoRA adapters are supported")
+    base: Any = adapted.get_base_model()
+    if type(base.get_output_embeddings()) is not nn.Linear:
+        raise ModelError(
+            f"adapter {source.name!r} changes the output embedding, from whose weight log-probs are computed directly; "
+            "merge it into its base (peft's merge_and_unload), and give that model"
+        )
     return adapted
 
 

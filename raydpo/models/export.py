@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from raydpo import storage
 from raydpo.errors import ModelError, StorageError
-from raydpo.models.source import ModelSource, local_folder
+from raydpo.models.source import ADAPTER_WEIGHTS, ModelSource, local_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,7 +33,6 @@ Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes parameters whole inside its `with` block; all ranks enter it, for the same parameters in the same order."""
 
 MAX_SHARD_BYTES = 5_000_000_000
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LAYER = re.compile(r"(.*?\.\d+)\.")
 
 

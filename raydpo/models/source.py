@@ -17,6 +17,7 @@ from raydpo.errors import ModelError
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 SAFETENSORS_FILES = ("model.safetensors", "model-*-of-*.safetensors")
 BIN_FILES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHT_INDEXES = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -26,7 +27,7 @@ WEIGHT_INDEXES = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from."""
+    """Where a model comes from, or an adapter."""
 
     name: str
     """Folder or hub id as the user gave it."""
@@ -73,6 +74,33 @@ def local_folder(source: ModelSource, *, trust_remote_code: bool = False) -> str
             "put it on storage that every node mounts at the same path, or give a hub id"
         )
     return resolve_model(source.name, source.revision, trust_remote_code=trust_remote_code).folder
+
+
+def resolve_adapter(name: str) -> ModelSource:
+    """Find a LoRA adapter as `resolve_model` finds a model; ModelError where it is none, or cannot be reached."""
+    folder = os.path.abspath(os.path.expanduser(name))
+    source = ModelSource(name, folder, None)
+    if not os.path.isdir(folder):
+        folder = _fetch(name, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+        source = ModelSource(name, folder, os.path.basename(folder))
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not os.path.isfile(os.path.join(folder, file)):
+            raise ModelError(
+                f"adapter {name!r} has no {file} in {folder}; give the folder that peft's save_pretrained wrote"
+            )
+    return source
+
+
+def local_adapter(source: ModelSource) -> str:
+    """The adapter's folder on this node, as `local_folder` finds a model's."""
+    if os.path.isdir(source.folder):
+        return source.folder
+    if source.revision is None:
+        raise ModelError(
+            f"adapter {source.name!r} is not on this node (no folder {source.folder}); "
+            "put it on storage that every node mounts at the same path, or give a hub id"
+        )
+    return _fetch(source.name, source.revision, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
 
 
 def weight_files(folder: str) -> list[str]:
@@ -122,10 +150,10 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> str:
 def _check_folder(source: ModelSource) -> None:
     has_config = os.path.isfile(os.path.join(source.folder, "config.json"))
     files = weight_files(source.folder)
-    if not files and os.path.isfile(os.path.join(source.folder, "adapter_config.json")):
+    if not files and os.path.isfile(os.path.join(source.folder, ADAPTER_CONFIG)):
         raise ModelError(
-            f"model {source.name!r} is a LoRA adapter, not a whole model; "
-            "merge it into its base (peft's merge_and_unload, then save_pretrained) and give that folder"
+            f"model {source.name!r} is a LoRA adapter, not a whole model; name its base there, and the adapter with "
+            "model_adapter_name to go on with its training"
         )
     if not has_config or not files:
         lacking = "no config.json" if not has_config else "no model.safetensors or pytorch_model.bin"

@@ -14,7 +14,7 @@ import torch
 
 from raydpo import storage
 from raydpo.errors import ModelError
-from raydpo.models.source import weight_files
+from raydpo.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 from raydpo.reference.identity import ReferenceIdentity, canonical, sha256
 
 CHUNK_BYTES = 8 * 2**20
@@ -148,10 +148,10 @@ def _architecture_digest(folder: str) -> str:
 
 
 def _adapter_digest(folder: str) -> str:
-    path = os.path.join(folder, "adapter_model.safetensors")
+    path = os.path.join(folder, ADAPTER_WEIGHTS)
     if not os.path.isfile(path):
-        raise ModelError(f"no adapter_model.safetensors in {folder}; give the folder that peft's save_pretrained wrote")
-    config = _without(storage.read_json(os.path.join(folder, "adapter_config.json")), ADAPTER_WITHOUT_EFFECT)
+        raise ModelError(f"no {ADAPTER_WEIGHTS} in {folder}; give the folder that peft's save_pretrained wrote")
+    config = _without(storage.read_json(os.path.join(folder, ADAPTER_CONFIG)), ADAPTER_WITHOUT_EFFECT)
     # peft keeps module names as sets and writes them in any order.
     settings = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
     return sha256(canonical([settings, _weights_digest(folder, [path])]))

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from raydpo.batching.collate import by_pair, collate
 from raydpo.batching.cut import Cut
 from raydpo.errors import ModelError
+from raydpo.models.adapters import load_adapter
 from raydpo.models.attention import AttentionChoice
 from raydpo.models.compile import compile_layers
 from raydpo.models.device import device
@@ -28,6 +30,8 @@ class ScorerSpec:
     """What an actor needs to load the reference."""
 
     source: ModelSource
+    adapter: ModelSource | None
+    """A LoRA adapter on it."""
     dtype: str
     attention: AttentionChoice
     trust_remote_code: bool
@@ -67,12 +71,14 @@ class Scorer:
         quiet_libraries()
         spec = self._spec
         where = device(spec.gpu)
-        model = load_causal_lm(
+        model: Any = load_causal_lm(
             spec.source,
             dtype=spec.dtype,
             attn_implementation=spec.attention.implementation,
             trust_remote_code=spec.trust_remote_code,
         )
+        if spec.adapter:
+            model = load_adapter(model, spec.adapter, trainable=False)
         if spec.torch_compile:
             compile_layers(model, bounded=spec.attention.shares)
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)

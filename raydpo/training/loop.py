@@ -10,7 +10,7 @@ import ray.train
 import torch
 
 from raydpo.errors import RaydpoError, ReferenceMismatch, StorageError, TrainingError
-from raydpo.models.adapters import add_lora
+from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.compile import compile_layers
 from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
@@ -77,7 +77,9 @@ def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[Completi
     router = router_loss(model, task.job.loss.router_aux_loss_coef)
     if task.job.gradient_checkpointing(task.gpu):
         enable_gradient_checkpointing(model)
-    if task.job.adapter.use_peft:
+    if task.adapter:
+        model = load_adapter(model, task.adapter, trainable=True)
+    elif task.job.adapter.use_peft:
         model = add_lora(model, task.job.adapter)
     if task.job.loss.disable_dropout:
         disable_dropout(model)

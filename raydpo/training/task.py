@@ -53,6 +53,8 @@ class TrainTask:
 
     job: JobConfig
     source: ModelSource
+    adapter: ModelSource | None
+    """The LoRA adapter that training goes on from."""
     precision: str
     """float32, bfloat16 or float16."""
     attention: AttentionChoice

@@ -143,6 +143,9 @@ def test_a_config_travels_to_workers() -> None:
         ("--offload all --zero_stage 2", ["offload=all", "zero_stage", "3"]),
         ("--offload optimizer --zero_stage 0", ["offload=optimizer", "zero_stage", "1"]),
         ("--lr_scheduler_type polynomial --learning_rate 1e-8", ["learning_rate=1e-08", "polynomial"]),
+        ("--model_adapter_name sft --lora_r 8", ["lora_r=8", "model_adapter_name=sft", "one of them"]),
+        ("--model_adapter_name base", ["model_adapter_name=base", "use_peft"]),
+        ("--ref_adapter_name sft --reference_free", ["ref_adapter_name=sft", "leave it out"]),
     ],
 )
 def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str]) -> None:

@@ -20,7 +20,8 @@ OURS = {
     "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
     "bco_running_mean",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
-    "max_prompt_length", "reference_free", "rpo_alpha",  # TRL had them until 0.28
+    "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had
+    "rpo_alpha",  # them until 0.28
     "warmup_ratio",  # transformers had it until version 5
 }  # fmt: skip
 DIFFERENT = {

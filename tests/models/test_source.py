@@ -130,5 +130,5 @@ def test_a_missing_shard_is_named(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"is a LoRA adapter.*merge"):
+    with pytest.raises(ModelError, match=r"is a LoRA adapter.*model_adapter_name"):
         resolve_model(str(tmp_path), None)

@@ -44,6 +44,7 @@ def spec_of(model: Path) -> ScorerSpec:
     config = load_config(source, trust_remote_code=False)
     return ScorerSpec(
         source=source,
+        adapter=None,
         dtype="float32",
         attention=choose(config, attn_implementation=None, share_prompts=True, gpu=False, dtype="float32"),
         trust_remote_code=False,

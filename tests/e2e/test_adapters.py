@@ -1,0 +1,86 @@
+"""Starting from an adapter that is there, against any of the references that go with it."""
+
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.jobs import rows, run_job, write_rows
+from tests.e2e.plain import completion_logps
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+PAIRS = rows(8)
+
+
+def write_adapter(model: Path, folder: Path, seed: int) -> Path:
+    """A LoRA adapter that changes the model's log-probs, as a folder."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "sft", seed=1)
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, sft: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("job")
+    return {
+        "model_name_or_path": str(tiny_model),
+        "model_adapter_name": str(sft),
+        "dataset_name": write_rows(folder / "pairs.jsonl", PAIRS),
+        "train_sampling_strategy": "sequential",
+        "cache_dir": str(folder / "cache"),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
+
+
+def first_loss(policy: Any, reference: Any, tokenizer: Any) -> float:
+    """Of the first four pairs, beta 0.1, by plain torch."""
+    batch = PAIRS[:4]
+    prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
+    texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
+    sequences = [tokenizer(text)["input_ids"] for text in texts]
+    with torch.no_grad():
+        chosen, rejected = (completion_logps(policy, sequences, prompts)).chunk(2)
+        ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
+    return float(-torch.nn.functional.logsigmoid(0.1 * (chosen - ref_chosen - rejected + ref_rejected)).mean())
+
+
+def test_its_own_start_is_the_reference(tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path) -> None:
+    run = run_job(tmp_path, **job, num_workers=2, zero_stage=3, gradient_checkpointing=True)
+    assert run.lines[0]["loss"] == pytest.approx(log(2), abs=1e-6)
+    assert run.summary["reference"]["drift_max"] < 1e-5
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (sft, run.folder / "model"))
+    assert before.keys() == after.keys()
+    assert all(0 < (after[name] - before[name]).abs().max() < 0.1 for name in before), "it goes on from the adapter"
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(run.folder / "model"))
+
+
+@pytest.mark.parametrize("named", ["base", "other"])
+def test_the_base_or_another_adapter_can_be_the_reference(
+    named: str, tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path
+) -> None:
+    reference: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    if named == "other":
+        named = str(write_adapter(tiny_model, tmp_path / "other", seed=2))
+        reference = PeftModel.from_pretrained(reference, named)
+    run = run_job(tmp_path / "run", **job, ref_adapter_name=named)
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(sft))
+    expected = first_loss(policy, reference, AutoTokenizer.from_pretrained(tiny_model))
+    assert abs(expected - log(2)) > 1e-3
+    assert run.lines[0]["loss"] == pytest.approx(expected, abs=1e-5)
