@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,27 @@ from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import ConfigError, DataError
 from raydpo.objectives.objective import counts_prompts
-from raydpo.reference.absent import GivenReference, NoReference, Unscored
+from raydpo.reference.absent import Unscored
 from raydpo.reference.ahead import Ahead
-from raydpo.reference.awaited import AwaitedStore
-from raydpo.reference.digest import identify
-from raydpo.reference.poison import set_aside
-from raydpo.reference.pool import ScoringReport, score
-from raydpo.reference.scorer import ScorerSpec
+from raydpo.reference.pool import ScoringReport
 from raydpo.reference.store import ReferenceStore
 from raydpo.reporting.console import Poller, Stage, say
 from raydpo.schema import Block
+from raydpo.scoring import (
+    Progress,
+    reader_of,
+    reference_store,
+    score_as_asked,
+    score_blocks,
+    score_reference,
+    sync_plan,
+    without_poisonous,
+)
 from raydpo.setting import Setting, settle
 from raydpo.summary import Scored, Stopwatch, sum_up, sum_up_scoring
 from raydpo.training import trainer
-from raydpo.training.feed import FeedSpec, Scores, start_feed
-from raydpo.training.task import Schedule, TrainReport, TrainTask
+from raydpo.training.feed import FeedSpec, start_feed
+from raydpo.training.task import Schedule, SyncPlan, TrainReport, TrainTask
 
 
 def run(job: JobConfig) -> dict[str, Any]:
@@ -123,91 +130,26 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
     return prepare(shards, request, data.max_bad_rows, stage.update)
 
 
-def reference_store(setting: Setting) -> ReferenceStore | Unscored:
-    """Where the reference's log-probs are kept, by what they depend on."""
-    if not setting.job.loss.needs_reference:
-        return NoReference()
-    if not setting.job.scores_reference:
-        return GivenReference()
-    reference = setting.reference
-    numerics = {
-        "dtype": reference.precision,
-        "attention": reference.attention.implementation or "default",
-        "device": "cuda" if reference.gpu else "cpu",
-    }
-    return ReferenceStore(
-        storage.absolute(setting.job.data.cache_dir),
-        identify(reference.source.folder, reference.adapter.folder if reference.adapter else None, numerics),
-        reference.described,
-    )
-
-
-def scorer_of(setting: Setting) -> ScorerSpec:
-    """What an actor of the pool loads."""
-    model, reference = setting.job.model, setting.reference
-    return ScorerSpec(
-        source=reference.source,
-        adapter=reference.adapter,
-        dtype=reference.precision,
-        attention=reference.attention,
-        trust_remote_code=model.trust_remote_code,
-        gpu=reference.gpu,
-        cut=reference.cut,
-        logits_chunk_tokens=model.logits_chunk_tokens,
-        torch_compile=model.torch_compile,
-    )
-
-
-def score_reference(
-    setting: Setting, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
-) -> ScoringReport:
-    """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
-    if not isinstance(store, ReferenceStore):
-        return ScoringReport()
-    stage = Stage("Reference", "pairs")
-    blocks = [*train.blocks, *(held_out.blocks if held_out else ())]
-    report = score(blocks, store, scorer_of(setting), setting.reference.group, stage.update)
-    stage.done(f"{report.completions_scored:,} completions scored, {report.completions_reused:,} reused")
-    return report
-
-
 def score_and_train(
     setting: Setting, store: ReferenceStore, train: PreparedData, held_out: PreparedData | None
 ) -> tuple[ScoringReport, TrainReport]:
-    """Both at once: the pool scores blocks in the order that training reads them, which waits for none but the next."""
-    feeds = start_feeds(setting, AwaitedStore(store), train, held_out)
-    order = feeds.spec.order(train.blocks, epoch=0)
-    blocks = [train.blocks[index] for window in order.windows for index in window.blocks]
-    share = ""
-
-    def progress(done: int, total: int) -> None:
-        nonlocal share
-        share = f", reference {done / total:.0%}"
-
-    def scoring(stopped: Callable[[], bool]) -> ScoringReport:
+    """Both at once: the pool scores what training is about to read, which waits for that and no more."""
+    progress = Progress()
+    feeds = start_feeds(setting, store, train, held_out)
+    if feeds.sync:
+        scoring = partial(score_as_asked, setting, store, feeds.actors, progress)
+    else:
+        order = feeds.spec.order(train.blocks, epoch=0)
+        blocks = [train.blocks[index] for window in order.windows for index in window.blocks]
         first = held_out.blocks if held_out else ()  # evaluated before the first update
-        return score([*first, *blocks], store, scorer_of(setting), setting.reference.group, progress, stopped)
-
+        scoring = partial(score_blocks, setting, store, [*first, *blocks], progress)
     with Ahead(scoring, feeds.fail) as ahead:
-        report = train_policy(setting, feeds, lambda: share)
+        report = train_policy(setting, feeds, progress.told)
     scored = ahead.report
     say(
         "Reference", f"{scored.completions_scored:,} completions scored meanwhile, {scored.completions_reused:,} reused"
     )
     return scored, report
-
-
-def without_poisonous(
-    setting: Setting, scoring: ScoringReport, train: PreparedData, held_out: PreparedData | None
-) -> tuple[PreparedData, PreparedData | None]:
-    """The data without the blocks that no scorer survived."""
-
-    def kept(data: PreparedData, folder: Path) -> PreparedData:
-        decode, most = setting.tokenizer.decode, setting.job.data.max_bad_rows
-        return set_aside(data, scoring.poisonous, str(folder), lambda ids: str(decode(ids)), most)
-
-    quarantine = setting.run_dir.quarantine
-    return kept(train, quarantine), kept(held_out, quarantine / "held_out") if held_out else None
 
 
 @dataclass(frozen=True)
@@ -222,27 +164,41 @@ class Feeds:
     held_out_schedule: Schedule | None
     fingerprint: dict[str, str]
     """Digests of reference and data."""
+    sync: SyncPlan | None
+    """Where the reference takes after the policy."""
+
+    @property
+    def actors(self) -> list[Any]:
+        """Those that there are."""
+        return [feed for feed in (self.train, self.held_out) if feed is not None]
 
     def fail(self, message: str) -> None:
         """Tell those who wait for scores that none will come."""
-        for feed in (self.train, self.held_out):
-            if feed is not None:
-                feed.fail.remote(message)
+        for feed in self.actors:
+            feed.fail.remote(message)
 
 
-def start_feeds(setting: Setting, store: Scores, train: PreparedData, held_out: PreparedData | None) -> Feeds:
+def start_feeds(
+    setting: Setting, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
+) -> Feeds:
     """Feeds of the training pairs, and of the held-out ones."""
     optim, policy = setting.job.optim, setting.policy
     ranks = policy.group.workers
+    global_batch = setting.job.global_batch(ranks)
+    schedule = Schedule.of(
+        train.pairs, global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+    )
+    sync = sync_plan(setting, store, schedule)
     spec = FeedSpec(
         seed=optim.order_seed,
         sampling=setting.job.data.train_sampling_strategy,
         window=setting.job.data.shuffle_window,
-        global_batch=setting.job.global_batch(ranks),
+        global_batch=global_batch,
         cut=policy.cut,
         update_work=policy.cut.work.trained(frozen=setting.job.adapter.use_peft),
         ranks=ranks,
         with_prompts=counts_prompts(setting.job.loss),
+        sync=sync.schedule if sync else None,
     )
     eval_spec = replace(
         spec,
@@ -250,16 +206,21 @@ def start_feeds(setting: Setting, store: Scores, train: PreparedData, held_out: 
         sampling="sequential",
         window=1,
         global_batch=optim.per_device_eval_batch_size * ranks,
+        sync=None,  # each reference scores them all
     )
+    scores = reader_of(setting, store)
     return Feeds(
         spec=spec,
-        train=start_feed(train.blocks, store, spec),
-        held_out=start_feed(held_out.blocks, store, eval_spec) if held_out else None,
-        schedule=Schedule.of(
-            train.pairs, spec.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
-        ),
+        train=start_feed(train.blocks, scores, spec),
+        held_out=start_feed(held_out.blocks, scores, eval_spec) if held_out else None,
+        schedule=schedule,
         held_out_schedule=Schedule.one_epoch(held_out.pairs, eval_spec.global_batch) if held_out else None,
-        fingerprint={"reference": store.digest, "data": data_digest(train.blocks)},
+        fingerprint={
+            "reference": store.digest,
+            "data": data_digest(train.blocks),
+            "reference sync": f"{sync.alpha:g} every {sync.schedule.every} updates" if sync else "none",
+        },
+        sync=sync,
     )
 
 
@@ -280,6 +241,7 @@ def train_policy(setting: Setting, feeds: Feeds, note: Callable[[], str] = lambd
         drift_tolerance=setting.drift_tolerance,
         run_dir=str(setting.run_dir.path),
         fingerprint=feeds.fingerprint,
+        sync=feeds.sync,
     )
     stage = Stage("Training", "updates")
 

@@ -38,12 +38,24 @@ def nodes_of(described: Sequence[Mapping[str, Any]]) -> list[Node]:
     return [Node(has.get("CPU", 0), has.get("GPU", 0), labels, has) for has, labels in alive]
 
 
+ROUNDING = 1e-6
+"""Of sums of parts of a GPU."""
+TRAIN_SHARE = 0.6
+"""Of each GPU, and of the CPUs, where scorers are to work beside the train workers and the user does not say how: more
+than half, so that Ray never puts two train workers on one GPU."""
+
+
 def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     """The train workers; `ConfigError` where the cluster cannot hold them."""
     cluster = job.cluster
     return _group(
         "num_workers",
-        Wanted(cluster.num_workers, cluster.gpus_per_worker, cluster.cpus_per_worker),
+        Wanted(
+            cluster.num_workers,
+            cluster.gpus_per_worker,
+            cluster.cpus_per_worker,
+            TRAIN_SHARE if job.reference.sync_ref_model else 1.0,
+        ),
         cluster.worker_resources,
         cluster.worker_label_selector,
         nodes,
@@ -59,7 +71,10 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     return _group(
         "reference_num_workers",
         Wanted(
-            reference.reference_num_workers, reference.reference_gpus_per_worker, reference.reference_cpus_per_worker
+            reference.reference_num_workers,
+            reference.reference_gpus_per_worker,
+            reference.reference_cpus_per_worker,
+            1 - TRAIN_SHARE if reference.sync_ref_model else 1.0,
         ),
         reference.reference_resources,
         reference.reference_label_selector,
@@ -69,18 +84,31 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
 
 def fit_together(groups: Sequence[Group], nodes: Sequence[Node]) -> bool:
     """True where there is room for the workers of all groups at the same time, each put where it first fits."""
-    free = [{**node.resources, "CPU": node.cpus, "GPU": node.gpus} for node in nodes]
-    for group in groups:
-        taken = {**group.resources, "CPU": group.cpus, "GPU": group.gpus}
-        for _ in range(group.workers):
-            for node, left in zip(nodes, free, strict=True):
-                chosen = group.label_selector.items() <= node.labels.items()
-                if chosen and all(left.get(name, 0) >= amount for name, amount in taken.items()):
-                    left.update({name: left.get(name, 0) - amount for name, amount in taken.items()})
-                    break
-            else:
-                return False
-    return True
+    free = [_Free(node) for node in nodes]
+    return all(any(left.take(group) for left in free) for group in groups for _ in range(group.workers))
+
+
+class _Free:
+    """What of a node is not taken."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._left = {**node.resources, "CPU": node.cpus}
+        self._gpus = [1.0] * int(node.gpus)
+        """What is left of each: Ray gives a worker whole ones, or a part of a single one."""
+
+    def take(self, group: Group) -> bool:
+        """Give a worker of the group what it needs; False where there is not enough."""
+        wanted = {**group.resources, "CPU": group.cpus}
+        part, count = (group.gpus, 1) if 0 < group.gpus < 1 else (1.0, int(group.gpus))
+        gpus = [index for index, left in enumerate(self._gpus) if left >= part - ROUNDING][:count]
+        fits = all(self._left.get(name, 0) >= amount for name, amount in wanted.items()) and len(gpus) == count
+        if not fits or not group.label_selector.items() <= self._node.labels.items():
+            return False
+        self._left.update({name: self._left.get(name, 0) - amount for name, amount in wanted.items()})
+        for index in gpus:
+            self._gpus[index] -= part
+        return True
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,8 @@ class Wanted:
     workers: int | None
     gpus: float | None
     cpus: int | None
+    share: float
+    """Of each GPU, and of the CPUs, where the cluster decides."""
 
 
 def _group(
@@ -99,23 +129,29 @@ def _group(
     if not fitting:
         raise ConfigError(f"no node has the labels {dict(selector)}; {_labels(nodes)}")
     all_gpus = any(node.gpus for node in fitting)
-    gpus = wanted.gpus if wanted.gpus is not None else float(all_gpus)
+    gpus = wanted.gpus if wanted.gpus is not None else all_gpus * wanted.share
     workers = wanted.workers
     if workers is None:
-        workers = max(sum(int(node.gpus // gpus) for node in fitting), 1) if gpus else 1
+        each = gpus if wanted.gpus is not None else 1.0
+        workers = max(sum(int(node.gpus // each) for node in fitting), 1) if gpus else 1
     cpus = float(wanted.cpus) if wanted.cpus is not None else 1.0
     if wanted.cpus is None and not gpus:
-        total = sum(node.cpus for node in fitting)
-        cpus = max(min(total // workers, max(node.cpus for node in fitting)), 1.0)
-    places = sum(
-        int(min(node.cpus // cpus if cpus else workers, node.gpus // gpus if gpus else workers)) for node in fitting
-    )
+        total = sum(node.cpus for node in fitting) * wanted.share
+        cpus = max(min(total // workers, max(node.cpus for node in fitting) * wanted.share // 1), 1.0)
+    one = Group(1, gpus, cpus, {}, {})
+    places = sum(_places(node, one, workers) for node in fitting)
     if places < workers:
         raise ConfigError(
             f"{flag}={workers} with {gpus:g} GPUs and {cpus:g} CPUs each do not fit: there is room for {places}; "
             f"lower {flag} or what each takes, or add nodes"
         )
     return Group(workers, gpus, cpus, dict(resources), dict(selector))
+
+
+def _places(node: Node, group: Group, most: int) -> int:
+    """How many workers of the group a node has room for, up to `most`."""
+    free = _Free(node)
+    return sum(free.take(group) for _ in range(most))
 
 
 def _labels(nodes: Sequence[Node]) -> str:

@@ -1,6 +1,8 @@
 """Column names, and the records that pass from one stage to the next."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +57,15 @@ class Block:
     """Tokens in the block: prompt + chosen + rejected, each prompt counted once."""
     url: str
     """Where the tokenized Parquet file lies."""
+    rows: tuple[int, ...] | None = None
+    """Of a part of a block: its rows in the file, in order. None: all of them."""
+
+    def part(self, rows: Sequence[int]) -> "Block":
+        """Some rows of the block, given in order, as a block with scores of its own; the block itself if it is all."""
+        if len(rows) == self.pairs:
+            return self
+        content = hashlib.sha256(f"{self.content}:{','.join(map(str, rows))}".encode()).hexdigest()
+        return replace(self, content=content, pairs=len(rows), rows=tuple(rows))
 
 
 @dataclass(frozen=True)

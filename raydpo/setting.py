@@ -133,11 +133,13 @@ def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence
     if not job.scores_reference or schedule == "staged":
         return False
     room = placement.fit_together([train, reference], nodes)
-    if schedule == "pipelined" and not room:
+    sync = job.reference.sync_ref_model
+    if (schedule == "pipelined" or sync) and not room:
+        asked = "sync_ref_model=true" if sync else "reference_schedule=pipelined"
         raise ConfigError(
-            f"reference_schedule=pipelined needs room for {train.workers} train workers of {train.gpus:g} GPUs and "
-            f"{train.cpus:g} CPUs and for {reference.workers} scorers of {reference.gpus:g} and {reference.cpus:g} at "
-            "the same time; lower num_workers, reference_num_workers or what each takes, or leave it at auto"
+            f"{asked} needs room for {train.workers} train workers of {train.gpus:g} GPUs and {train.cpus:g} CPUs and "
+            f"for {reference.workers} scorers of {reference.gpus:g} and {reference.cpus:g} at the same time; lower "
+            "num_workers, reference_num_workers or what each takes, or leave it out"
         )
     return room
 

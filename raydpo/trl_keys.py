@@ -73,7 +73,6 @@ WITHOUT_MEANING = {
     # The reference and the data
     **_each("reference log-probs are always computed once, and kept", precompute_ref_log_probs=False),
     **_each("reference_model is used wherever it is named", force_use_ref_model=False),
-    **_each("the reference stays as it is", ref_model_mixup_alpha=0.6, ref_model_sync_steps=512),
     **_each("data is always streamed", dataset_streaming=False, streaming=False),
     **_each("every free CPU of the cluster tokenizes", dataset_num_proc=None, preprocessing_num_workers=None),
     **_each("columns that are not needed are never read", remove_unused_columns=True, label_names=None),
@@ -161,7 +160,6 @@ REFUSED = {
     # The objective
     **_each("use label_smoothing", label_smoothing_factor=0.0),
     **_each("AlphaPO is not supported; its alpha=0 is loss_type simpo with cpo_alpha 0", alpha=0.0),
-    **_each("the reference stays as it is, so that it need be scored only once; leave it out", sync_ref_model=False),
     **_each("no noise is added to embeddings; leave it out", neftune_noise_alpha=None),
     # The optimisation
     **_each("use learning_rate", lr=None),

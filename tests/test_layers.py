@@ -31,11 +31,12 @@ ROOMS = (
     "demo",
     "setting",
     "summary",
+    "scoring",
     "pipeline",
     "cli",
     "store_cli",
 )
-RAY_ROOMS = {"remote", "data", "reference", "training", "setting", "pipeline", "cli"}
+RAY_ROOMS = {"remote", "data", "reference", "training", "setting", "scoring", "pipeline", "cli"}
 # What a room may import beside Python and raydpo.
 PURE = {
     "errors": set(),

@@ -64,3 +64,16 @@ def test_whether_both_groups_fit_on_a_laptop(options: dict[str, object], fit: bo
 def test_whether_both_groups_fit_on_gpu_nodes(workers: int, scorers: int, fit: bool) -> None:
     job = config.from_flat({"num_workers": workers, "reference_num_workers": scorers})
     assert fit_together([train_group(job, GPU_NODES), reference_group(job, GPU_NODES)], GPU_NODES) is fit
+
+
+@pytest.mark.parametrize("nodes", [[Node(cpus=2, gpus=0)], LAPTOP, GPU_NODES])
+def test_scorers_have_room_beside_train_workers_where_the_reference_changes(nodes: list[Node]) -> None:
+    job = config.from_flat({"sync_ref_model": True})
+    train, reference = train_group(job, nodes), reference_group(job, nodes)
+    assert fit_together([train, reference], nodes)
+    assert train.workers == reference.workers == max(sum(int(node.gpus) for node in nodes), 1)
+    assert train.gpus == 0 or 0.5 < train.gpus < 1, "no two train workers fit on one GPU"
+    given = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "reference_gpus_per_worker": 1})
+    if train.gpus:
+        assert (train_group(given, nodes).gpus, train_group(given, nodes).workers) == (1, 20)
+        assert not fit_together([train_group(given, nodes), reference_group(given, nodes)], nodes)

@@ -34,6 +34,22 @@ class Window:
     pairs: int
 
 
+@dataclass(frozen=True)
+class SyncSchedule:
+    """When the reference takes after the policy: a window of updates lies between one time and the next."""
+
+    every: int
+    """Updates of a window (`ref_model_sync_steps`)."""
+    total_steps: int
+    """Updates of the run, with which the last window ends."""
+
+    def window(self, position: int, pairs: int, global_batch: int) -> tuple[int, int]:
+        """The positions (first, and after the last) of the window that the batch at a position is in."""
+        first = step_of(position, pairs, global_batch) // self.every * self.every
+        last = min(first + self.every, self.total_steps)
+        return position_of(first, pairs, global_batch), position_of(last, pairs, global_batch)
+
+
 class EpochOrder:
     """The order of one epoch: position -> (block, row)."""
 
@@ -76,6 +92,18 @@ def grouped(keys: Sequence[bytes]) -> IntArray:
 def steps_per_epoch(pairs: int, global_batch: int) -> int:
     """Optimizer steps in an epoch; the last one takes what is left, so that no pair is dropped."""
     return -(-pairs // global_batch)
+
+
+def position_of(step: int, pairs: int, global_batch: int) -> int:
+    """Position after `step` updates: pairs consumed since the start of the run, `pairs` an epoch."""
+    epochs, steps = divmod(step, steps_per_epoch(pairs, global_batch))
+    return epochs * pairs + min(steps * global_batch, pairs)
+
+
+def step_of(position: int, pairs: int, global_batch: int) -> int:
+    """Updates made before a position at which a global batch starts."""
+    epochs, offset = divmod(position, pairs)
+    return epochs * steps_per_epoch(pairs, global_batch) + offset // global_batch
 
 
 def batch_bounds(position: int, pairs: int, global_batch: int) -> tuple[int, int]:

@@ -45,6 +45,7 @@ class JobConfig:
         self._check_lengths()
         self._check_precision()
         self._check_adapters()
+        self._check_sync()
         if self.model.torch_compile and self.cluster.zero_stage == 3:
             raise ConfigError(
                 "torch_compile=true does not go with zero_stage=3, which exchanges the weights under it; "
@@ -95,6 +96,33 @@ class JobConfig:
             raise ConfigError(
                 f"ref_adapter_name={self.reference.ref_adapter_name} is of a reference that is scored, and here none "
                 "is; leave it out"
+            )
+
+    def _check_sync(self) -> None:
+        reference = self.reference
+        if not reference.sync_ref_model:
+            return
+        if not self.scores_reference:
+            raise ConfigError("sync_ref_model=true moves a reference that is scored, and here none is; leave it out")
+        if reference.reference_schedule == "staged":
+            raise ConfigError(
+                "reference_schedule=staged scores all pairs before training, but with sync_ref_model=true their scores "
+                "depend on it; leave one of them out"
+            )
+        if self.adapter.use_peft and reference.reference_model:
+            raise ConfigError(
+                f"reference_model={reference.reference_model} cannot be mixed with an adapter of another base, as "
+                "sync_ref_model=true would have it; leave reference_model out, or train without use_peft"
+            )
+        if not self.adapter.use_peft and reference.ref_adapter_name:
+            raise ConfigError(
+                f"ref_adapter_name={reference.ref_adapter_name} cannot be mixed with whole weights, as "
+                "sync_ref_model=true would have it; merge it into its base and name that as reference_model"
+            )
+        if self.adapter.use_dora or self.adapter.lora_modules_to_save:
+            raise ConfigError(
+                "sync_ref_model=true adds up LoRA's terms, and use_dora or lora_modules_to_save have other weights; "
+                "leave them out, or train without use_peft"
             )
 
     def precision(self, gpu: bool) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from raydpo import options
 from raydpo.errors import ConfigError
 from raydpo.options import Section, above, at_least, one_of, option, within
 
@@ -134,6 +135,19 @@ class ReferenceConfig(Section):
         "bfloat16, 0.02 in float16; no limit where dropout is left on.",
         above(0),
         "nats",
+    )
+    sync_ref_model: bool = option(
+        False,
+        "TR-DPO: let the reference take after the policy every ref_model_sync_steps updates; scorers and train workers "
+        "then work side by side, on fractions of a GPU where their shares are not set.",
+    )
+    ref_model_mixup_alpha: float = option(
+        0.6,
+        "TR-DPO: the policy's share of the new reference, the rest is the old one; 1 replaces it.",
+        options.Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+    )
+    ref_model_sync_steps: int = option(
+        512, "TR-DPO: updates from one new reference to the next.", at_least(1), "updates"
     )
     reference_num_workers: int | None = option(
         None, "Scoring workers. Unset: one for each GPU on nodes that fit the selector, or 1.", at_least(1), "workers"

@@ -27,7 +27,7 @@ from raydpo.errors import ModelError, StorageError
 from raydpo.models.source import ADAPTER_WEIGHTS, ModelSource, local_folder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes parameters whole inside its `with` block; all ranks enter it, for the same parameters in the same order."""
@@ -50,27 +50,36 @@ class ExportTarget:
 
 
 def export_model(
-    model: PreTrainedModel, target: ExportTarget, gather: Gather, max_shard_bytes: int = MAX_SHARD_BYTES
+    model: PreTrainedModel,
+    target: ExportTarget,
+    gather: Gather,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    blend: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
     """Write a folder for `AutoModelForCausalLM.from_pretrained`; all ranks call it, rank 0 writes.
 
-    Weights have the names and layout that `save_pretrained` gives them, tied ones are saved once. A tensor larger than
-    `max_shard_bytes` is a shard of its own. ModelError if a weight comes out empty or not at all; StorageError if the
-    folder cannot be written.
+    Weights have the names and layout that `save_pretrained` gives them, tied ones are saved once; what is written of
+    each is `blend(name, weight)`. A tensor larger than `max_shard_bytes` is a shard of its own. ModelError if a weight
+    comes out empty or not at all; StorageError if the folder cannot be written.
     """
     tensors = _tensors_to_save(model)
     if not target.is_main:
         _gather_only(tensors, gather)
         return
-    expected = {name: tuple(tensor.shape) for name, tensor in _converted(model, _planned(tensors)).items()}
+    expected = shapes_to_export(model)
     with _whole_folder(target.folder) as aside:
         writer = _ShardWriter(aside, max_shard_bytes)
         for group in _groups(tensors):
             with gather(_parameters(group)):
                 for name, tensor in _converted(model, _whole(group)).items():
-                    writer.add(name, tensor)
+                    writer.add(name, blend(name, tensor))
         writer.finish(expected)
         _write_side_files(model, target, aside)
+
+
+def shapes_to_export(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that `export_model` writes."""
+    return {name: tuple(tensor.shape) for name, tensor in _converted(model, _planned(_tensors_to_save(model))).items()}
 
 
 def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> None:
@@ -82,16 +91,27 @@ def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> 
 
     # A selection by name, so that parameters may still be in parts. "auto" would ask the hub for the base's config.
     tensors = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
+    held = gather_tensors(tensors, target, gather)
+    if target.is_main:
+        write_adapter(held, copy.copy(model.peft_config[model.active_adapter]), target)
+
+
+def gather_tensors(tensors: Mapping[str, Tensor], target: ExportTarget, gather: Gather) -> dict[str, Tensor]:
+    """Whole copies on the CPU, of the one rank that writes; all ranks call it."""
     if not target.is_main:
         _gather_only(tensors, gather)
-        return
+        return {}
+    held: dict[str, Tensor] = {}
+    for group in _groups(tensors):
+        with gather(_parameters(group)):
+            held.update((name, _on_cpu(tensor)) for name, tensor in _whole(group).items())
+    return held
+
+
+def write_adapter(tensors: dict[str, Tensor], config: "PeftConfig", target: ExportTarget) -> None:
+    """Write an adapter's folder; its base is the target's source, as the config will say."""
     with _whole_folder(target.folder) as aside:
-        held: dict[str, Tensor] = {}
-        for group in _groups(tensors):
-            with gather(_parameters(group)):
-                held.update((name, _on_cpu(tensor)) for name, tensor in _whole(group).items())
-        save_file(held, os.path.join(aside, ADAPTER_WEIGHTS), metadata={"format": "pt"})
-        config = copy.copy(model.peft_config[model.active_adapter])
+        save_file(tensors, os.path.join(aside, ADAPTER_WEIGHTS), metadata={"format": "pt"})
         config.base_model_name_or_path, config.revision = target.source.name, target.source.revision
         config.inference_mode = True
         config.save_pretrained(aside)

@@ -17,7 +17,7 @@ class NoReference:
 
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs, with reference log-probs of 0."""
-        tokenized = TokenizedBlock(block.url)
+        tokenized = TokenizedBlock(block)
         pairs = [tokenized.pair(row) for row in range(len(tokenized))]
         chosen = [np.zeros(len(pair.chosen_ids), dtype=np.float32) for pair in pairs]
         rejected = [np.zeros(len(pair.rejected_ids), dtype=np.float32) for pair in pairs]
@@ -33,7 +33,7 @@ class GivenReference:
 
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores."""
-        tokenized = TokenizedBlock(block.url)
+        tokenized = TokenizedBlock(block)
         return ScoredBlock(tokenized, tokenized.table, block.url)
 
 

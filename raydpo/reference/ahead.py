@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from raydpo.errors import RaydpoError, ReferenceMismatch
+from raydpo.errors import RaydpoError
 from raydpo.reference.pool import ScoringReport
 
 _log = logging.getLogger(__name__)
@@ -40,11 +40,6 @@ class Ahead:
 
     def _scored(self) -> None:
         self.report = self._score(self._stop.is_set)
-        if self.report.poisonous:
-            raise ReferenceMismatch(
-                f"a block of {self.report.poisonous[0].shard} killed every scorer that took it, and training has "
-                "counted on it; set reference_schedule=staged, and it goes to quarantine"
-            )
 
     def _tell_failure(self) -> None:
         failure = self._scoring.exception()

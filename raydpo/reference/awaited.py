@@ -25,6 +25,10 @@ class AwaitedStore:
         """What names the reference."""
         return self.store.digest
 
+    def fail(self, message: str) -> None:
+        """No more blocks will come."""
+        self.failure = message
+
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores, once they are there; `ReferenceMismatch` where they will not come."""
         while not storage.exists(self.store.url(block)):

@@ -54,7 +54,7 @@ def identify(folder: str, adapter_folder: str | None, numerics: Mapping[str, str
     return ReferenceIdentity(
         weights=_weights_digest(folder, weight_files(folder)),
         architecture=_architecture_digest(folder),
-        adapter=None if adapter_folder is None else _adapter_digest(adapter_folder),
+        adapter=None if adapter_folder is None else adapter_digest(adapter_folder),
         numerics=canonical(dict(numerics)),
     )
 
@@ -147,7 +147,8 @@ def _architecture_digest(folder: str) -> str:
     return sha256(canonical([_without(config, CONFIG_WITHOUT_EFFECT), code]))
 
 
-def _adapter_digest(folder: str) -> str:
+def adapter_digest(folder: str) -> str:
+    """Of the weights and settings of the LoRA adapter in a folder."""
     path = os.path.join(folder, ADAPTER_WEIGHTS)
     if not os.path.isfile(path):
         raise ModelError(f"no {ADAPTER_WEIGHTS} in {folder}; give the folder that peft's save_pretrained wrote")

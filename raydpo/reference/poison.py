@@ -49,7 +49,7 @@ def set_aside(
 
 
 def _rows(block: Block, decode: Callable[[IntArray], str]) -> list[BadRow]:
-    tokenized = TokenizedBlock(block.url)
+    tokenized = TokenizedBlock(block)
     rows = []
     for index in range(len(tokenized)):
         pair = tokenized.pair(index)

@@ -3,9 +3,10 @@
 Not Ray Data's pool, which repeats a task whose actor dies for ever, and cannot tell which block it was.
 """
 
+import dataclasses
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,24 @@ class ScoringReport:
     scorers_lost: int = 0
     poisonous: tuple[Block, ...] = ()
     """Blocks without scores, as each killed MOST_DEATHS scorers."""
+
+
+def total(reports: Iterable[ScoringReport]) -> ScoringReport:
+    """What several scorings did together."""
+    fields = [field.name for field in dataclasses.fields(ScoringReport)]
+    every = list(reports)
+    zero = ScoringReport()
+    return ScoringReport(**{name: sum((getattr(each, name) for each in every), getattr(zero, name)) for name in fields})
+
+
+def check_none_poisonous(report: ScoringReport, remedy: str) -> None:
+    """ReferenceMismatch where a block that training counts on killed every scorer."""
+    if report.poisonous:
+        block = report.poisonous[0]
+        raise ReferenceMismatch(
+            f"a block of {block.shard} ({block.url}) killed every scorer that took it, and training has counted on it; "
+            f"{remedy}"
+        )
 
 
 def score(
@@ -163,7 +182,7 @@ class _Pool:
     def _give(self, actor: Any, block: Block) -> None:
         # What killed a scorer may have been a lack of memory that Python was not told of.
         tokens = max(self._tokens >> self._deaths[block.content], 1)
-        self._tasks[actor.score_block.remote(block.url, self._store.url(block), tokens)] = (actor, block)
+        self._tasks[actor.score_block.remote(block, self._store.url(block), tokens)] = (actor, block)
 
     def _died(self, block: Block | None, error: RayError) -> Block | None:
         """Give the block to another scorer, unless it has killed too many."""

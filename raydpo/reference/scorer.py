@@ -20,7 +20,7 @@ from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
 from raydpo.reference.store import TokenizedBlock, write_scores
-from raydpo.schema import FloatArray, TokenizedPair
+from raydpo.schema import Block, FloatArray, TokenizedPair
 
 _log = logging.getLogger(__name__)
 
@@ -84,13 +84,13 @@ class Scorer:
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)
         self._model = policy.to(where).eval()
 
-    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
         """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
 
         ModelError where there is not memory enough for any forward.
         """
-        block = TokenizedBlock(tokenized_url)
-        pairs = [block.pair(row) for row in range(len(block))]
+        tokenized = TokenizedBlock(block)
+        pairs = [tokenized.pair(row) for row in range(len(tokenized))]
         while True:
             try:
                 chosen, rejected, done = self._score(pairs, tokens)

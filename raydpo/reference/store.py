@@ -46,11 +46,12 @@ class _Lists:
 
 
 class TokenizedBlock:
-    """The pairs of one tokenized block, read into memory."""
+    """The pairs of one tokenized block, or of a part of it, read into memory."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, block: Block) -> None:
         """Read the block's Parquet file (`schema.TOKENIZED_SCHEMA`)."""
-        self.table = table = storage.read_table(url)
+        whole = storage.read_table(block.url)
+        self.table = table = whole if block.rows is None else whole.take(list(block.rows))
         """All columns of the file: with `reference_from_dataset` it has scores too."""
         self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
         self._prompts = _Lists(table, schema.PROMPT_IDS)
@@ -168,7 +169,7 @@ class ReferenceStore:
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores; `ReferenceMismatch` where the two do not fit."""
         url = self.url(block)
-        return ScoredBlock(TokenizedBlock(block.url), storage.read_table(url), url)
+        return ScoredBlock(TokenizedBlock(block), storage.read_table(url), url)
 
 
 def scores_table(chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> pa.Table:

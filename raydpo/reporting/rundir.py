@@ -64,6 +64,7 @@ class RunDir:
         self.quarantine = self.path / "quarantine"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.references = self.path / "references"
 
     def start(self, job: JobConfig) -> None:
         """Lay the folder out. With `resume_from_checkpoint=none` an earlier run's files are removed first.
@@ -71,7 +72,7 @@ class RunDir:
         `ResumeError` where the folder holds checkpoints of a run with other options.
         """
         if job.run.resume_from_checkpoint == "none":
-            for old in (self.ledger, self.checkpoints, self.model):
+            for old in (self.ledger, self.checkpoints, self.model, self.references):
                 shutil.rmtree(old, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
         elif self.checkpoints.exists() and self.config.exists():

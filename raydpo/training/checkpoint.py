@@ -12,6 +12,7 @@ import ray.train
 import torch
 
 from raydpo.errors import ResumeError
+from raydpo.reference.moved import MovedReference
 
 TAG = "engine"
 STATE_FILE = "state.json"
@@ -31,6 +32,13 @@ class TrainState:
     """Sums and weights of the metrics since the last line of them, over all ranks."""
     rewards: Sequence[float] = (0.0, 0.0)
     """Sum and number of all rewards so far, where the objective keeps their mean (bco_running_mean)."""
+    reference: Mapping[str, Any] | None = None
+    """The reference in force, as `MovedReference.to_dict` has it; None where it stays as it is."""
+
+    @property
+    def moved_reference(self) -> MovedReference | None:
+        """The reference in force, where it is one that changes."""
+        return None if self.reference is None else MovedReference.from_dict(self.reference)
 
 
 def name(step: int) -> str:
@@ -104,4 +112,4 @@ def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -
                 f"{folder} was trained with another {what} ({content['fingerprint'].get(what)}, now {digest}); "
                 f"bring back that {what}, or start over in another output_dir"
             )
-    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards")})
+    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards", "reference")})

@@ -15,17 +15,16 @@ from raydpo.training.task import Schedule
 
 
 @torch.no_grad()
-def evaluate(engine: Any, feed: Any, schedule: Schedule, objective: Objective, rank: int) -> dict[str, float]:
+def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objective) -> dict[str, float]:
     """One pass over the held-out pairs -> metrics named as TRL names them (`eval_loss`, `eval_rewards/...`).
 
     The loss is that of all held-out pairs as one batch, which for most objectives is the mean over them.
     """
     engine.eval()
-    prefetcher = Prefetcher(feed, rank, pairs=schedule.pairs, global_batch=schedule.global_batch)
     sums, tables = Sums(), []
     position = 0
     while position < schedule.pairs:
-        batch = prefetcher.get(position, schedule.pairs)
+        batch = feed.get(position, schedule.pairs)
         for micro_batch in batch.micro_batches:
             tokens, pairs = forward(engine, micro_batch, objective.loss, batch.mean_nll_tokens, with_statistics=True)
             tables.append(pairs.table())

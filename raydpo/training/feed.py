@@ -4,20 +4,23 @@ What it gives is a pure function of the position (`batching.order`, `batching.pl
 it: a restarted feed, or a rank that goes back to a checkpoint, asks for a position again and gets the same pairs.
 """
 
+import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.cut import Cut
-from raydpo.batching.order import EpochOrder, batch_bounds, grouped
+from raydpo.batching.order import EpochOrder, SyncSchedule, Window, batch_bounds, grouped
 from raydpo.batching.work import Work
 from raydpo.reference.absent import Unscored
 from raydpo.reference.awaited import AwaitedStore
-from raydpo.reference.store import ReferenceStore, ScoredBlock
+from raydpo.reference.moved import Asked, AskedStore, MovedReference
+from raydpo.reference.store import ReferenceStore, ScoredBlock, TokenizedBlock
 from raydpo.remote import answer
 from raydpo.schema import Block, IntArray, MicroBatch, ScoredPair
 
@@ -27,7 +30,7 @@ KEPT_BATCHES = 8
 """Global batches in memory: more than ranks are apart, as they meet at each update."""
 
 
-Scores = ReferenceStore | AwaitedStore | Unscored
+Scores = ReferenceStore | AwaitedStore | AskedStore | Unscored
 """Where the feed reads its blocks."""
 
 
@@ -48,6 +51,8 @@ class FeedSpec:
     ranks: int
     with_prompts: bool = False
     """True where the objective counts the likelihood of the chosen completions' prompts too."""
+    sync: SyncSchedule | None = None
+    """When the reference changes, of which only the pairs of its window are scored; None: each scores all pairs."""
 
     def order(self, blocks: Sequence[Block], epoch: int) -> EpochOrder:
         """The order of an epoch's pairs."""
@@ -98,18 +103,23 @@ class BatchSource:
         self._spec = spec
         self._pairs = sum(block.pairs for block in blocks)
         self._orders: dict[int, EpochOrder] = {}
-        self._windows: OrderedDict[tuple[int, int], tuple[IntArray, dict[int, ScoredBlock]]] = OrderedDict()
+        self._windows: OrderedDict[tuple[str, int, int, int], tuple[IntArray, dict[int, ScoredBlock]]] = OrderedDict()
 
-    def pairs(self, position: int) -> list[ScoredPair]:
-        """The pairs of the global batch at a position, in order."""
+    def pairs(self, position: int, reference: MovedReference | None = None) -> list[ScoredPair]:
+        """The pairs of the global batch at a position, in order, as a reference scores them that may have changed."""
         start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
+        span = self._span(start)
+        if isinstance(self._store, AskedStore) and reference:
+            name = f"{reference.identity.digest}:{span[0]}-{span[1]}"
+            if self._store.asked is None or self._store.asked.name != name:
+                blocks = self._blocks if self._spec.sync is None else self._parts(*span)
+                self._store.ask(Asked(name, reference, tuple(blocks)))
         epoch, offset = divmod(start, self._pairs)
-        order = self._order(epoch)
-        return [self._pair(epoch, order, offset + index) for index in range(stop - start)]
+        return [self._pair(epoch, offset + index, span) for index in range(stop - start)]
 
-    def rank_batches(self, position: int) -> list[RankBatch]:
+    def rank_batches(self, position: int, reference: MovedReference | None = None) -> list[RankBatch]:
         """The global batch at a position, cut for each rank."""
-        pairs, cut = self.pairs(position), self._spec.cut
+        pairs, cut = self.pairs(position, reference), self._spec.cut
         ranks = cut.of(pairs, self._spec.ranks)
         every = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
@@ -139,20 +149,57 @@ class BatchSource:
             self._orders = {epoch: self._spec.order(self._blocks, epoch)}
         return self._orders[epoch]
 
-    def _pair(self, epoch: int, order: EpochOrder, offset: int) -> ScoredPair:
+    def _span(self, position: int) -> tuple[int, int]:
+        """The positions (first, and after the last) that are scored together with this one."""
+        if self._spec.sync is None:
+            return 0, sys.maxsize
+        return self._spec.sync.window(position, self._pairs, self._spec.global_batch)
+
+    def _parts(self, start: int, stop: int) -> Iterator[Block]:
+        """What is needed of each block for the pairs from one position to another, in the order of reading."""
+        while start < stop:
+            epoch, offset = divmod(start, self._pairs)
+            index = self._order(epoch).window_of(offset)
+            window = self._order(epoch).windows[index]
+            first = epoch * self._pairs + window.start
+            yield from self._parts_of_window(window, self._rows(epoch, index), first, (start, stop)).values()
+            start = first + window.pairs
+
+    def _parts_of_window(self, window: Window, rows: IntArray, first: int, span: tuple[int, int]) -> dict[int, Block]:
+        """By block: the part of it that a span of positions takes; none where it takes none.
+
+        `rows` are those of the shuffle window, whose first is at the position `first`.
+        """
+        taken = rows[max(span[0] - first, 0) : max(span[1] - first, 0)]
+        rows_of = {block: np.sort(taken[taken[:, 0] == block, 1]).tolist() for block in window.blocks}
+        return {block: self._blocks[block].part(chosen) for block, chosen in rows_of.items() if chosen}
+
+    def _rows(self, epoch: int, index: int) -> IntArray:
+        """A shuffle window's pairs in order, [pairs, 2]: block, row in the block."""
+        order = self._order(epoch)
+        rows = order.window_rows(index)
+        if self._spec.sampling != "group_by_prompt":
+            return rows
+        blocks = {block: TokenizedBlock(self._blocks[block]) for block in order.windows[index].blocks}
+        return rows[grouped([blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows])]
+
+    def _pair(self, epoch: int, offset: int, span: tuple[int, int]) -> ScoredPair:
+        order = self._order(epoch)
         index = order.window_of(offset)
-        window = order.windows[index]
-        if (epoch, index) not in self._windows:
-            blocks = {block: self._store.read(self._blocks[block]) for block in window.blocks}
-            rows = order.window_rows(index)
-            if self._spec.sampling == "group_by_prompt":
-                prompts = [blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows]
-                rows = rows[grouped(prompts)]
-            self._windows[(epoch, index)] = (rows, blocks)
+        key = (self._store.digest, span[0], epoch, index)
+        if key not in self._windows:
+            rows, first = self._rows(epoch, index), epoch * self._pairs + order.windows[index].start
+            parts = self._parts_of_window(order.windows[index], rows, first, span)
+            blocks = {block: self._store.read(part) for block, part in parts.items()}
+            for block, part in parts.items():  # from rows of the block to rows of what was read of it
+                if part.rows is not None:
+                    here = rows[:, 0] == block
+                    rows[here, 1] = np.searchsorted(part.rows, rows[here, 1])
+            self._windows[key] = (rows, blocks)
             if len(self._windows) > KEPT_WINDOWS:
                 self._windows.popitem(last=False)
-        rows, blocks = self._windows[(epoch, index)]
-        block, row = rows[offset - window.start]
+        rows, blocks = self._windows[key]
+        block, row = rows[offset - order.windows[index].start]
         return blocks[int(block)].pair(int(row))
 
 
@@ -163,22 +210,29 @@ class Feed:
         """As `BatchSource`."""
         self._source = BatchSource(blocks, store, spec)
         self._store = store
-        self._batches: OrderedDict[int, list[RankBatch]] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, MovedReference | None], list[RankBatch]] = OrderedDict()
         self._progress: dict[str, Any] = {}
 
-    def fetch(self, position: int, rank: int) -> RankBatch:
-        """A rank's share of the global batch at a position."""
-        if position not in self._batches:
-            self._batches[position] = self._source.rank_batches(position)
+    def fetch(self, position: int, rank: int, reference: MovedReference | None) -> RankBatch:
+        """A rank's share of the global batch at a position, as a reference scores it; None: as the store has it."""
+        key = (position, reference)
+        if key not in self._batches:
+            self._batches[key] = self._source.rank_batches(position, reference)
             if len(self._batches) > KEPT_BATCHES:
                 self._batches.popitem(last=False)
-        return self._batches[position][rank]
+        return self._batches[key][rank]
+
+    @ray.method(concurrency_group="control")
+    def asked(self, known: str) -> Asked | None:
+        """What is to be scored now; None where that is nothing, or what has the name `known`."""
+        asked = self._store.asked if isinstance(self._store, AskedStore) else None
+        return None if asked is None or asked.name == known else asked
 
     @ray.method(concurrency_group="control")
     def fail(self, message: str) -> None:
         """No more scores will come: whoever waits for some is told."""
-        if isinstance(self._store, AwaitedStore):
-            self._store.failure = message
+        if isinstance(self._store, AwaitedStore | AskedStore):
+            self._store.fail(message)
 
     @ray.method(concurrency_group="control")
     def report(self, progress: dict[str, Any]) -> None:
@@ -202,8 +256,12 @@ def start_feed(blocks: Sequence[Block], store: Scores, spec: FeedSpec) -> Any:
 class Prefetcher:
     """A rank's side of the feed: asks for batches ahead of need."""
 
-    def __init__(self, feed: Any, rank: int, *, pairs: int, global_batch: int, depth: int = 2) -> None:
+    def __init__(
+        self, feed: Any, rank: int, *, pairs: int, global_batch: int, reference: MovedReference | None, depth: int = 2
+    ) -> None:
         """`pairs` an epoch; `depth` batches are under way while one is trained on."""
+        self.reference = reference
+        """Of a reference that changes: the one in force. It may be set where nothing is under way."""
         self._feed = feed
         self._rank = rank
         self._pairs = pairs
@@ -213,12 +271,15 @@ class Prefetcher:
 
     def get(self, position: int, end: int) -> RankBatch:
         """This rank's share of the batch at a position; those after it, before `end`, are asked for too."""
-        ask = position
-        for _ in range(self._depth + 1):
-            if ask >= end:
-                break
-            if ask not in self._ahead:
-                self._ahead[ask] = self._feed.fetch.remote(ask, self._rank)
-            ask = batch_bounds(ask, self._pairs, self._global_batch)[1]
+        self.ask(position, end)
         batch: RankBatch = answer(self._ahead.pop(position))
         return batch
+
+    def ask(self, position: int, end: int) -> None:
+        """Let the batches at a position and after it, before `end`, be made by the time they are needed."""
+        for _ in range(self._depth + 1):
+            if position >= end:
+                break
+            if position not in self._ahead:
+                self._ahead[position] = self._feed.fetch.remote(position, self._rank, self.reference)
+            position = batch_bounds(position, self._pairs, self._global_batch)[1]

@@ -24,6 +24,7 @@ from raydpo.models.load import (
 )
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.router import RouterLoss, router_loss
+from raydpo.models.source import ModelSource
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
 from raydpo.training import checkpoint, zero
@@ -32,6 +33,7 @@ from raydpo.training.coupling import RewardMean
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
+from raydpo.training.moving import REFERENCES, check_sync, forget_references, move_reference
 from raydpo.training.rates import Rates
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.sums import Sums
@@ -108,6 +110,9 @@ class Worker:
         self._zero = zero.Engine(policy, task, self._zero_config)
         self._engine = self._zero.engine
         self._state = TrainState()
+        if task.sync:
+            self._state = TrainState(reference=task.sync.start.to_dict())
+            check_sync(self._model, task.sync)
         if newest := ray.train.get_checkpoint() or self._given_checkpoint():
             self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
         self._resumed_at = self._state.step
@@ -118,7 +123,13 @@ class Worker:
         self._log = RunLog(task.run_dir, self._resumed_at) if self._rank == 0 else None
         self._trackers = Trackers(task.job, task.run_dir) if self._rank == 0 else None
         schedule = task.schedule
-        self._feed = Prefetcher(task.feed, self._rank, pairs=schedule.pairs, global_batch=schedule.global_batch)
+        self._feed = Prefetcher(
+            task.feed,
+            self._rank,
+            pairs=schedule.pairs,
+            global_batch=schedule.global_batch,
+            reference=self._state.moved_reference,
+        )
         self._last_line: dict[str, float] = {}
         self._rates = Rates(self._peak_flops())
 
@@ -142,19 +153,44 @@ class Worker:
             self._evaluate()
         while self._state.step < schedule.total_steps:
             waiting = time.monotonic()
-            batch = self._feed.get(self._state.position, schedule.end)
+            batch = self._feed.get(self._state.position, self._known_until())
             self._rates.wait(time.monotonic() - waiting)
             self._update(batch)
             step, done = self._state.step, self._state.step == schedule.total_steps
             epoch_done = schedule.ends_epoch(self._state.position)
+            synced = self._sync()
             if due(job.optim.eval_strategy, step, job.optim.eval_steps or 1, epoch_done) or done:
                 self._evaluate()
             if due(job.run.save_strategy, step, job.run.save_steps, epoch_done) or (
-                done and job.run.save_strategy != "no"
+                (done or synced) and job.run.save_strategy != "no"
             ):
                 self._save()
+            if synced and self._task.sync and self._rank == 0:  # after the checkpoint that goes on with the new one
+                forget_references(str(Path(self._task.run_dir) / REFERENCES), self._task.sync.kept)
         if self._log:
             self._log.flush()
+
+    def _known_until(self) -> int:
+        """The position up to which batches may be asked for: the reference of those after it is still to come."""
+        schedule, sync = self._task.schedule, self._task.sync
+        if sync is None:
+            return schedule.end
+        return sync.schedule.window(self._state.position, schedule.pairs, schedule.global_batch)[1]
+
+    def _sync(self) -> bool:
+        """Let the reference take after the policy, where that is due -> True where it did."""
+        sync, step = self._task.sync, self._state.step
+        last = step == self._task.schedule.total_steps and self._task.eval_feed is None
+        if sync is None or step % sync.schedule.every or last:
+            return False
+        waiting = time.monotonic()
+        previous = self._state.moved_reference or sync.start
+        target = self._target(REFERENCES, sync.source)
+        reference = move_reference(self._model, previous, sync, target, zero.gather(self._zero_config))
+        self._state = dataclasses.replace(self._state, reference=reference.to_dict())
+        self._feed.reference = reference
+        self._rates.wait(time.monotonic() - waiting)
+        return True
 
     def _update(self, batch: RankBatch) -> None:
         """One update, its ledger entry and, where one is due, its line of metrics."""
@@ -182,7 +218,9 @@ class Worker:
         grad_norm, learning_rate = self._zero.step()
         self._rates.add(batch)
         rewards = (self._objective.rewards.total, self._objective.rewards.count)
-        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
+        self._state = TrainState(
+            step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards, reference=self._state.reference
+        )
         if self._log:
             self._log.enter(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
         if logging:
@@ -222,7 +260,16 @@ class Worker:
         task = self._task
         if task.eval_feed is None or task.eval_schedule is None:
             return
-        metrics = evaluate(self._engine, task.eval_feed, task.eval_schedule, self._objective, self._rank)
+        feed = Prefetcher(
+            task.eval_feed,
+            self._rank,
+            pairs=task.eval_schedule.pairs,
+            global_batch=task.eval_schedule.global_batch,
+            reference=self._state.moved_reference,
+        )
+        feed.ask(0, task.eval_schedule.pairs)
+        self._feed.ask(self._state.position, self._known_until())  # after the other, as it is needed later
+        metrics = evaluate(self._engine, feed, task.eval_schedule, self._objective)
         self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
         self._rates.restart()  # the rates are those of training
 
@@ -234,16 +281,19 @@ class Worker:
         checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
         self._rates.restart()
 
+    def _target(self, name: str, source: ModelSource) -> ExportTarget:
+        """A folder of the run, for weights."""
+        return ExportTarget(
+            folder=str(Path(self._task.run_dir) / name),
+            source=source,
+            tokenizer=load_tokenizer(self._task.source, trust_remote_code=self._job.model.trust_remote_code),
+            is_main=self._rank == 0,
+        )
+
     def export(self) -> TrainReport:
         """Write the trained model, and sum the run up."""
         job = self._job
-        folder = str(Path(self._task.run_dir) / "model")
-        target = ExportTarget(
-            folder=folder,
-            source=self._task.source,
-            tokenizer=load_tokenizer(self._task.source, trust_remote_code=job.model.trust_remote_code),
-            is_main=self._rank == 0,
-        )
+        target = self._target("model", self._task.source)
         write = export_adapter if job.adapter.use_peft else export_model
         write(self._model, target, zero.gather(self._zero_config))
         torch.distributed.barrier()
@@ -253,7 +303,8 @@ class Worker:
             steps=self._state.step,
             resumed_at=self._resumed_at,
             pairs_trained=self._state.position,
-            model_dir=folder,
+            reference=None if (moved := self._state.moved_reference) is None else moved.identity.digest,
+            model_dir=target.folder,
         )
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.batching.order import steps_per_epoch
+from raydpo.batching.order import SyncSchedule, position_of, steps_per_epoch
 from raydpo.config import JobConfig
 from raydpo.models.attention import AttentionChoice
 from raydpo.models.source import ModelSource
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.moved import MovedReference
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,35 @@ class Schedule:
     @property
     def end(self) -> int:
         """Position after the last update."""
-        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
-        return epochs * self.pairs + min(steps * self.global_batch, self.pairs)
+        return position_of(self.total_steps, self.pairs, self.global_batch)
 
     def ends_epoch(self, position: int) -> bool:
         """True where a position lies between two epochs."""
         return position % self.pairs == 0
+
+
+@dataclass(frozen=True)
+class SyncPlan:
+    """TR-DPO: how the reference takes after the policy."""
+
+    schedule: SyncSchedule
+    alpha: float
+    """The policy's share of the new reference (`ref_model_mixup_alpha`)."""
+    source: ModelSource
+    """The first reference."""
+    adapter: ModelSource | None
+    """The LoRA adapter on it."""
+    identity: ReferenceIdentity
+    """Of both."""
+    lora: bool
+    """True where the policy is a LoRA adapter on the same base."""
+    kept: int | None
+    """References to keep, the newest: those that checkpoints go on with. None: all."""
+
+    @property
+    def start(self) -> MovedReference:
+        """The first reference."""
+        return MovedReference(self.identity)
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,8 @@ class TrainTask:
     """Absolute path that every node sees."""
     fingerprint: dict[str, str]
     """Digests of reference and data, which a checkpoint must share."""
+    sync: SyncPlan | None
+    """How the reference takes after the policy; None where it stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -83,4 +110,6 @@ class TrainReport:
     """Updates that a checkpoint had already."""
     pairs_trained: int
     """Pairs since the start of the run; a pair counts once an epoch."""
+    reference: str | None
+    """With a reference that changes: digest of the one in force at the end."""
     model_dir: str

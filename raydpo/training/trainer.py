@@ -16,6 +16,7 @@ from raydpo.errors import RaydpoError, ResumeError, TrainingError
 from raydpo.placement import Group
 from raydpo.training import checkpoint
 from raydpo.training.loop import train_worker
+from raydpo.training.moving import check_moved
 from raydpo.training.task import TrainReport, TrainTask
 
 CHECKPOINTS = "checkpoints"
@@ -48,7 +49,10 @@ def check_resume(task: TrainTask, group: Group) -> None:
             "resume_from_checkpoint, or none to start over"
         ) from error
     if newest:
-        checkpoint.read_state(snapshot.parent / newest["checkpoint_dir_name"], task.fingerprint, group.workers)
+        folder = snapshot.parent / newest["checkpoint_dir_name"]
+        reference = checkpoint.read_state(folder, task.fingerprint, group.workers).moved_reference
+        if reference and task.sync:
+            check_moved(reference, task.sync)
 
 
 def fit(task: TrainTask, group: Group) -> TrainReport:

@@ -146,6 +146,12 @@ def test_a_config_travels_to_workers() -> None:
         ("--model_adapter_name sft --lora_r 8", ["lora_r=8", "model_adapter_name=sft", "one of them"]),
         ("--model_adapter_name base", ["model_adapter_name=base", "use_peft"]),
         ("--ref_adapter_name sft --reference_free", ["ref_adapter_name=sft", "leave it out"]),
+        ("--sync_ref_model --reference_from_dataset", ["sync_ref_model=true", "leave it out"]),
+        ("--sync_ref_model --reference_schedule staged", ["reference_schedule=staged", "sync_ref_model=true"]),
+        ("--sync_ref_model --use_peft --reference_model other", ["reference_model=other", "use_peft"]),
+        ("--sync_ref_model --ref_adapter_name sft", ["ref_adapter_name=sft", "merge it into its base"]),
+        ("--sync_ref_model --use_peft --use_dora", ["sync_ref_model=true", "use_dora"]),
+        ("--ref_model_mixup_alpha 1.5", ["ref_model_mixup_alpha=1.5", "at most 1"]),
     ],
 )
 def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str]) -> None:
@@ -282,6 +288,7 @@ def test_every_count_and_size_names_its_unit() -> None:
     bare = {"adam_beta1", "adam_beta2", "adam_epsilon", "beta", "gradient_accumulation_steps", "label_smoothing"}
     bare |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
     bare |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
+    bare |= {"ref_model_mixup_alpha"}
     bare |= {"discopop_tau", "f_alpha_divergence_coef", "ld_alpha", "router_aux_loss_coef", "rpo_alpha", "simpo_gamma"}
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):

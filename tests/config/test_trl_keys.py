@@ -106,7 +106,7 @@ def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "--remove_unused_columns --dataset_num_proc null --eval_delay 0 --ref_model_mixup_alpha 0.60 --no_do_eval",
+        "--remove_unused_columns --dataset_num_proc null --eval_delay 0 --no_do_eval",
         "--no_load_in_4bit --load_in_8bit false --push_to_hub False --optim adamw_torch --alpha 0 --fsdp false",
         "--optim adamw_hf --neftune_noise_alpha none --label_smoothing_factor 0.0 --lora_task_type CAUSAL_LM",
     ],
@@ -126,7 +126,6 @@ def test_neutral_values_are_taken_in_silence(command: str) -> None:
         ("--fsdp full_shard auto_wrap", ["fsdp=full_shard auto_wrap", "zero_stage 3"]),
         ("--optim paged_adamw_32bit", ["optim=paged_adamw_32bit", "AdamW", "`deepspeed`"]),
         ("--neftune_noise_alpha 5", ["neftune_noise_alpha=5", "leave it out"]),
-        ("--sync_ref_model", ["sync_ref_model=true", "leave it out"]),
         ("--torch_compile_mode max-autotune", ["torch_compile_mode=max-autotune", "leave it out"]),
         ("--torch_compile --zero_stage 3", ["torch_compile=true", "zero_stage=3"]),
         ("--alpha 0.25", ["alpha=0.25", "simpo"]),

@@ -1,7 +1,12 @@
 """Runs of the main job in tests: data for them, and what they leave behind."""
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +81,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run_job(folder: Path, **options: Any) -> Run:
-    """Run the pipeline in this process, on the Ray instance that is up."""
-    from raydpo import config, pipeline
-
-    defaults = {
+def _defaults(folder: Path) -> dict[str, Any]:
+    return {
         "output_dir": str(folder),
         "num_workers": 1,
         "zero_stage": 0,
@@ -92,7 +94,32 @@ def run_job(folder: Path, **options: Any) -> Run:
         "cpus_per_worker": 1,
         "max_failures": 1,  # where a machine is busy, Ray Train may take its own live controller for dead
     }
-    return Run(pipeline.run(config.from_flat({**defaults, **options})), folder)
+
+
+def run_job(folder: Path, **options: Any) -> Run:
+    """Run the pipeline in this process, on the Ray instance that is up."""
+    from raydpo import config, pipeline
+
+    return Run(pipeline.run(config.from_flat({**_defaults(folder), **options})), folder)
+
+
+def run_until(checkpoint: str, folder: Path, **options: Any) -> None:
+    """Run the same in a process of its own, which is killed without warning once Ray Train has noted a checkpoint."""
+    import ray
+
+    command = [sys.executable, "jobs/dpo.py", *flags({**_defaults(folder), "max_failures": 0, **options})]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    snapshot = folder / "checkpoints" / "checkpoint_manager_snapshot.json"  # written once all of a checkpoint is there
+    end = time.monotonic() + 180
+    try:
+        while not (snapshot.exists() and checkpoint in snapshot.read_text()):
+            assert time.monotonic() < end, f"{checkpoint} did not appear"
+            assert process.poll() is None, "the job ended too early"
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def flags(options: dict[str, Any]) -> list[str]:

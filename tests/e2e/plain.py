@@ -3,6 +3,7 @@
 What the main job computes is held against it. Formulas: Rafailov et al. 2023, eq. 7 and the rewards below it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,43 +34,50 @@ def completion_logps(model: Any, sequences: list[list[int]], prompts: list[int])
 def train(
     policy_folder: Path, reference_folder: Path, rows: list[dict[str, str]], options: dict[str, Any]
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """One epoch in the order of the rows -> metrics of each step, weights at the end.
-
-    `options`: batch (pairs a step), learning_rate, beta, max_grad_norm; linear decay to 0 without warm-up.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    """One epoch in the order of the rows -> metrics of each step, weights at the end; options as in `updates`."""
     policy = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(reference_folder, dtype=torch.float32).eval()
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=options["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=0.0
-    )
-    starts = list(range(0, len(rows), options["batch"]))
-    history = []
-    for step, start in enumerate(starts):
-        batch = rows[start : start + options["batch"]]
-        prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
-        texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
-        sequences = [tokenizer(text)["input_ids"] for text in texts]
-        chosen, rejected = completion_logps(policy, sequences, prompts).chunk(2)
-        with torch.no_grad():
-            ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
-        beta = options["beta"]
-        loss = -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+    batches = [rows[start : start + options["batch"]] for start in range(0, len(rows), options["batch"])]
+    history = list(updates(policy, reference, AutoTokenizer.from_pretrained(policy_folder), batches, options))
+    return history, {name: tensor.detach() for name, tensor in policy.state_dict().items()}
+
+
+def updates(
+    policy: Any, reference: Any, tokenizer: Any, batches: list[list[dict[str, str]]], options: dict[str, Any]
+) -> Iterator[dict[str, float]]:
+    """Update the policy's trainable weights by each batch in turn -> metrics, before the caller changes anything.
+
+    `options`: learning_rate, beta, max_grad_norm; linear decay to 0 without warm-up.
+    """
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=0.0)
+    for step, batch in enumerate(batches):
+        loss, metrics = dpo(policy, reference, tokenizer, batch, options["beta"])
         for group in optimizer.param_groups:
-            group["lr"] = options["learning_rate"] * (1 - step / len(starts))
+            group["lr"] = options["learning_rate"] * (1 - step / len(batches))
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), options["max_grad_norm"])
+        norm = torch.nn.utils.clip_grad_norm_(trained, options["max_grad_norm"])
         optimizer.step()
-        history.append(
-            {
-                "loss": loss.item(),
-                "grad_norm": norm.item(),
-                "rewards/chosen": beta * (chosen - ref_chosen).mean().item(),
-                "rewards/rejected": beta * (rejected - ref_rejected).mean().item(),
-                "rewards/margins": beta * (chosen - ref_chosen - rejected + ref_rejected).mean().item(),
-                "logps/chosen": chosen.mean().item(),
-                "logps/rejected": rejected.mean().item(),
-            }
-        )
-    return history, {name: tensor.detach() for name, tensor in policy.state_dict().items()}
+        yield {**metrics, "grad_norm": norm.item()}
+
+
+def dpo(
+    policy: Any, reference: Any, tokenizer: Any, batch: list[dict[str, str]], beta: float
+) -> tuple[Tensor, dict[str, float]]:
+    """The batch's mean loss, and its metrics."""
+    prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
+    texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
+    sequences = [tokenizer(text)["input_ids"] for text in texts]
+    chosen, rejected = completion_logps(policy, sequences, prompts).chunk(2)
+    with torch.no_grad():
+        ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
+    loss = -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+    return loss, {
+        "loss": loss.item(),
+        "rewards/chosen": beta * (chosen - ref_chosen).mean().item(),
+        "rewards/rejected": beta * (rejected - ref_rejected).mean().item(),
+        "rewards/margins": beta * (chosen - ref_chosen - rejected + ref_rejected).mean().item(),
+        "logps/chosen": chosen.mean().item(),
+        "logps/rejected": rejected.mean().item(),
+    }

@@ -1,10 +1,5 @@
 """A run that is killed and started again by the same command ends as if nothing had happened."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +7,7 @@ from typing import Any
 import pytest
 
 from raydpo.errors import ResumeError
-from tests.e2e.jobs import Run, flags, rows, run_job, write_rows
+from tests.e2e.jobs import Run, rows, run_job, run_until, write_rows
 
 PAIRS, BATCH, EPOCHS = 22, 4, 2
 PAIRS_OF_STEP = [4, 4, 4, 4, 4, 2] * EPOCHS
@@ -43,41 +38,14 @@ def uninterrupted(ray_local: None, job: dict[str, Any], tmp_path_factory: pytest
     return run_job(tmp_path_factory.mktemp("uninterrupted"), **job)
 
 
-def wait_for(checkpoint: str, folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Until Ray Train has noted the checkpoint, which it does once all of it is there."""
-    snapshot = folder / "checkpoints" / "checkpoint_manager_snapshot.json"
-    end = time.monotonic() + seconds
-    while not (snapshot.exists() and checkpoint in snapshot.read_text()):
-        assert time.monotonic() < end, f"{checkpoint} did not appear"
-        assert process.poll() is None, "the job ended too early"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def killed_and_resumed(
     ray_local: None, job: dict[str, Any], uninterrupted: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
     """Killed without warning once a checkpoint in the first epoch is there, then run again."""
-    import ray
-
     folder = tmp_path_factory.mktemp("killed")
     options = {**job, "save_steps": 5, "logging_steps": 3}
-    defaults = {
-        "output_dir": folder,
-        "num_workers": 1,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "cpus_per_worker": 1,
-        "max_failures": 0,
-    }
-    command = [sys.executable, "jobs/dpo.py", *flags({**defaults, **options})]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        wait_for("checkpoint-5", folder, process, seconds=180)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    run_until("checkpoint-5", folder, **options)
     assert not (folder / "summary.json").exists()
     return run_job(folder, **options)
 

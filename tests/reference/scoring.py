@@ -63,20 +63,20 @@ def group_of(workers: int) -> Group:
 class Poisoned(Scorer):
     """Dies of block 1, as by a fault in a kernel."""
 
-    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
         """As `Scorer`."""
-        if tokenized_url.endswith("block-1.parquet"):
+        if block.url.endswith("block-1.parquet"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().score_block(tokenized_url, scores_url, tokens)
+        return super().score_block(block, scores_url, tokens)
 
 
 class Slow(Scorer):
     """Leaves time to be killed within a block."""
 
-    def score_block(self, tokenized_url: str, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
         """As `Scorer`."""
         time.sleep(0.3)
-        return super().score_block(tokenized_url, scores_url, tokens)
+        return super().score_block(block, scores_url, tokens)
 
 
 class Unloadable(Scorer):

@@ -11,7 +11,7 @@ from raydpo.errors import ModelError, ReferenceMismatch, TrainingError
 from raydpo.reference.ahead import Ahead
 from raydpo.reference.awaited import AwaitedStore
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.pool import ScoringReport
+from raydpo.reference.pool import ScoringReport, check_none_poisonous
 from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
 from raydpo.schema import Block
 from tests.reference.scoring import make_blocks
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> ReferenceStore:
 def write(store: ReferenceStore, block: Block) -> None:
     import numpy as np
 
-    pairs = [TokenizedBlock(block.url).pair(row) for row in range(block.pairs)]
+    pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
     sides = [[np.zeros(len(ids), dtype=np.float32) for ids in side] for side in zip(*map(sides_of, pairs), strict=True)]
     write_scores(store.url(block), *sides)
 
@@ -79,9 +79,14 @@ def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: Referenc
     def fail(message: str) -> None:
         awaited.failure = message
 
+    def score(stopped: Callable[[], bool]) -> ScoringReport:
+        report = ScoringReport(poisonous=(block,))
+        check_none_poisonous(report, "set reference_schedule=staged")
+        return report
+
     with (
-        pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl killed every scorer.*reference_schedule=staged"),
-        Ahead(lambda stopped: ScoringReport(poisonous=(block,)), fail),
+        pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scorer.*reference_schedule=staged"),
+        Ahead(score, fail),
     ):
         awaited.read(block)
 

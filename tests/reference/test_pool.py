@@ -157,14 +157,14 @@ def test_too_little_memory_halves_the_forward(
         return forward
 
     monkeypatch.setattr(scorer, "_model", with_room_for(70))
-    done = scorer.score_block(blocks[0].url, store_in(tmp_path).url(blocks[0]), tokens=256)
+    done = scorer.score_block(blocks[0], store_in(tmp_path).url(blocks[0]), tokens=256)
     assert done.tokens == 64
     assert done.forwards > 1
     for found, expected in zip(scores(tmp_path, blocks[0]), scores(undisturbed[0], blocks[0]), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
     monkeypatch.setattr(scorer, "_model", with_room_for(3))
     with pytest.raises(ModelError, match=r"no memory for a forward of 64 tokens \(CUDA out of memory\.\)"):
-        scorer.score_block(blocks[0].url, store_in(tmp_path).url(blocks[0]), tokens=256)
+        scorer.score_block(blocks[0], store_in(tmp_path).url(blocks[0]), tokens=256)
 
 
 def test_a_damaged_block_is_scored_again(

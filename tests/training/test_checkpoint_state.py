@@ -21,6 +21,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
         "tokens": 900,
         "sums": {"loss": [3.5, 8]},
         "rewards": [4.5, 16],
+        "reference": None,
         "num_workers": 2,
         "fingerprint": FINGERPRINT,
         "files": {"engine/shard.pt": 5},

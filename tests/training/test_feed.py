@@ -1,15 +1,21 @@
 """What the feed gives: each pair once, in the order asked for, as many forwards for each rank; and the rates of it."""
 
 import time
+from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raydpo import schema, storage
 from raydpo.batching.cut import Cut
+from raydpo.batching.order import SyncSchedule
 from raydpo.batching.work import Work
 from raydpo.reference.absent import NoReference
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.moved import Asked, AskedStore, MovedReference
+from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
 from raydpo.schema import Block
 from raydpo.training.feed import BatchSource, FeedSpec
 from raydpo.training.rates import Rates
@@ -99,6 +105,44 @@ def test_ranks_get_each_pair_once_in_as_many_forwards(blocks: list[Block]) -> No
         assert sorted(shared) == sorted(batches[0].pair_ids)
         assert len(shared) == 6
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
+
+
+class ScoredAtOnce(AskedStore):
+    """Has what is asked for as soon as it is: a token's score is its id, and the reference's number after the point."""
+
+    def ask(self, asked: Asked) -> None:
+        """As `AskedStore`."""
+        super().ask(asked)
+        store = ReferenceStore(self.cache_dir, asked.reference.identity)
+        for block in asked.blocks:
+            pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
+            sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
+            write_scores(store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_prompt"])
+def test_each_reference_scores_the_pairs_of_its_window_alone(
+    sampling: str, blocks: list[Block], tmp_path: Path
+) -> None:
+    """Windows of 3 of the 4 updates an epoch, the last of them cut off by the end of the run."""
+    usual = source(blocks, sampling=sampling, window=1)
+    spec = FeedSpec(**{**vars(usual._spec), "sync": SyncSchedule(every=3, total_steps=8)})
+    scored = Counter()
+    for window, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
+        store = ScoredAtOnce(str(tmp_path))
+        feed = BatchSource(blocks, store, spec)
+        reference = MovedReference(ReferenceIdentity(f"weights {window}", "", None, "{}"))
+        for position in reversed(positions):  # from any position, as after a resume
+            pairs = feed.pairs(position, reference)
+            assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in usual.pairs(position)]
+            for pair in pairs:
+                assert pair.ref_chosen_logps.tolist() == (pair.chosen_ids + 0.5).tolist()
+                assert pair.ref_rejected_logps.tolist() == (pair.rejected_ids + 0.5).tolist()
+        assert store.asked is not None
+        asked = [name for block in store.asked.blocks for name in TokenizedBlock(block).pair_ids]
+        assert sorted(asked) == sorted(pair.pair_id for position in positions for pair in usual.pairs(position))
+        scored.update(asked)
+    assert set(scored.values()) == {2}, "once an epoch"
 
 
 def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ def snapshot(folder: Path, content: str) -> None:
     checkpoint = folder / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     state = {"step": 3, "position": 6, "tokens": 9, "sums": {}, "rewards": [0, 0], "num_workers": 1}
+    state["reference"] = None
     state["fingerprint"] = {"data": "abc"}
     (checkpoint / "state.json").write_text(json.dumps({**state, "files": {}}))
     (folder / "checkpoints" / "checkpoint_manager_snapshot.json").write_text(content)

@@ -1,0 +1,119 @@
+"""TR-DPO: the run equals a plain torch loop whose reference is a live model, mixed with the policy now and then."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raydpo.errors import ResumeError
+from tests.e2e import plain
+from tests.e2e.jobs import Run, rows, run_job, run_until, write_rows
+from tests.e2e.test_adapters import write_adapter
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+PAIRS, BATCH, EPOCHS = rows(9), 2, 2
+HELD_OUT = rows(3, seed=1)
+STEPS = 10
+EVERY, ALPHA = 3, 0.6
+SYNCS = [3, 6, 9]
+PLAIN = {"learning_rate": 5e-3, "beta": 0.1, "max_grad_norm": 1.0}
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sync")
+    return {
+        "model_name_or_path": str(tiny_model),
+        "dataset_name": write_rows(folder / "pairs.jsonl", PAIRS),
+        "eval_dataset_name": write_rows(folder / "held_out.jsonl", HELD_OUT),
+        "eval_strategy": "steps",
+        "eval_steps": 100,  # at the start and at the end alone
+        "cache_dir": str(folder / "cache"),
+        "per_device_train_batch_size": BATCH,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": PLAIN["learning_rate"],
+        "block_pairs": 4,
+        "shuffle_window": 2,
+        "save_steps": 4,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": EVERY,
+        "ref_model_mixup_alpha": ALPHA,
+    }
+
+
+def whole_weights(policy: Any) -> dict[str, Tensor]:
+    """Of a model, its adapter added to them where it has one."""
+    if isinstance(policy, PeftModel):
+        policy.merge_adapter()
+        merged = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor.detach().clone()
+            for name, tensor in policy.state_dict().items()
+            if "lora_" not in name
+        }
+        policy.unmerge_adapter()
+        return merged
+    return dict(policy.state_dict())
+
+
+def by_hand(policy: Any, reference: Any, tokenizer: Any, run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train on the pairs that the run's ledger names, with a live reference -> step and metrics, of evaluations too."""
+    order = [[PAIRS[int(pair.rpartition(":")[2]) - 1] for pair in entry["pairs"]] for entry in run.ledger()]
+
+    def evaluation() -> dict[str, float]:
+        with torch.no_grad():
+            _, metrics = plain.dpo(policy, reference, tokenizer, HELD_OUT, PLAIN["beta"])
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    yield 0, evaluation()
+    for step, metrics in enumerate(plain.updates(policy, reference, tokenizer, order, PLAIN), start=1):
+        yield step, metrics
+        if step in SYNCS:
+            theirs = whole_weights(policy)
+            with torch.no_grad():
+                for name, weight in reference.state_dict().items():
+                    weight.mul_(1 - ALPHA).add_(theirs[name], alpha=ALPHA)
+        if step == STEPS:
+            yield step, evaluation()
+
+
+def check_against(run: Run, expected: Iterator[tuple[int, dict[str, float]]]) -> None:
+    lines = {(line["step"], "eval_loss" in line): line for line in run.every_line() if len(line) > 6}
+    seen: Counter[bool] = Counter()
+    for step, metrics in expected:
+        is_evaluation = "eval_loss" in metrics
+        for name, value in metrics.items():
+            assert lines[(step, is_evaluation)][name] == pytest.approx(value, rel=1e-5, abs=1e-5), f"{name} at {step}"
+        seen[is_evaluation] += 1
+    assert seen == {False: STEPS, True: 2}
+
+
+def test_all_weights_after_a_kill(tiny_model: Path, job: dict[str, Any], tmp_path: Path) -> None:
+    run_until("checkpoint-4", tmp_path, **job)
+    run = run_job(tmp_path, **job)
+    assert 4 <= run.summary["training"]["resumed_at"] < STEPS
+    policy, reference = (AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2))
+    check_against(run, by_hand(policy, reference, AutoTokenizer.from_pretrained(tiny_model), run))
+    # Each window's pairs are scored by its own reference, once.
+    assert run.summary["reference"]["syncs"] == len(SYNCS)
+    changed = run.folder / "references" / run.summary["reference"]["identity_at_end"] / "model.safetensors"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(ResumeError, match="has changed since the checkpoint"):
+        run_job(tmp_path, **job)
+
+
+def test_an_adapter(tiny_model: Path, job: dict[str, Any], tmp_path: Path) -> None:
+    sft = write_adapter(tiny_model, tmp_path / "sft", seed=1)
+    run = run_job(tmp_path / "run", **job, model_adapter_name=str(sft), zero_stage=3)
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(sft), is_trainable=True)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model)
+    reference.load_state_dict(whole_weights(policy))
+    check_against(run, by_hand(policy, reference, AutoTokenizer.from_pretrained(tiny_model), run))
