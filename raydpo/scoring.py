@@ -57,6 +57,8 @@ def reference_store(setting: Setting) -> ReferenceStore | Unscored:
         "attention": reference.attention.implementation or "default",
         "device": "cuda" if reference.gpu else "cpu",
     }
+    if quantization := setting.job.reference.reference_quantization:
+        numerics["quantization"] = quantization
     return ReferenceStore(
         storage.absolute(setting.job.data.cache_dir),
         identify(reference.source.folder, reference.adapter.folder if reference.adapter else None, numerics),
@@ -73,7 +75,8 @@ def scorer_of(setting: Setting) -> ScorerSpec:
         dtype=reference.precision,
         attention=reference.attention,
         trust_remote_code=model.trust_remote_code,
-        gpu=reference.gpu,
+        quantization=setting.job.reference.reference_quantization,
+        gpus=reference.group.gpus,
         cut=reference.cut,
         logits_chunk_tokens=model.logits_chunk_tokens,
         torch_compile=model.torch_compile,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -87,6 +88,8 @@ class Setting:
         """What `reference_drift_tolerance` says, for a policy that starts from its reference; None for others."""
         if not self.starts_from_reference or not self.job.loss.disable_dropout:
             return None
+        if self.job.reference.reference_quantization:
+            return self.job.reference.reference_drift_tolerance
         usual = max(DRIFT_TOLERANCES[self.policy.precision], DRIFT_TOLERANCES[self.reference.precision])
         return self.job.reference.reference_drift_tolerance or usual
 
@@ -112,6 +115,7 @@ def settle(job: JobConfig) -> Setting:
     adapter, reference_adapter = adapters_of(job)
     config = load_config(source, trust_remote_code=trust)
     check_router(config, job.loss.router_aux_loss_coef)
+    check_quantization(job)
     policy = model_setting(job, (source, adapter), train_group, job.precision(gpu=gpu), config, work_of(config))
     reference_config, work = config, policy.cut.work
     if reference_source != source:
@@ -142,6 +146,16 @@ def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence
             "num_workers, reference_num_workers or what each takes, or leave it out"
         )
     return room
+
+
+def check_quantization(job: JobConfig) -> None:
+    """`ConfigError` where the package that quantises is not there."""
+    quantization = job.reference.reference_quantization
+    if quantization and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"reference_quantization={quantization} needs the package bitsandbytes; `pip install bitsandbytes` on "
+            "every node, or leave it out"
+        )
 
 
 def adapters_of(job: JobConfig) -> tuple[ModelSource | None, ModelSource | None]:

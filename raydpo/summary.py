@@ -142,6 +142,8 @@ def check_first_loss(setting: Setting, first_loss: float | None) -> str:
     expected = at_reference(setting.job.loss)
     if first_loss is None or expected is None or not setting.starts_from_reference:
         return ""
+    if setting.job.reference.reference_quantization:  # another model than the policy, if a near one
+        return ""
     widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (setting.policy, setting.reference))
     tolerance = widest * max(1.0, abs(expected))
     if abs(first_loss - expected) <= tolerance:

@@ -4,13 +4,13 @@ from math import log
 from types import SimpleNamespace
 from typing import Any
 
-from raydpo.config import LossConfig
+from raydpo.config import LossConfig, ReferenceConfig
 from raydpo.summary import check_first_loss
 
 
 def setting(loss: LossConfig | None = None, *, starts: bool = True) -> Any:
     return SimpleNamespace(
-        job=SimpleNamespace(loss=loss or LossConfig()),
+        job=SimpleNamespace(loss=loss or LossConfig(), reference=ReferenceConfig()),
         policy=SimpleNamespace(precision="float32"),
         reference=SimpleNamespace(precision="float32"),
         starts_from_reference=starts,

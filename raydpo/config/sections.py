@@ -122,6 +122,12 @@ class ReferenceConfig(Section):
         "Type the reference computes in. auto: that of the policy.",
         one_of("auto", "float32", "bfloat16", "float16"),
     )
+    reference_quantization: str | None = option(
+        None,
+        "Keep the reference's layers in 8bit or 4bit while it scores, by bitsandbytes; its log-probs are then others. "
+        "Unset: in their own type.",
+        one_of("8bit", "4bit"),
+    )
     reference_schedule: str = option(
         "auto",
         "staged: all pairs are scored before training; pipelined: ahead of training while that goes on, a shuffle "
@@ -132,7 +138,7 @@ class ReferenceConfig(Section):
         None,
         "How far the policy may be from its reference before the first update, |difference| of a token's log-prob on "
         "average; a run that starts from its reference and is further off stops. Unset: 0.001 in float32, 0.1 in "
-        "bfloat16, 0.02 in float16; no limit where dropout is left on.",
+        "bfloat16, 0.02 in float16; no limit where dropout is left on or the reference is quantised.",
         above(0),
         "nats",
     )
@@ -153,7 +159,11 @@ class ReferenceConfig(Section):
         None, "Scoring workers. Unset: one for each GPU on nodes that fit the selector, or 1.", at_least(1), "workers"
     )
     reference_gpus_per_worker: float | None = option(
-        None, "GPUs of a scoring worker. Unset: 1 where the cluster has GPUs, else 0.", at_least(0), "GPUs"
+        None,
+        "GPUs of a scoring worker; a reference that one has no room for is spread over several. Unset: 1 where the "
+        "cluster has GPUs, else 0.",
+        at_least(0),
+        "GPUs",
     )
     reference_cpus_per_worker: int | None = option(
         None, "CPUs of a scoring worker. Unset: 1 beside a GPU, else an even share of the CPUs.", at_least(1), "CPUs"

@@ -4,6 +4,7 @@ import logging
 import pickle
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
@@ -12,7 +13,14 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from raydpo.errors import ModelError
@@ -23,6 +31,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+QUANTIZATIONS: dict[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {
+    "8bit": lambda dtype: BitsAndBytesConfig(load_in_8bit=True),
+    "4bit": lambda dtype: BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    ),
+}
+"""By name, from the type to compute in: LLM.int8 (Dettmers et al. 2022), and QLoRA's NormalFloat (2023)."""
 
 # What a broken file, a missing package or a config out of bounds raises somewhere below `from_pretrained`.
 LOAD_ERRORS = (
@@ -80,13 +96,21 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
 
 
 def load_causal_lm(
-    source: ModelSource, *, dtype: str, attn_implementation: str | None, trust_remote_code: bool
+    source: ModelSource,
+    *,
+    dtype: str,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+    quantization: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
 ) -> PreTrainedModel:
-    """Load a decoder language model, on the CPU (or partitioned, where ZeRO-3 has been set up), cache switched off.
+    """Load a decoder language model, cache switched off.
 
     `dtype` is a key of `DTYPES`; `attn_implementation` is a name of transformers, or what `attention.choose` gives;
-    None is the model's own choice. ModelError where the model is no decoder with an output embedding, is quantised, or
-    where the files lack any of its weights.
+    None is the model's own choice. It lies where `device_map` says, as transformers has that; None: on the CPU, or
+    partitioned where ZeRO-3 has been set up. `quantization` (a key of `QUANTIZATIONS`) makes its layers small as they
+    are loaded, and unfit for training. ModelError where the model is no decoder with an output embedding, is quantised
+    on disk, does not fit, or where the files lack any of its weights.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -98,6 +122,8 @@ def load_causal_lm(
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            quantization_config=None if quantization is None else QUANTIZATIONS[quantization](DTYPES[dtype]),
             ignore_mismatched_sizes=True,  # so that `_check_loaded` can name them
             output_loading_info=True,
         )
@@ -105,6 +131,11 @@ def load_causal_lm(
         raise _cannot_load("model", source, error, trust_remote_code) from error
     model, info = loaded
     _check_loaded(source, model, info)
+    if device_map == "auto" and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
+        raise ModelError(
+            f"model {source.name!r} does not fit on the GPUs of one scorer; raise reference_gpus_per_worker, or set "
+            "reference_quantization"
+        )
     model.config.use_cache = False
     # ZeRO-3 loading keeps every renaming it knows of, also those that met no weight; saving reverts all that are kept.
     model._weight_conversions = [rule for rule in getattr(model, "_weight_conversions", None) or () if rule.was_used()]

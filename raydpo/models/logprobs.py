@@ -46,7 +46,8 @@ class CompletionLogps(nn.Module):
     def forward(self, micro_batch: MicroBatch, wanted: Wanted = NOTHING_MORE) -> tuple[Tensor, ...]:
         """The fields of `TokenLogps` for the N targets; a tuple, as ZeRO-3's hooks look into tuples only."""
         head = self.causal_lm.get_output_embeddings()
-        device = head.weight.device
+        # The two differ where the model is spread over several devices.
+        device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         inputs: dict[str, Any]
         if self._shares:
             inputs = {
@@ -66,12 +67,12 @@ class CompletionLogps(nn.Module):
         # Asked for only where it is used: some models' configs have it on.
         router = {} if self._router_loss is None else {"output_router_logits": True}
         body = self.causal_lm.base_model(**inputs, use_cache=False, **router)
-        hidden = body.last_hidden_state
-        targets = to_device(micro_batch.targets, device)
-        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, device), targets, wanted)
+        hidden = body.last_hidden_state.to(last)
+        targets = to_device(micro_batch.targets, last)
+        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, last), targets, wanted)
         loss = hidden.new_zeros(())
         if self._router_loss:
-            loss = self._router_loss(body.router_logits, to_device(uses, device))
+            loss = self._router_loss(body.router_logits, to_device(uses, last))
         return *outputs, loss
 
 

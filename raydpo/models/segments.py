@@ -65,6 +65,16 @@ class Segments:
         """Tokens of the longest sequence, prompt included."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
+        self._elsewhere: dict[torch.device, Segments] = {}
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Segments":
+        """The same for layers on another device: what spreads a model over several calls it as it does a tensor's."""
+        there = torch.device(device)
+        if there == self._device:
+            return self
+        if there not in self._elsewhere:
+            self._elsewhere[there] = Segments(self._layout, there)
+        return self._elsewhere[there]
 
     def window(self, sliding_window: int | None) -> int | None:
         """A layer's window where it hides a token, else None; a token sees itself and `sliding_window - 1` before."""

@@ -35,12 +35,21 @@ class ScorerSpec:
     dtype: str
     attention: AttentionChoice
     trust_remote_code: bool
-    gpu: bool
-    """True where each actor has a GPU."""
+    quantization: str | None
+    """8bit or 4bit; None keeps the type."""
+    gpus: float
+    """Of each actor; a model is spread over several. 0: it computes on the CPU."""
     cut: Cut
     """What a forward takes."""
     logits_chunk_tokens: int | None
     torch_compile: bool
+
+    @property
+    def device_map(self) -> str | dict[str, int | str] | None:
+        """Where transformers is to load the model; None where it is moved to its device afterwards."""
+        if self.gpus > 1:
+            return "auto"
+        return {"": 0 if self.gpus else "cpu"} if self.quantization else None
 
 
 FEWEST_TOKENS = 64
@@ -70,19 +79,21 @@ class Scorer:
         """Load the model, on the GPU that Ray gave this actor or on the CPU."""
         quiet_libraries()
         spec = self._spec
-        where = device(spec.gpu)
+        where = device(spec.gpus > 0)
         model: Any = load_causal_lm(
             spec.source,
             dtype=spec.dtype,
             attn_implementation=spec.attention.implementation,
             trust_remote_code=spec.trust_remote_code,
+            quantization=spec.quantization,
+            device_map=spec.device_map,
         )
         if spec.adapter:
             model = load_adapter(model, spec.adapter, trainable=False)
         if spec.torch_compile:
             compile_layers(model, bounded=spec.attention.shares)
-        policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens)
-        self._model = policy.to(where).eval()
+        policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
+        self._model = policy if spec.device_map else policy.to(where)
 
     def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
         """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.

@@ -10,20 +10,10 @@ import ray.train
 import torch
 
 from raydpo.errors import RaydpoError, ReferenceMismatch, StorageError, TrainingError
-from raydpo.models.adapters import add_lora, load_adapter
-from raydpo.models.compile import compile_layers
 from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.flops import peak_flops
-from raydpo.models.load import (
-    disable_dropout,
-    enable_gradient_checkpointing,
-    load_causal_lm,
-    load_tokenizer,
-    quiet_libraries,
-)
-from raydpo.models.logprobs import CompletionLogps
-from raydpo.models.router import RouterLoss, router_loss
+from raydpo.models.load import load_tokenizer, quiet_libraries
 from raydpo.models.source import ModelSource
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
@@ -34,6 +24,7 @@ from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
 from raydpo.training.moving import REFERENCES, check_sync, forget_references, move_reference
+from raydpo.training.policy import build_policy
 from raydpo.training.rates import Rates
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.sums import Sums
@@ -65,32 +56,6 @@ def check_run_dir(run_dir: str) -> None:
             f"output_dir={run_dir} does not exist on node {ray.util.get_node_ip_address()}; every node must see it: "
             "use a folder on shared storage"
         )
-
-
-def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
-    """The model to train, as a policy that gives log-probs; and its auxiliary loss, if it is to have one."""
-    keep_alive = zero.keep_weights_partitioned(zero_config)
-    model: Any = load_causal_lm(
-        task.source,
-        dtype=task.precision,
-        attn_implementation=task.attention.implementation,
-        trust_remote_code=task.job.model.trust_remote_code,
-    )
-    router = router_loss(model, task.job.loss.router_aux_loss_coef)
-    if task.job.gradient_checkpointing(task.gpu):
-        enable_gradient_checkpointing(model)
-    if task.adapter:
-        model = load_adapter(model, task.adapter, trainable=True)
-    elif task.job.adapter.use_peft:
-        model = add_lora(model, task.job.adapter)
-    if task.job.loss.disable_dropout:
-        disable_dropout(model)
-    if task.job.model.torch_compile:
-        compile_layers(model, bounded=task.attention.shares)
-    del keep_alive  # held until here, as transformers keeps no reference of its own
-    chunk_tokens = task.job.model.logits_chunk_tokens
-    policy = CompletionLogps(model, shares=task.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
-    return policy, router
 
 
 class Worker:

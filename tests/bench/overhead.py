@@ -61,13 +61,14 @@ def bare(capture: Path, result: Path) -> None:
     import torch
 
     from raydpo.objectives.objective import losses
-    from raydpo.training import loop, zero
+    from raydpo.training import policy as policies
+    from raydpo.training import zero
     from raydpo.training.feed import BatchSource
     from raydpo.training.forward import forward
 
     source, task = pickle.loads(capture.read_bytes())
     batches = _batches(BatchSource(*source), task.schedule.end)
-    policy, _ = loop.build_policy(task, zero.zero_config(task.job, task.precision, gpu=task.gpu, num_workers=1))
+    policy, _ = policies.build_policy(task, zero.zero_config(task.job, task.precision, gpu=task.gpu, num_workers=1))
     engine = Bare(policy.train())
     optim, loss = task.job.optim, task.job.loss
     optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=0.0)

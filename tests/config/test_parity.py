@@ -13,6 +13,7 @@ trl = pytest.importorskip("trl", reason="needs the extra `parity`")
 
 OURS = {
     "reference_drift_tolerance",
+    "reference_quantization",
     "reference_dtype", "reference_from_dataset", "reference_schedule",
     "block_pairs", "cache_dir", "cpus_per_worker", "dataset_format", "eval_dataset_name", "gpus_per_worker",
     "max_bad_rows", "max_failures", "num_workers", "offload", "reference_cpus_per_worker", "reference_gpus_per_worker",
