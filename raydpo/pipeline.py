@@ -24,6 +24,7 @@ from raydpo.reporting.console import Poller, Stage, say
 from raydpo.schema import Block
 from raydpo.scoring import (
     Progress,
+    in_order_of_need,
     reader_of,
     reference_store,
     score_as_asked,
@@ -139,10 +140,7 @@ def score_and_train(
     if feeds.sync:
         scoring = partial(score_as_asked, setting, store, feeds.actors, progress)
     else:
-        order = feeds.spec.order(train.blocks, epoch=0)
-        blocks = [train.blocks[index] for window in order.windows for index in window.blocks]
-        first = held_out.blocks if held_out else ()  # evaluated before the first update
-        scoring = partial(score_blocks, setting, store, [*first, *blocks], progress)
+        scoring = partial(score_blocks, setting, store, in_order_of_need(setting, train, held_out), progress)
     with Ahead(scoring, feeds.fail) as ahead:
         report = train_policy(setting, feeds, progress.told)
     scored = ahead.report

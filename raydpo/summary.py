@@ -68,7 +68,7 @@ def sum_up(setting: Setting, scored: Scored, report: TrainReport, seconds: Mappi
         },
         "reference": {
             **_reference(scored),
-            **_moved(setting, report),
+            **_moved(report),
             "first_loss": first.get("loss"),
             "first_loss_warning": check_first_loss(setting, first.get("loss")),
             "drift_mean": first.get("reference_drift/mean"),
@@ -119,12 +119,9 @@ def _reference(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _moved(setting: Setting, report: TrainReport) -> dict[str, Any]:
+def _moved(report: TrainReport) -> dict[str, Any]:
     """Of a reference that takes after the policy: how often it did, and the one that is there at the end."""
-    if report.reference is None:
-        return {}
-    syncs = report.steps // setting.job.reference.ref_model_sync_steps
-    return {"syncs": syncs, "identity_at_end": report.reference}
+    return {} if report.reference is None else {"syncs": report.syncs, "identity_at_end": report.reference}
 
 
 def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:

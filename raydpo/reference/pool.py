@@ -6,7 +6,7 @@ Not Ray Data's pool, which repeats a task whose actor dies for ever, and cannot 
 import dataclasses
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raydpo.errors import ReferenceMismatch, TrainingError
 from raydpo.placement import Group
+from raydpo.reference.once import NO_LOANS, Loans, loans_of
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
 from raydpo.remote import answer
@@ -33,7 +34,7 @@ class ScoringReport:
     completions_scored: int = 0
     completions_reused: int = 0
     completions_computed: int = 0
-    """Of those scored: one that stands in several pairs of a prompt counts once."""
+    """Of those scored: one that stands in several pairs counts once."""
     forwards: int = 0
     """Of the reference, as the actors counted them."""
     scorers_lost: int = 0
@@ -78,7 +79,8 @@ def score(
     pairs = sum(block.pairs for block in missing)
     found: list[BlockScored] = []
     poisonous: list[Block] = []
-    pool = _Pool(scorer, group, store)
+    unique = list({block.content: block for block in blocks}.values())
+    pool = _Pool(scorer, group, store, loans_of(unique) if missing else {})
     if missing:
         store.open()
         on_progress(0, pairs)
@@ -109,7 +111,7 @@ def score(
 class _Pool:
     """The actors, and what each of them is at."""
 
-    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore) -> None:
+    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore, loans: Mapping[str, Loans]) -> None:
         self.lost = 0
         """Scorers that died."""
         self._spec = spec
@@ -118,7 +120,10 @@ class _Pool:
         self._tokens = spec.cut.tokens
         self._deaths: Counter[str] = Counter()
         self._deaths_in_loading = 0
+        self._loans = loans
         self._waiting: deque[Block] = deque()
+        self._idle: list[Any] = []
+        """Actors that wait for a block whose lenders are still being scored."""
         self._tasks: dict[Any, tuple[Any, Block | None]] = {}
         """By the result to come: the actor, and its block; None while it loads."""
 
@@ -140,7 +145,7 @@ class _Pool:
                 if outcome is not None:
                     yield outcome
         finally:
-            for actor, _ in self._tasks.values():
+            for actor in [*self._idle, *(actor for actor, _ in self._tasks.values())]:
                 ray.kill(actor)
 
     def _busy(self) -> bool:
@@ -173,16 +178,31 @@ class _Pool:
             self._deaths_in_loading = 0
         elif block and not self._deaths[block.content]:
             self._tokens = min(self._tokens, scored.tokens)
-        if self._waiting:
-            self._give(actor, self._waiting.popleft())
-        else:
-            ray.kill(actor)
+        self._idle.append(actor)
+        self._give_out()
         return scored
 
-    def _give(self, actor: Any, block: Block) -> None:
-        # What killed a scorer may have been a lack of memory that Python was not told of.
-        tokens = max(self._tokens >> self._deaths[block.content], 1)
-        self._tasks[actor.score_block.remote(block, self._store.url(block), tokens)] = (actor, block)
+    def _give_out(self) -> None:
+        """Blocks to idle actors, as long as there are some whose lenders are done; where none waits, let actors go."""
+        while self._idle and (block := self._ready()):
+            actor = self._idle.pop()
+            self._waiting.remove(block)
+            # What killed a scorer may have been a lack of memory that Python was not told of.
+            tokens = max(self._tokens >> self._deaths[block.content], 1)
+            task = actor.score_block.remote(block, self._store, tokens, self._loans.get(block.content, NO_LOANS))
+            self._tasks[task] = (actor, block)
+        while self._idle and not self._waiting:
+            ray.kill(self._idle.pop())
+
+    def _ready(self) -> Block | None:
+        """The first block that waits for none before it."""
+        unfinished = {block.content for block in self._waiting}
+        unfinished |= {block.content for _, block in self._tasks.values() if block}
+        for block in self._waiting:
+            lenders = self._loans.get(block.content, NO_LOANS).lenders
+            if not any(lender.content in unfinished for lender in lenders):
+                return block
+        return None
 
     def _died(self, block: Block | None, error: RayError) -> Block | None:
         """Give the block to another scorer, unless it has killed too many."""
@@ -205,6 +225,7 @@ class _Pool:
             else:
                 _log.warning("A scorer died, and its block of %s goes to another: %s", block.shard, why)
                 self._waiting.appendleft(block)
+        self._give_out()  # to one that waited for the block that is set aside
         if self._waiting:
             self._start()
         return outcome

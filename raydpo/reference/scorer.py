@@ -2,11 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from raydpo.batching.collate import by_pair, collate
@@ -19,8 +17,9 @@ from raydpo.models.device import device
 from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
-from raydpo.reference.store import TokenizedBlock, write_scores
-from raydpo.schema import Block, FloatArray, TokenizedPair
+from raydpo.reference.once import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, borrow, distinct
+from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
+from raydpo.schema import Block, FloatArray
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class BlockScored:
     pairs: int
     forwards: int
     completions: int
-    """Computed: one that stands in several pairs of a prompt counts once."""
+    """Computed: one that stands in several pairs counts once, and not at all where another block has it."""
     tokens: int
     """Tokens of a forward for which there was memory."""
 
@@ -95,16 +94,18 @@ class Scorer:
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
         self._model = policy if spec.device_map else policy.to(where)
 
-    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
         """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
 
-        ModelError where there is not memory enough for any forward.
+        Completions that `loans` names are taken from the blocks that have them. ModelError where there is not memory
+        enough for any forward.
         """
         tokenized = TokenizedBlock(block)
-        pairs = [tokenized.pair(row) for row in range(len(tokenized))]
+        known = borrow(store, loans)
+        different = distinct([tokenized.pair(row) for row in range(len(tokenized))], known)
         while True:
             try:
-                chosen, rejected, done = self._score(pairs, tokens)
+                scored, forwards = self._score(different, tokens)
                 break
             except torch.OutOfMemoryError as error:
                 if tokens < 2 * FEWEST_TOKENS:
@@ -115,22 +116,23 @@ class Scorer:
                 tokens //= 2
                 _log.warning("Too little memory: the reference goes on with %d tokens a forward.", tokens)
             torch.cuda.empty_cache()  # after the error, whose traceback held tensors
-        write_scores(scores_url, chosen, rejected)
-        return done
+        logps = {**known, **scored}
+        chosen, rejected = ([logps[row, side] for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
+        write_scores(store.url(block), chosen, rejected)
+        return BlockScored(len(tokenized), forwards, different.completions, tokens)
 
     @torch.inference_mode()
-    def _score(
-        self, pairs: Sequence[TokenizedPair], tokens: int
-    ) -> tuple[list[FloatArray], list[FloatArray], BlockScored]:
-        """Log-probs of each token of the chosen and of the rejected completions, pair by pair."""
+    def _score(self, different: Distinct, tokens: int) -> tuple[dict[Place, FloatArray], int]:
+        """Log-probs of each token of the completions, by each place of theirs; number of forwards."""
+        pairs, logps = different.pairs, dict[Place, FloatArray]()
+        if not pairs:
+            return logps, 0
         cut = dataclasses.replace(self._spec.cut, tokens=tokens)
         (micro_batches,) = cut.of(pairs, ranks=1)
-        chosen: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(pairs)
-        rejected = list(chosen)
         for trees in micro_batches:
             micro_batch = collate(trees, pairs, multiple=cut.multiple)
-            logps: FloatArray = self._model(micro_batch)[0].cpu().numpy()
-            for row, sides in by_pair(logps, trees, micro_batch).items():
-                chosen[row], rejected[row] = sides
-        completions = sum(len(tree.completions) for trees in micro_batches for tree in trees)
-        return chosen, rejected, BlockScored(len(pairs), len(micro_batches), completions, tokens)
+            found: FloatArray = self._model(micro_batch)[0].cpu().numpy()
+            for index, sides in by_pair(found, trees, micro_batch).items():
+                for side, places in zip(sides, different.places[index], strict=True):
+                    logps.update(dict.fromkeys(places, side))
+        return logps, len(micro_batches)

@@ -29,7 +29,7 @@ READERS = 16
 """Threads that read scores: mostly they wait for the storage."""
 
 
-class _Lists:
+class Lists:
     """A list column with cheap access to a row."""
 
     def __init__(self, table: pa.Table, name: str) -> None:
@@ -54,9 +54,9 @@ class TokenizedBlock:
         self.table = table = whole if block.rows is None else whole.take(list(block.rows))
         """All columns of the file: with `reference_from_dataset` it has scores too."""
         self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
-        self._prompts = _Lists(table, schema.PROMPT_IDS)
-        self._chosen = _Lists(table, schema.CHOSEN_IDS)
-        self._rejected = _Lists(table, schema.REJECTED_IDS)
+        self._prompts = Lists(table, schema.PROMPT_IDS)
+        self._chosen = Lists(table, schema.CHOSEN_IDS)
+        self._rejected = Lists(table, schema.REJECTED_IDS)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -82,8 +82,8 @@ class ScoredBlock:
         """`scores` is what was read from `url`, which messages name."""
         self._tokenized = tokenized
         self._url = url
-        self._chosen = _Lists(scores, schema.REF_CHOSEN_LOGPS)
-        self._rejected = _Lists(scores, schema.REF_REJECTED_LOGPS)
+        self._chosen = Lists(scores, schema.REF_CHOSEN_LOGPS)
+        self._rejected = Lists(scores, schema.REF_REJECTED_LOGPS)
         if len(self._chosen) != len(tokenized):
             raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
 
@@ -165,6 +165,11 @@ class ReferenceStore:
         if rows != block.pairs:
             _log.warning("A block of %s is scored again: %s has %d rows, not %d", block.shard, url, rows, block.pairs)
         return rows == block.pairs
+
+    def read_scores(self, block: Block) -> tuple[Lists, Lists]:
+        """Log-probs of each row's chosen and rejected completion; FileNotFoundError or DamagedFile as for files."""
+        scores = storage.read_table(self.url(block))
+        return Lists(scores, schema.REF_CHOSEN_LOGPS), Lists(scores, schema.REF_REJECTED_LOGPS)
 
     def read(self, block: Block) -> ScoredBlock:
         """A block's pairs and scores; `ReferenceMismatch` where the two do not fit."""

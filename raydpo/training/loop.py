@@ -144,9 +144,8 @@ class Worker:
 
     def _sync(self) -> bool:
         """Let the reference take after the policy, where that is due -> True where it did."""
-        sync, step = self._task.sync, self._state.step
-        last = step == self._task.schedule.total_steps and self._task.eval_feed is None
-        if sync is None or step % sync.schedule.every or last:
+        sync = self._task.sync
+        if sync is None or not self._sync_due(self._state.step):
             return False
         waiting = time.monotonic()
         previous = self._state.moved_reference or sync.start
@@ -156,6 +155,11 @@ class Worker:
         self._feed.reference = reference
         self._rates.wait(time.monotonic() - waiting)
         return True
+
+    def _sync_due(self, step: int) -> bool:
+        """After every so many updates, but not after the last where nothing would be held against the new one."""
+        sync, last = self._task.sync, step == self._task.schedule.total_steps
+        return sync is not None and step % sync.schedule.every == 0 and not (last and self._task.eval_feed is None)
 
     def _update(self, batch: RankBatch) -> None:
         """One update, its ledger entry and, where one is due, its line of metrics."""
@@ -269,6 +273,7 @@ class Worker:
             resumed_at=self._resumed_at,
             pairs_trained=self._state.position,
             reference=None if (moved := self._state.moved_reference) is None else moved.identity.digest,
+            syncs=sum(map(self._sync_due, range(1, self._state.step + 1))),
             model_dir=target.folder,
         )
 

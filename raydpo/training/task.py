@@ -112,4 +112,6 @@ class TrainReport:
     """Pairs since the start of the run; a pair counts once an epoch."""
     reference: str | None
     """With a reference that changes: digest of the one in force at the end."""
+    syncs: int
+    """How often it changed."""
     model_dir: str

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +15,32 @@ from raydpo.models.attention import choose
 from raydpo.models.load import load_config
 from raydpo.models.source import resolve_model
 from raydpo.placement import Group
+from raydpo.reference.once import NO_LOANS, Loans
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
+from raydpo.reference.store import ReferenceStore
 from raydpo.schema import Block
 
 PAIRS_A_BLOCK = 6
 
 
 def make_blocks(folder: Path, count: int, vocabulary: int = 260) -> list[Block]:
-    """Blocks of PAIRS_A_BLOCK pairs, with shards of their own; two pairs of a block have one prompt and chosen."""
+    """Blocks of PAIRS_A_BLOCK pairs, with shards of their own.
+
+    Two pairs of a block have one prompt and chosen; block 2 has one of those, with its rejected, from block 1.
+    """
     draw = np.random.default_rng(0)
     blocks = []
+    lent: list[list[int]] = []
     for index in range(count):
-        rows = []
+        rows: list[dict[str, Any]] = []
         for row in range(PAIRS_A_BLOCK):
             prompt, chosen, rejected = (draw.integers(4, vocabulary, size).tolist() for size in (5, 4, 7))
             if row == 1:
                 prompt, chosen = rows[0][schema.PROMPT_IDS], rows[0][schema.CHOSEN_IDS]
+            if (index, row) == (2, 3):
+                prompt, chosen, rejected = lent
+            elif (index, row) == (1, 2):
+                lent = [prompt, rejected, chosen]  # the other way round
             ids = {schema.PROMPT_IDS: prompt, schema.CHOSEN_IDS: chosen, schema.REJECTED_IDS: rejected}
             rows.append({schema.PAIR_ID: f"shard-{index}.jsonl:{row + 1}", **ids})
         url = str(folder / f"block-{index}.parquet")
@@ -64,20 +75,20 @@ def group_of(workers: int) -> Group:
 class Poisoned(Scorer):
     """Dies of block 1, as by a fault in a kernel."""
 
-    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
         """As `Scorer`."""
         if block.url.endswith("block-1.parquet"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().score_block(block, scores_url, tokens)
+        return super().score_block(block, store, tokens, loans)
 
 
 class Slow(Scorer):
     """Leaves time to be killed within a block."""
 
-    def score_block(self, block: Block, scores_url: str, tokens: int) -> BlockScored:
+    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
         """As `Scorer`."""
         time.sleep(0.3)
-        return super().score_block(block, scores_url, tokens)
+        return super().score_block(block, store, tokens, loans)
 
 
 class Unloadable(Scorer):

@@ -14,10 +14,10 @@ from raydpo.batching.trees import grow
 from raydpo.errors import ConfigError
 from raydpo.models.load import load_causal_lm
 from raydpo.models.logprobs import CompletionLogps
+from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.scorer import Scorer
-from raydpo.reference.store import ScoredBlock, TokenizedBlock
+from raydpo.reference.store import ReferenceStore, TokenizedBlock
 from raydpo.setting import check_quantization
-from raydpo.storage import read_table
 from tests.reference.scoring import make_blocks, spec_of
 
 
@@ -60,9 +60,9 @@ def test_a_quantised_reference_scores_nearly_alike(
     for chosen in (None, quantization):
         scorer = Scorer(replace(spec_of(tmp_path / "wide"), quantization=chosen))
         scorer.load()
-        url = str(tmp_path / f"{chosen}.parquet")
-        assert scorer.score_block(block, url, tokens=256).pairs == block.pairs
-        scored = ScoredBlock(TokenizedBlock(block), read_table(url), url)
+        store = ReferenceStore(str(tmp_path), ReferenceIdentity(str(chosen), "", None, "{}"))
+        assert scorer.score_block(block, store, tokens=256).pairs == block.pairs
+        scored = store.read(block)
         gaps.append(torch.cat([torch.tensor(scored.pair(row).ref_chosen_logps) for row in range(block.pairs)]))
     gap = (gaps[1] - gaps[0]).abs().max()
     assert 0 < gap < furthest

@@ -69,7 +69,7 @@ def test_scores_are_the_model_s(blocks: list[Block], tiny_model: Path, undisturb
 def test_a_completion_is_computed_once(undisturbed: tuple[Path, ScoringReport]) -> None:
     report = undisturbed[1]
     assert report.completions_scored == 2 * PAIRS_A_BLOCK * BLOCKS
-    assert report.completions_computed == (2 * PAIRS_A_BLOCK - 1) * BLOCKS
+    assert report.completions_computed == (2 * PAIRS_A_BLOCK - 1) * BLOCKS - 2, "two are in block 1 and in block 2"
     assert report.forwards >= BLOCKS
     assert report.scorers_lost == 0
 
@@ -125,8 +125,9 @@ def test_a_block_that_kills_is_set_aside(
     report = run(blocks, tiny_model, tmp_path)
     assert report.poisonous == (blocks[1],)
     assert report.scorers_lost == 3
-    for block in blocks[:1] + blocks[2:]:
-        assert scores(tmp_path, block) == scores(undisturbed[0], block)
+    for block in blocks[:1] + blocks[2:]:  # block 2, to which block 1 would have lent, has other last digits
+        for found, expected in zip(scores(tmp_path, block), scores(undisturbed[0], block), strict=True):
+            np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_scorers_that_die_while_they_load_end_the_run(
@@ -157,14 +158,14 @@ def test_too_little_memory_halves_the_forward(
         return forward
 
     monkeypatch.setattr(scorer, "_model", with_room_for(70))
-    done = scorer.score_block(blocks[0], store_in(tmp_path).url(blocks[0]), tokens=256)
+    done = scorer.score_block(blocks[0], store_in(tmp_path), tokens=256)
     assert done.tokens == 64
     assert done.forwards > 1
     for found, expected in zip(scores(tmp_path, blocks[0]), scores(undisturbed[0], blocks[0]), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-6)
     monkeypatch.setattr(scorer, "_model", with_room_for(3))
     with pytest.raises(ModelError, match=r"no memory for a forward of 64 tokens \(CUDA out of memory\.\)"):
-        scorer.score_block(blocks[0], store_in(tmp_path).url(blocks[0]), tokens=256)
+        scorer.score_block(blocks[0], store_in(tmp_path), tokens=256)
 
 
 def test_a_damaged_block_is_scored_again(
