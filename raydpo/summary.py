@@ -169,6 +169,9 @@ def tell(summary: Mapping[str, Any]) -> None:
             f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
             f"{reference['completions_reused']:,} reused (identity {reference['identity']}){lost}"
         )
+    if "syncs" in reference:
+        times, last = reference["syncs"], reference["identity_at_end"]
+        print(f"{'':<12} times that it took after the policy: {times}; at the end {last}")
     if "training" in summary:
         _tell_training(summary)
     else:

@@ -81,7 +81,7 @@ def resolve_adapter(name: str) -> ModelSource:
     folder = os.path.abspath(os.path.expanduser(name))
     source = ModelSource(name, folder, None)
     if not os.path.isdir(folder):
-        folder = _fetch(name, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+        folder = _fetch(name, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "adapter")
         source = ModelSource(name, folder, os.path.basename(folder))
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not os.path.isfile(os.path.join(folder, file)):
@@ -100,7 +100,7 @@ def local_adapter(source: ModelSource) -> str:
             f"adapter {source.name!r} is not on this node (no folder {source.folder}); "
             "put it on storage that every node mounts at the same path, or give a hub id"
         )
-    return _fetch(source.name, source.revision, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    return _fetch(source.name, source.revision, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "adapter")
 
 
 def weight_files(folder: str) -> list[str]:
@@ -121,7 +121,7 @@ def weight_files(folder: str) -> list[str]:
     return []
 
 
-def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> str:
+def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], what: str = "model") -> str:
     # `*` matches `/` too: without the second list, original/ and onnx/ would come along. Templates may be in a folder.
     nested = [f"*/{pattern}" for pattern in patterns if pattern != "*.jinja"]
     try:
@@ -129,20 +129,22 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> str:
             name, revision=revision, allow_patterns=list(patterns), ignore_patterns=nested
         )
     except RevisionNotFoundError as error:
-        raise ModelError(f"model {name!r} has no revision {revision!r} on the hub; leave model_revision out") from error
+        raise ModelError(
+            f"{what} {name!r} has no revision {revision!r} on the hub; leave model_revision out"
+        ) from error
     except RepositoryNotFoundError as error:  # gated ones too
         raise ModelError(
-            f"model {name!r} is neither a folder here nor a model on the hub that this account may read; "
+            f"{what} {name!r} is neither a folder here nor on the hub, or this account may not read it; "
             "correct the name, or log in with `hf auth login` if it is private or gated"
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
         raise ModelError(
-            f"model {name!r} is neither a folder here nor a hub id (`owner/name`); correct the path or the id"
+            f"{what} {name!r} is neither a folder here nor a hub id (`owner/name`); correct the path or the id"
         ) from error
     except (HubClientError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model {name!r} is not a folder here and cannot be fetched from the hub: {reason}; "
+            f"{what} {name!r} is not a folder here and cannot be fetched from the hub: {reason}; "
             "check the name and the network, or give a folder"
         ) from error
 

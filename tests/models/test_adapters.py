@@ -1,16 +1,19 @@
 """A LoRA adapter on a real model: what it changes, what it leaves alone, what is refused."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
-from raydpo.models.adapters import add_lora
+from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.load import enable_gradient_checkpointing
+from raydpo.models.source import ModelSource, resolve_adapter
 
 IDS = torch.tensor([[5, 9, 42, 17, 60, 3, 8]])
 SHAPE: dict[str, Any] = {
@@ -100,6 +103,53 @@ def test_an_unknown_module_is_answered_with_the_known_ones(flag: str) -> None:
 def test_a_module_that_is_no_layer_is_refused() -> None:
     with pytest.raises(ModelError, match=r"no adapter fits mlp .*its linear modules are down_proj"):
         add_lora(llama(), AdapterConfig(lora_target_modules=("mlp",)))
+
+
+def saved(folder: Path, config: PeftConfig, **shape: Any) -> ModelSource:
+    """An adapter of a Llama, as a folder."""
+    get_peft_model(llama(**shape), config).save_pretrained(str(folder))
+    return resolve_adapter(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_that_is_there_is_taken_up(dtype: torch.dtype, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    source = saved(tmp_path, config)
+    expected = PeftModel.from_pretrained(llama(), str(tmp_path))(IDS).logits
+    assert not torch.allclose(expected, llama()(IDS).logits)
+    for trained in (True, False):
+        adapted = load_adapter(llama().to(dtype), source, trainable=trained)
+        assert trainable(adapted) == {name for name, _ in adapted.named_parameters() if trained and "lora_" in name}
+        assert {parameter.dtype for parameter in adapted.parameters()} == {dtype}
+        torch.testing.assert_close(
+            adapted(IDS).logits.float(), expected, atol=1e-6 if dtype == torch.float32 else 0.05, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        (
+            LoraConfig(target_modules=["q_proj"]),
+            {"hidden_size": 32},
+            r"does not go onto LlamaForCausalLM: .*size mismatch",
+        ),
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), {}, "only LoRA adapters"),
+        (LoraConfig(target_modules=["lm_head"]), {}, r"changes the output embedding.*merge it"),
+    ],
+)
+def test_an_adapter_that_does_not_fit(config: PeftConfig, shape: dict[str, int], message: str, tmp_path: Path) -> None:
+    source = saved(tmp_path, config, **shape)
+    with pytest.raises(ModelError, match=message):
+        load_adapter(llama(), source, trainable=True)
+
+
+def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no adapter_config\.json"):
+        resolve_adapter(str(tmp_path))
+    with pytest.raises(ModelError, match=r"adapter 'someone/nothing' .*"):
+        resolve_adapter("someone/nothing")
 
 
 def test_experts_take_no_dropout() -> None:
