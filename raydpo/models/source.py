@@ -66,14 +66,8 @@ def local_folder(source: ModelSource, *, trust_remote_code: bool = False) -> str
 
     ModelError where a model given as a folder is not on this node.
     """
-    if os.path.isdir(source.folder):
-        return source.folder
-    if source.revision is None:
-        raise ModelError(
-            f"model {source.name!r} is not on this node (no folder {source.folder}); "
-            "put it on storage that every node mounts at the same path, or give a hub id"
-        )
-    return resolve_model(source.name, source.revision, trust_remote_code=trust_remote_code).folder
+    found = _on_node(source, "model")
+    return found or resolve_model(source.name, source.revision, trust_remote_code=trust_remote_code).folder
 
 
 def resolve_adapter(name: str) -> ModelSource:
@@ -93,14 +87,20 @@ def resolve_adapter(name: str) -> ModelSource:
 
 def local_adapter(source: ModelSource) -> str:
     """The adapter's folder on this node, as `local_folder` finds a model's."""
+    files = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    return _on_node(source, "adapter") or _fetch(source.name, source.revision, files, "adapter")
+
+
+def _on_node(source: ModelSource, what: str) -> str | None:
+    """The folder, where it is on this node; None where it can be fetched from the hub."""
     if os.path.isdir(source.folder):
         return source.folder
     if source.revision is None:
         raise ModelError(
-            f"adapter {source.name!r} is not on this node (no folder {source.folder}); "
+            f"{what} {source.name!r} is not on this node (no folder {source.folder}); "
             "put it on storage that every node mounts at the same path, or give a hub id"
         )
-    return _fetch(source.name, source.revision, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "adapter")
+    return None
 
 
 def weight_files(folder: str) -> list[str]:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.errors import ResumeError
 from tests.e2e import plain
 from tests.e2e.jobs import Run, rows, run_job, run_until, write_rows
 from tests.e2e.test_adapters import write_adapter
+from tests.models.merged import whole_weights
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -46,20 +46,6 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "ref_model_sync_steps": EVERY,
         "ref_model_mixup_alpha": ALPHA,
     }
-
-
-def whole_weights(policy: Any) -> dict[str, Tensor]:
-    """Of a model, its adapter added to them where it has one."""
-    if isinstance(policy, PeftModel):
-        policy.merge_adapter()
-        merged = {
-            name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor.detach().clone()
-            for name, tensor in policy.state_dict().items()
-            if "lora_" not in name
-        }
-        policy.unmerge_adapter()
-        return merged
-    return dict(policy.state_dict())
 
 
 def by_hand(policy: Any, reference: Any, tokenizer: Any, run: Run) -> Iterator[tuple[int, dict[str, float]]]:

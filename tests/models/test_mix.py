@@ -16,6 +16,7 @@ from raydpo.models.export import ExportTarget
 from raydpo.models.load import load_causal_lm, load_tokenizer
 from raydpo.models.mix import StoredWeights, check_mixable, write_mixed_adapter, write_mixed_model
 from raydpo.models.source import resolve_model
+from tests.models.merged import whole_weights
 from tests.models.partitioned import Partitioned, whole
 from tests.models.test_export import IDS, make_base
 
@@ -55,7 +56,7 @@ def test_all_weights(architecture: str, partitioned: bool, tiny_model: Path, tmp
     )
     for sync in range(2):
         move(policy, seed=sync)
-        expected = mixture(expected, {name: tensor.clone() for name, tensor in policy.state_dict().items()})
+        expected = mixture(expected, whole_weights(policy))
         folder = tmp_path / f"reference-{sync}"
         whole_contents = {id(parameter): parameter.data for parameter in policy.parameters()}
         gather = Partitioned(policy).gather if partitioned else whole
@@ -64,18 +65,6 @@ def test_all_weights(architecture: str, partitioned: bool, tiny_model: Path, tmp
             parameter.data = whole_contents[id(parameter)]
         torch.testing.assert_close(dict(load(folder).state_dict()), expected, rtol=0, atol=1e-6)
         previous = folder
-
-
-def merged(model: PeftModel) -> dict[str, Tensor]:
-    """The whole weights of a base with an adapter."""
-    model.merge_adapter()
-    found = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-        if "lora_" not in name
-    }
-    model.unmerge_adapter()
-    return found
 
 
 def logits(base: Path, weights: dict[str, Tensor]) -> Tensor:
@@ -96,12 +85,12 @@ def test_an_adapter(first: str, tiny_model: Path, tmp_path: Path) -> None:
         other = get_peft_model(load(base), config)
         move(other, seed=8)
         other.save_pretrained(str(tmp_path / "first"))
-        expected, previous = merged(other), str(tmp_path / "first")
+        expected, previous = whole_weights(other), str(tmp_path / "first")
     torch.manual_seed(0)
     policy = add_lora(load(base), AdapterConfig(lora_r=4, lora_alpha=6, lora_target_modules=("q_proj", "up_proj")))
     for sync in range(3):
         move(policy, seed=sync)
-        expected = mixture(expected, merged(policy))
+        expected = mixture(expected, whole_weights(policy))
         folder = tmp_path / f"reference-{sync}"
         write_mixed_adapter(policy, target_in(folder, base), whole, previous, ALPHA)
         reference = PeftModel.from_pretrained(load(base), str(folder))
