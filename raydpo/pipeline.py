@@ -69,6 +69,8 @@ def score_ahead(job: JobConfig) -> dict[str, Any]:
     """The stages before training alone, so that runs to come find their scores -> summary, as `run` has it."""
     if not job.loss.needs_reference:
         raise ConfigError(f"loss_type={','.join(job.loss.loss_type)} takes no reference, so there is nothing to score")
+    if job.reference.sync_ref_model:
+        raise ConfigError("sync_ref_model=true moves the reference, whose scores are those of a run; leave it out here")
     if job.reference.reference_from_dataset:
         raise ConfigError("reference_from_dataset=true takes the data set's log-probs, so there is nothing to score")
     watch = Stopwatch()
@@ -216,7 +218,7 @@ def start_feeds(
         fingerprint={
             "reference": store.digest,
             "data": data_digest(train.blocks),
-            "reference sync": f"{sync.alpha:g} every {sync.schedule.every} updates" if sync else "none",
+            **(sync.fingerprint if sync else {}),
         },
         sync=sync,
     )

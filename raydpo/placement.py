@@ -55,6 +55,7 @@ def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
             cluster.gpus_per_worker,
             cluster.cpus_per_worker,
             TRAIN_SHARE if job.reference.sync_ref_model else 1.0,
+            divided=_divides(job),
         ),
         cluster.worker_resources,
         cluster.worker_label_selector,
@@ -75,6 +76,7 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
             reference.reference_gpus_per_worker,
             reference.reference_cpus_per_worker,
             1 - TRAIN_SHARE if reference.sync_ref_model else 1.0,
+            divided=_divides(job),
         ),
         reference.reference_resources,
         reference.reference_label_selector,
@@ -119,7 +121,14 @@ class Wanted:
     gpus: float | None
     cpus: int | None
     share: float
-    """Of each GPU, and of the CPUs, where the cluster decides."""
+    """Of the CPUs, where the cluster decides, and of each GPU, if it is `divided`."""
+    divided: bool
+
+
+def _divides(job: JobConfig) -> bool:
+    """True where a scorer shares a GPU with a train worker; not if the user says what either takes."""
+    unsaid = job.cluster.gpus_per_worker is None and job.reference.reference_gpus_per_worker is None
+    return job.reference.sync_ref_model and unsaid
 
 
 def _group(
@@ -129,7 +138,7 @@ def _group(
     if not fitting:
         raise ConfigError(f"no node has the labels {dict(selector)}; {_labels(nodes)}")
     all_gpus = any(node.gpus for node in fitting)
-    gpus = wanted.gpus if wanted.gpus is not None else all_gpus * wanted.share
+    gpus = wanted.gpus if wanted.gpus is not None else all_gpus * (wanted.share if wanted.divided else 1.0)
     workers = wanted.workers
     if workers is None:
         each = gpus if wanted.gpus is not None else 1.0

@@ -97,6 +97,11 @@ class JobConfig:
                 f"ref_adapter_name={self.reference.ref_adapter_name} is of a reference that is scored, and here none "
                 "is; leave it out"
             )
+        if self.reference.reference_quantization is not None and not self.scores_reference:
+            raise ConfigError(
+                f"reference_quantization={self.reference.reference_quantization} is of a reference that is scored, and "
+                "here none is; leave it out"
+            )
 
     def _check_sync(self) -> None:
         reference = self.reference
@@ -114,7 +119,7 @@ class JobConfig:
                 f"reference_model={reference.reference_model} cannot be mixed with an adapter of another base, as "
                 "sync_ref_model=true would have it; leave reference_model out, or train without use_peft"
             )
-        if not self.adapter.use_peft and reference.ref_adapter_name:
+        if not self.adapter.use_peft and reference.ref_adapter_name not in (None, BASE):
             raise ConfigError(
                 f"ref_adapter_name={reference.ref_adapter_name} cannot be mixed with whole weights, as "
                 "sync_ref_model=true would have it; merge it into its base and name that as reference_model"

@@ -131,7 +131,7 @@ def load_causal_lm(
         raise _cannot_load("model", source, error, trust_remote_code) from error
     model, info = loaded
     _check_loaded(source, model, info)
-    if device_map == "auto" and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
+    if device_map == "auto" and {"cpu", "meta"} & {parameter.device.type for parameter in model.parameters()}:
         raise ModelError(
             f"model {source.name!r} does not fit on the GPUs of one scorer; raise reference_gpus_per_worker, or set "
             "reference_quantization"

@@ -83,7 +83,8 @@ def write_mixed_model(
     stored.check(model)
 
     def blend(name: str, tensor: Tensor) -> Tensor:
-        mixed = stored[name].float().mul_(1 - alpha).add_(tensor.cpu().float(), alpha=alpha)
+        # Not in place: what is changed of a mapped file stays in memory.
+        mixed = stored[name].float().mul(1 - alpha).add_(tensor.cpu().float(), alpha=alpha)
         return mixed.to(tensor.dtype)
 
     export_model(model, target, gather, blend=blend)
@@ -104,7 +105,8 @@ def write_mixed_adapter(
     tensors = gather_tensors(state, target, gather)
     if not target.is_main:
         return
-    terms = {layer: [Term(a, (1 - alpha) * b)] for layer, (a, b) in (read_terms(previous) if previous else {}).items()}
+    before = read_terms(previous) if previous and alpha < 1 else {}
+    terms = {layer: [Term(a, (1 - alpha) * b)] for layer, (a, b) in before.items()}
     for layer, module in lora_layers(model).items():
         scale = module.scaling[model.active_adapter]
         ours = Term(tensors[f"{layer}.{A}.weight"], alpha * scale * tensors[f"{layer}.{B}.weight"].float())
@@ -127,18 +129,20 @@ def write_mixed_adapter(
 
 
 def check_mixable(model: "PeftModel") -> None:
-    """ModelError unless the adapter is the two factors of LoRA in linear layers, whose products can be added up."""
-    from peft.tuners.lora import LoraLayer
+    """ModelError unless the adapter is LoRA's two factors in each of its layers, whose products can be added up."""
+    from peft import get_peft_model_state_dict
     from peft.tuners.lora.layer import Linear
-    from peft.utils import ModulesToSaveWrapper
 
-    for name, module in model.named_modules():
-        other = isinstance(module, LoraLayer) and type(module) is not Linear
-        if other or isinstance(module, ModulesToSaveWrapper) or any(getattr(module, "use_dora", {}).values()):
-            raise ModelError(
-                f"sync_ref_model adds up LoRA's terms, and {name} has other weights (DoRA, a module trained in full, "
-                "or an adapter of no linear layer); leave those out, or train all weights"
-            )
+    state = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
+    layers = lora_layers(model)
+    factors = {
+        f"{layer}.{side}.weight" for layer, module in layers.items() if type(module) is Linear for side in (A, B)
+    }
+    if others := sorted(set(state) ^ factors):
+        raise ModelError(
+            f"sync_ref_model adds up LoRA's terms, and the adapter has other weights, first {others[0]} (DoRA, a bias, "
+            "a module trained in full, or an adapter of no linear layer); leave those out, or train all weights"
+        )
 
 
 def lora_layers(model: "PeftModel") -> dict[str, Any]:
@@ -171,5 +175,5 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
     alphas = config.get("alpha_pattern") or {}
-    alpha = alphas.get(get_pattern_key(list(alphas), layer), config["lora_alpha"])
+    alpha = alphas.get(get_pattern_key(list(alphas), layer.removeprefix(PREFIX)), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

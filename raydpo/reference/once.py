@@ -1,21 +1,28 @@
-"""A completion of a prompt is scored once, however many pairs hold it: in one block, or in the first of several."""
+"""A completion of a prompt is scored once, however many pairs hold it: in one block, or in the first of several.
+
+No scorer waits for another: of a block that others lend to it writes what it scored, and once those are there, what is
+lacking is filled in from them.
+"""
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from raydpo import storage
 from raydpo.errors import DamagedFile
-from raydpo.reference.store import READERS, ReferenceStore, TokenizedBlock
-from raydpo.schema import Block, FloatArray, IntArray, TokenizedPair
+from raydpo.reference.store import READERS, ReferenceStore, TokenizedBlock, write_scores
+from raydpo.schema import Block, IntArray, TokenizedPair
 
 _log = logging.getLogger(__name__)
 
 KEY_BYTES = 16
+MOST_LENDERS = 16
+"""Blocks that a block takes scores from; those that lend it most. Each is read to fill it up."""
 CHOSEN, REJECTED = 0, 1
 Place = tuple[int, int]
 """Of a completion in a block: its pair's row, and CHOSEN or REJECTED."""
@@ -65,28 +72,35 @@ def lend(blocks: Sequence[Block], keys: Sequence[Keys]) -> dict[str, Loans]:
     loans = {}
     for index, block in enumerate(blocks):
         here = np.arange(starts[index], starts[index + 1])
-        taken = here[owner[here] < index]
-        if len(taken) == 0:
+        lenders, counts = np.unique(owner[here[owner[here] < index]], return_counts=True)
+        if len(lenders) == 0:
             continue
-        lenders, which = np.unique(owner[taken], return_inverse=True)
+        lenders = np.sort(lenders[np.argsort(-counts, kind="stable")[:MOST_LENDERS]])
+        taken = here[np.isin(owner[here], lenders)]
         own, there = taken - starts[index], source[taken] - starts[owner[taken]]
+        which = np.searchsorted(lenders, owner[taken])
         places = np.stack([own // 2, own % 2, which, there // 2, there % 2], axis=1)
         loans[block.content] = Loans(tuple(blocks[lender] for lender in lenders), places)
     return loans
 
 
-def borrow(store: ReferenceStore, loans: Loans) -> dict[Place, FloatArray]:
-    """Log-probs of the completions that other blocks have; without those whose block is not there after all."""
-    known: dict[Place, FloatArray] = {}
+def complete(store: ReferenceStore, block: Block, loans: Loans) -> bool:
+    """Fill up a block of which a part is scored; False where one that lends to it is not there after all."""
+    chosen, rejected = store.read_scores(store.part_url(block))
+    sides = [[values[row] for row in range(block.pairs)] for values in (chosen, rejected)]
     for index, lender in enumerate(loans.lenders):
         try:
-            sides = store.read_scores(lender)
+            lent = store.read_scores(store.url(lender))
         except (FileNotFoundError, DamagedFile) as error:
-            _log.warning("Completions of a block of %s are computed again: %s", lender.shard, error)
-            continue
+            _log.warning(
+                "A block of %s is scored anew, as %s has nothing to lend: %s", block.shard, lender.shard, error
+            )
+            return False
         for row, side, _, there, other in loans.places[loans.places[:, 2] == index].tolist():
-            known[row, side] = sides[other][there]
-    return known
+            sides[side][row] = lent[other][there]
+    write_scores(store.url(block), *sides)
+    storage.remove(store.part_url(block))
+    return True
 
 
 @dataclass(frozen=True)
@@ -103,13 +117,14 @@ class Distinct:
         return sum(2 if rejected else 1 for _, rejected in self.places)
 
 
-def distinct(pairs: Sequence[TokenizedPair], known: Mapping[Place, FloatArray]) -> Distinct:
-    """The completions of some pairs, each once, without those whose scores are known."""
+def distinct(pairs: Sequence[TokenizedPair], loans: Loans) -> Distinct:
+    """The completions of some pairs, each once, without those that others lend."""
+    lent = {(row, side) for row, side, *_ in loans.places.tolist()}
     prompts: dict[bytes, IntArray] = {}
     found: dict[bytes, dict[bytes, tuple[IntArray, list[Place]]]] = {}
     for row, pair in enumerate(pairs):
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
-            if (row, side) not in known:
+            if (row, side) not in lent:
                 prompt = pair.prompt_ids.tobytes()
                 prompts.setdefault(prompt, pair.prompt_ids)
                 found.setdefault(prompt, {}).setdefault(ids.tobytes(), (ids, []))[1].append((row, side))

@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raydpo.errors import ReferenceMismatch, TrainingError
 from raydpo.placement import Group
-from raydpo.reference.once import NO_LOANS, Loans, loans_of
+from raydpo.reference.once import NO_LOANS, Loans, complete, loans_of
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
 from raydpo.remote import answer
@@ -79,13 +79,12 @@ def score(
     pairs = sum(block.pairs for block in missing)
     found: list[BlockScored] = []
     poisonous: list[Block] = []
-    unique = list({block.content: block for block in blocks}.values())
-    pool = _Pool(scorer, group, store, loans_of(unique) if missing else {})
+    pool = _Pool(scorer, group, store)
     if missing:
         store.open()
         on_progress(0, pairs)
         done = 0
-        for outcome in pool.outcomes(missing, stopped):
+        for outcome in pool.outcomes(missing, blocks, stopped):
             if isinstance(outcome, Block):
                 poisonous.append(outcome)
             else:
@@ -102,7 +101,7 @@ def score(
         completions_scored=2 * sum(block.pairs for block in found),
         completions_reused=2 * (sum(block.pairs for block in blocks) - pairs),
         completions_computed=sum(block.completions for block in found),
-        forwards=sum(block.forwards for block in found),
+        forwards=pool.forwards,
         scorers_lost=pool.lost,
         poisonous=tuple(poisonous),
     )
@@ -111,31 +110,35 @@ def score(
 class _Pool:
     """The actors, and what each of them is at."""
 
-    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore, loans: Mapping[str, Loans]) -> None:
+    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore) -> None:
         self.lost = 0
         """Scorers that died."""
+        self.forwards = 0
         self._spec = spec
         self._group = group
         self._store = store
         self._tokens = spec.cut.tokens
         self._deaths: Counter[str] = Counter()
         self._deaths_in_loading = 0
-        self._loans = loans
+        self._loans: Mapping[str, Loans] = {}
+        self._parts: dict[Block, BlockScored] = {}
+        """Blocks that are scored but for what they take from others."""
         self._waiting: deque[Block] = deque()
-        self._idle: list[Any] = []
-        """Actors that wait for a block whose lenders are still being scored."""
         self._tasks: dict[Any, tuple[Any, Block | None]] = {}
         """By the result to come: the actor, and its block; None while it loads."""
 
-    def outcomes(self, blocks: Sequence[Block], stopped: Callable[[], bool]) -> Iterator[BlockScored | Block]:
-        """What is said of each block that was scored, and each that no scorer survives, as they come.
+    def outcomes(
+        self, missing: Sequence[Block], blocks: Sequence[Block], stopped: Callable[[], bool]
+    ) -> Iterator[BlockScored | Block]:
+        """What is said of each missing block that was scored, and each that no scorer survives, as they come.
 
-        Until all are done, or `stopped()`.
+        Until all are done, or `stopped()`. Completions that stand in several of `blocks` are scored in the first.
         """
-        self._waiting.extend(blocks)
         try:
-            for _ in range(min(self._group.workers, len(blocks))):
+            for _ in range(min(self._group.workers, len(missing))):
                 self._start()
+            self._loans = loans_of(list({block.content: block for block in blocks}.values()))  # while the actors load
+            self._waiting.extend(missing)
             while self._busy() and not stopped():
                 done, _ = ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
                 if not done:
@@ -144,8 +147,9 @@ class _Pool:
                 outcome = self._outcome(result)
                 if outcome is not None:
                     yield outcome
+                yield from self._complete()
         finally:
-            for actor in [*self._idle, *(actor for actor, _ in self._tasks.values())]:
+            for actor, _ in self._tasks.values():
                 ray.kill(actor)
 
     def _busy(self) -> bool:
@@ -176,31 +180,44 @@ class _Pool:
         del self._tasks[result]
         if scored is None:
             self._deaths_in_loading = 0
-        elif block and not self._deaths[block.content]:
-            self._tokens = min(self._tokens, scored.tokens)
-        self._idle.append(actor)
-        self._give_out()
+        elif block:
+            if not self._deaths[block.content]:
+                self._tokens = min(self._tokens, scored.tokens)
+            self.forwards += scored.forwards
+        if self._waiting:
+            self._give(actor, self._waiting.popleft())
+        else:
+            ray.kill(actor)
+        if block and scored and block.content in self._loans:
+            self._parts[block] = scored
+            return None
         return scored
 
-    def _give_out(self) -> None:
-        """Blocks to idle actors, as long as there are some whose lenders are done; where none waits, let actors go."""
-        while self._idle and (block := self._ready()):
-            actor = self._idle.pop()
-            self._waiting.remove(block)
-            # What killed a scorer may have been a lack of memory that Python was not told of.
-            tokens = max(self._tokens >> self._deaths[block.content], 1)
-            task = actor.score_block.remote(block, self._store, tokens, self._loans.get(block.content, NO_LOANS))
-            self._tasks[task] = (actor, block)
-        while self._idle and not self._waiting:
-            ray.kill(self._idle.pop())
+    def _give(self, actor: Any, block: Block) -> None:
+        # What killed a scorer may have been a lack of memory that Python was not told of.
+        tokens = max(self._tokens >> self._deaths[block.content], 1)
+        task = actor.score_block.remote(block, self._store, tokens, self._loans.get(block.content, NO_LOANS))
+        self._tasks[task] = (actor, block)
 
-    def _ready(self) -> Block | None:
-        """The first block that waits for none before it."""
-        unfinished = {block.content for block in self._waiting}
+    def _complete(self) -> Iterator[BlockScored]:
+        """Fill up the parts that can be: all blocks that lend to them are there, or will not be."""
+        while block := self._fillable():
+            scored, loans = self._parts.pop(block), self._loans[block.content]
+            if complete(self._store, block, loans):
+                yield scored
+                continue
+            self._loans = {content: other for content, other in self._loans.items() if content != block.content}
+            self._waiting.append(block)
+            if len(self._tasks) < self._group.workers:
+                self._start()
+
+    def _fillable(self) -> Block | None:
+        if not self._parts:
+            return None
+        unfinished = {block.content for block in [*self._waiting, *self._parts]}
         unfinished |= {block.content for _, block in self._tasks.values() if block}
-        for block in self._waiting:
-            lenders = self._loans.get(block.content, NO_LOANS).lenders
-            if not any(lender.content in unfinished for lender in lenders):
+        for block in self._parts:
+            if not any(lender.content in unfinished for lender in self._loans[block.content].lenders):
                 return block
         return None
 
@@ -225,7 +242,6 @@ class _Pool:
             else:
                 _log.warning("A scorer died, and its block of %s goes to another: %s", block.shard, why)
                 self._waiting.appendleft(block)
-        self._give_out()  # to one that waited for the block that is set aside
         if self._waiting:
             self._start()
         return outcome

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from raydpo.batching.collate import by_pair, collate
@@ -17,7 +18,7 @@ from raydpo.models.device import device
 from raydpo.models.load import load_causal_lm, quiet_libraries
 from raydpo.models.logprobs import CompletionLogps
 from raydpo.models.source import ModelSource
-from raydpo.reference.once import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, borrow, distinct
+from raydpo.reference.once import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, distinct
 from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
 from raydpo.schema import Block, FloatArray
 
@@ -97,15 +98,14 @@ class Scorer:
     def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
         """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
 
-        Completions that `loans` names are taken from the blocks that have them. ModelError where there is not memory
-        enough for any forward.
+        With `loans` it is the file of a part, without what these name. ModelError where there is not memory enough for
+        any forward.
         """
         tokenized = TokenizedBlock(block)
-        known = borrow(store, loans)
-        different = distinct([tokenized.pair(row) for row in range(len(tokenized))], known)
+        different = distinct([tokenized.pair(row) for row in range(len(tokenized))], loans)
         while True:
             try:
-                scored, forwards = self._score(different, tokens)
+                logps, forwards = self._score(different, tokens)
                 break
             except torch.OutOfMemoryError as error:
                 if tokens < 2 * FEWEST_TOKENS:
@@ -116,9 +116,9 @@ class Scorer:
                 tokens //= 2
                 _log.warning("Too little memory: the reference goes on with %d tokens a forward.", tokens)
             torch.cuda.empty_cache()  # after the error, whose traceback held tensors
-        logps = {**known, **scored}
-        chosen, rejected = ([logps[row, side] for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
-        write_scores(store.url(block), chosen, rejected)
+        none = np.zeros(0, dtype=np.float32)
+        sides = ([logps.get((row, side), none) for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
+        write_scores(store.part_url(block) if loans.lenders else store.url(block), *sides)
         return BlockScored(len(tokenized), forwards, different.completions, tokens)
 
     @torch.inference_mode()

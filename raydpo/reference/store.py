@@ -166,9 +166,13 @@ class ReferenceStore:
             _log.warning("A block of %s is scored again: %s has %d rows, not %d", block.shard, url, rows, block.pairs)
         return rows == block.pairs
 
-    def read_scores(self, block: Block) -> tuple[Lists, Lists]:
+    def part_url(self, block: Block) -> str:
+        """Where the scores of a block lie while they lack those that other blocks lend it."""
+        return f"{self.url(block)}.part"
+
+    def read_scores(self, url: str) -> tuple[Lists, Lists]:
         """Log-probs of each row's chosen and rejected completion; FileNotFoundError or DamagedFile as for files."""
-        scores = storage.read_table(self.url(block))
+        scores = storage.read_table(url)
         return Lists(scores, schema.REF_CHOSEN_LOGPS), Lists(scores, schema.REF_REJECTED_LOGPS)
 
     def read(self, block: Block) -> ScoredBlock:

@@ -10,6 +10,9 @@ from raydpo import options, storage
 from raydpo.config import JobConfig, from_flat, to_flat, to_yaml
 from raydpo.errors import ResumeError
 
+REFERENCES = "references"
+"""Folder of a run with the references that training makes."""
+
 # Options that may change when a run goes on: they alter where it runs, what it says and when it ends, but not what an
 # update computes.
 MAY_CHANGE = {
@@ -64,7 +67,7 @@ class RunDir:
         self.quarantine = self.path / "quarantine"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
-        self.references = self.path / "references"
+        self.references = self.path / REFERENCES
 
     def start(self, job: JobConfig) -> None:
         """Lay the folder out. With `resume_from_checkpoint=none` an earlier run's files are removed first.

@@ -106,10 +106,11 @@ def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -
             f"{folder} was written by {content['num_workers']} workers and this run has {num_workers}; resume with "
             f"num_workers={content['num_workers']}"
         )
-    for what, digest in fingerprint.items():
-        if content["fingerprint"].get(what) != digest:
+    for what in {**content["fingerprint"], **fingerprint}:
+        before, now = content["fingerprint"].get(what, "none"), fingerprint.get(what, "none")
+        if before != now:
             raise ResumeError(
-                f"{folder} was trained with another {what} ({content['fingerprint'].get(what)}, now {digest}); "
-                f"bring back that {what}, or start over in another output_dir"
+                f"{folder} was trained with another {what} ({before}, now {now}); bring back that {what}, or start "
+                "over in another output_dir"
             )
     return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards", "reference")})

@@ -9,12 +9,13 @@ from typing import Any
 import ray.train
 import torch
 
-from raydpo.errors import RaydpoError, ReferenceMismatch, StorageError, TrainingError
+from raydpo.errors import RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
 from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.flops import peak_flops
 from raydpo.models.load import load_tokenizer, quiet_libraries
 from raydpo.models.source import ModelSource
+from raydpo.reporting.rundir import REFERENCES
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
 from raydpo.training import checkpoint, zero
@@ -23,7 +24,7 @@ from raydpo.training.coupling import RewardMean
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
-from raydpo.training.moving import REFERENCES, check_sync, forget_references, move_reference
+from raydpo.training.moving import check_sync, find_moved, forget_references, move_reference
 from raydpo.training.policy import build_policy
 from raydpo.training.rates import Rates
 from raydpo.training.step import Objective, train_micro_batches
@@ -44,7 +45,7 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
     worker = Worker(task)
     try:
         worker.train()
-    except (ReferenceMismatch, TrainingError) as error:
+    except (ReferenceMismatch, ResumeError, TrainingError) as error:
         return error
     return worker.export()
 
@@ -114,6 +115,7 @@ class Worker:
         """All updates that are left."""
         schedule, job = self._task.schedule, self._job
         self._engine.train()
+        self._find_reference()
         if self._state.step == 0:
             self._evaluate()
         while self._state.step < schedule.total_steps:
@@ -135,6 +137,14 @@ class Worker:
         if self._log:
             self._log.flush()
 
+    def _find_reference(self) -> None:
+        """`ResumeError` on all ranks unless the reference that a checkpoint goes on with is there as it was."""
+        sync, moved = self._task.sync, self._state.moved_reference
+        if sync and moved:
+            moved = find_moved(moved, sync, str(Path(self._task.run_dir) / REFERENCES), is_main=self._rank == 0)
+            self._state = dataclasses.replace(self._state, reference=moved.to_dict())
+            self._feed.reference = moved
+
     def _known_until(self) -> int:
         """The position up to which batches may be asked for: the reference of those after it is still to come."""
         schedule, sync = self._task.schedule, self._task.sync
@@ -153,13 +163,26 @@ class Worker:
         reference = move_reference(self._model, previous, sync, target, zero.gather(self._zero_config))
         self._state = dataclasses.replace(self._state, reference=reference.to_dict())
         self._feed.reference = reference
+        if self._task.eval_feed and self._rank == 0 and self._evaluates_before(self._state.step + sync.schedule.every):
+            self._task.eval_feed.fetch.remote(0, 0, reference)  # so that its pairs are scored together with the others
         self._rates.wait(time.monotonic() - waiting)
         return True
 
+    def _evaluates_before(self, end: int) -> bool:
+        """True where an evaluation comes at the present step or after it, and before the update `end`."""
+        optim, schedule = self._job.optim, self._task.schedule
+        steps = range(self._state.step, min(end, schedule.total_steps + 1))
+        return any(
+            due(optim.eval_strategy, step, optim.eval_steps or 1, schedule.ends_epoch(schedule.position_after(step)))
+            or step == schedule.total_steps
+            for step in steps
+        )
+
     def _sync_due(self, step: int) -> bool:
-        """After every so many updates, but not after the last where nothing would be held against the new one."""
+        """After every so many updates; not after the last of a run that cannot go on, where nothing would use it."""
         sync, last = self._task.sync, step == self._task.schedule.total_steps
-        return sync is not None and step % sync.schedule.every == 0 and not (last and self._task.eval_feed is None)
+        unused = last and self._task.eval_feed is None and self._job.run.save_strategy == "no"
+        return sync is not None and step % sync.schedule.every == 0 and not unused
 
     def _update(self, batch: RankBatch) -> None:
         """One update, its ledger entry and, where one is due, its line of metrics."""

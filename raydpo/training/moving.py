@@ -10,25 +10,25 @@ import torch
 
 from raydpo.errors import ResumeError
 from raydpo.models.export import ExportTarget, Gather
-from raydpo.models.mix import StoredWeights, check_mixable, write_mixed_adapter, write_mixed_model
+from raydpo.models.mix import StoredWeights, check_mixable, read_terms, write_mixed_adapter, write_mixed_model
 from raydpo.models.source import local_adapter, local_folder
 from raydpo.reference.digest import adapter_digest, identify
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.moved import MovedReference
 from raydpo.training.task import SyncPlan
 
-REFERENCES = "references"
-"""Folder of the run that they lie in."""
 UNNAMED = "unnamed"
 """Folder of a reference that is being written, until its digest is known."""
 
 
 def check_sync(model: Any, sync: SyncPlan) -> None:
     """ModelError where policy and first reference cannot be mixed; asked at the start, hours before they are."""
-    if sync.lora:
-        check_mixable(model)
-    else:
+    if not sync.lora:
         StoredWeights(local_folder(sync.source)).check(model)
+        return
+    check_mixable(model)
+    if sync.adapter:
+        read_terms(local_adapter(sync.adapter))
 
 
 def move_reference(
@@ -72,17 +72,33 @@ def identity_of(folder: str, sync: SyncPlan) -> ReferenceIdentity:
     return identify(folder, None, json.loads(sync.identity.numerics))
 
 
-def check_moved(reference: MovedReference, sync: SyncPlan) -> None:
-    """ResumeError unless a checkpoint's reference is still there, as it was."""
+def find_moved(reference: MovedReference, sync: SyncPlan, folder: str, *, is_main: bool) -> MovedReference:
+    """The reference of a checkpoint where it lies now: where it was written, or in this run's `folder` of them.
+
+    ResumeError on all ranks, which all call it, unless it is there as it was; rank 0 reads it.
+    """
     if reference.folder and not os.path.isdir(reference.folder):
-        raise ResumeError(
+        reference = dataclasses.replace(reference, folder=os.path.join(folder, os.path.basename(reference.folder)))
+    wrong = [""]
+    if is_main:
+        wrong = [_wrong_with(reference, sync)]
+    torch.distributed.broadcast_object_list(wrong, src=0)
+    if wrong[0]:
+        raise ResumeError(wrong[0])
+    return reference
+
+
+def _wrong_with(reference: MovedReference, sync: SyncPlan) -> str:
+    if reference.folder and not os.path.isdir(reference.folder):
+        return (
             f"the reference of that checkpoint is gone: there is no folder {reference.folder}; bring it back, or go on "
             "from another checkpoint with resume_from_checkpoint"
         )
     identity = identity_of(reference.folder, sync) if reference.folder else sync.identity
-    if identity != reference.identity:
-        raise ResumeError(
-            f"the reference in {reference.folder or sync.source.name} has changed since the checkpoint: its digest is "
-            f"{identity.digest}, and was {reference.identity.digest}; bring back what it was, or start over in another "
-            "output_dir"
-        )
+    if identity == reference.identity:
+        return ""
+    return (
+        f"the reference in {reference.folder or sync.source.name} has changed since the checkpoint: its digest is "
+        f"{identity.digest}, and was {reference.identity.digest}; bring back what it was, or start over in another "
+        "output_dir"
+    )

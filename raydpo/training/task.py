@@ -41,7 +41,11 @@ class Schedule:
     @property
     def end(self) -> int:
         """Position after the last update."""
-        return position_of(self.total_steps, self.pairs, self.global_batch)
+        return self.position_after(self.total_steps)
+
+    def position_after(self, step: int) -> int:
+        """Position after an update."""
+        return position_of(step, self.pairs, self.global_batch)
 
     def ends_epoch(self, position: int) -> bool:
         """True where a position lies between two epochs."""
@@ -65,6 +69,11 @@ class SyncPlan:
     """True where the policy is a LoRA adapter on the same base."""
     kept: int | None
     """References to keep, the newest: those that checkpoints go on with. None: all."""
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a checkpoint must share."""
+        return {"reference sync": f"{self.alpha:g} every {self.schedule.every} updates"}
 
     @property
     def start(self) -> MovedReference:

@@ -16,7 +16,6 @@ from raydpo.errors import RaydpoError, ResumeError, TrainingError
 from raydpo.placement import Group
 from raydpo.training import checkpoint
 from raydpo.training.loop import train_worker
-from raydpo.training.moving import check_moved
 from raydpo.training.task import TrainReport, TrainTask
 
 CHECKPOINTS = "checkpoints"
@@ -50,9 +49,7 @@ def check_resume(task: TrainTask, group: Group) -> None:
         ) from error
     if newest:
         folder = snapshot.parent / newest["checkpoint_dir_name"]
-        reference = checkpoint.read_state(folder, task.fingerprint, group.workers).moved_reference
-        if reference and task.sync:
-            check_moved(reference, task.sync)
+        checkpoint.read_state(folder, task.fingerprint, group.workers)
 
 
 def fit(task: TrainTask, group: Group) -> TrainReport:

@@ -146,6 +146,7 @@ def test_a_config_travels_to_workers() -> None:
         ("--model_adapter_name sft --lora_r 8", ["lora_r=8", "model_adapter_name=sft", "one of them"]),
         ("--model_adapter_name base", ["model_adapter_name=base", "use_peft"]),
         ("--ref_adapter_name sft --reference_free", ["ref_adapter_name=sft", "leave it out"]),
+        ("--reference_quantization 8bit --loss_type orpo", ["reference_quantization=8bit", "leave it out"]),
         ("--sync_ref_model --reference_from_dataset", ["sync_ref_model=true", "leave it out"]),
         ("--sync_ref_model --reference_schedule staged", ["reference_schedule=staged", "sync_ref_model=true"]),
         ("--sync_ref_model --use_peft --reference_model other", ["reference_model=other", "use_peft"]),

@@ -14,7 +14,7 @@ from raydpo.errors import ModelError
 from raydpo.models.adapters import add_lora
 from raydpo.models.export import ExportTarget
 from raydpo.models.load import load_causal_lm, load_tokenizer
-from raydpo.models.mix import StoredWeights, check_mixable, write_mixed_adapter, write_mixed_model
+from raydpo.models.mix import StoredWeights, check_mixable, read_terms, write_mixed_adapter, write_mixed_model
 from raydpo.models.source import resolve_model
 from tests.models.merged import whole_weights
 from tests.models.partitioned import Partitioned, whole
@@ -80,7 +80,7 @@ def test_an_adapter(first: str, tiny_model: Path, tmp_path: Path) -> None:
     if first == "adapter":  # of other layers, ranks and scales than the policy's
         torch.manual_seed(7)
         config = LoraConfig(
-            r=3, lora_alpha=5, use_rslora=True, target_modules=["v_proj", "up_proj"], alpha_pattern={"up_proj": 9}
+            r=3, lora_alpha=5, use_rslora=True, target_modules=["v_proj", "up_proj"], alpha_pattern={r"^.*up_proj": 9}
         )
         other = get_peft_model(load(base), config)
         move(other, seed=8)
@@ -98,6 +98,20 @@ def test_an_adapter(first: str, tiny_model: Path, tmp_path: Path) -> None:
         previous = str(folder)
 
 
+def test_a_hard_update_forgets_what_was_before(tiny_model: Path, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tiny_model, "llama")
+    policy = add_lora(load(base), AdapterConfig(lora_r=4, lora_target_modules=("q_proj",)))
+    previous = None
+    for sync in range(2):
+        move(policy, seed=sync)
+        folder = tmp_path / f"reference-{sync}"
+        write_mixed_adapter(policy, target_in(folder, base), whole, previous, alpha=1.0)
+        reference = PeftModel.from_pretrained(load(base), str(folder))
+        torch.testing.assert_close(reference(IDS).logits, logits(base, whole_weights(policy)), rtol=1e-5, atol=1e-5)
+        assert reference.peft_config["default"].r == 4
+        previous = str(folder)
+
+
 def test_what_cannot_be_mixed_is_said_before_training(tiny_model: Path, tmp_path: Path) -> None:
     policy = load(make_base(tmp_path / "base", tiny_model, "llama"))
     other = make_base(tmp_path / "other", tiny_model, "llama-deep")
@@ -108,5 +122,11 @@ def test_what_cannot_be_mixed_is_said_before_training(tiny_model: Path, tmp_path
     (tmp_path / "base" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no safetensors.*save that model again"):
         StoredWeights(str(tmp_path / "base"))
-    with pytest.raises(ModelError, match=r"q_proj has other weights \(DoRA"):
+    with pytest.raises(ModelError, match=r"other weights, first .*lora_magnitude_vector.*DoRA"):
         check_mixable(add_lora(policy, AdapterConfig(lora_target_modules=("q_proj",), use_dora=True)))
+    biased = get_peft_model(load(other), LoraConfig(target_modules=["q_proj"], lora_bias=True))
+    with pytest.raises(ModelError, match=r"other weights, first .*lora_B\.bias"):
+        check_mixable(biased)
+    biased.save_pretrained(str(tmp_path / "biased"))
+    with pytest.raises(ModelError, match=r"more than the two factors of LoRA"):
+        read_terms(str(tmp_path / "biased"))

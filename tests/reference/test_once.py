@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from raydpo import schema, storage
-from raydpo.errors import DamagedFile
+from raydpo.reference import once
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.once import borrow, distinct, loans_of
+from raydpo.reference.once import NO_LOANS, Loans, complete, distinct, loans_of
 from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
 from raydpo.schema import Block, IntArray
 
@@ -42,48 +42,60 @@ def blocks(tmp_path: Path) -> list[Block]:
     return found
 
 
-def test_each_completion_is_left_to_one_block(blocks: list[Block], tmp_path: Path) -> None:
+def score(store: ReferenceStore, block: Block, loans: Loans) -> Counter[tuple[int, ...]]:
+    """Write a stand-in for log-probs that tells what they are of, as a scorer would -> what was scored."""
+    tokenized = TokenizedBlock(block)
+    different = distinct([tokenized.pair(row) for row in range(PAIRS)], loans)
+    scored: Counter[tuple[int, ...]] = Counter()
+    logps = {}
+    for pair, places in zip(different.pairs, different.places, strict=True):
+        for ids, its_places in zip((pair.chosen_ids, pair.rejected_ids), places, strict=True):
+            scored[completion(pair.prompt_ids, ids)] += bool(its_places)
+            logps.update(dict.fromkeys(its_places, np.array([*ids, len(pair.prompt_ids)], dtype=np.float32)))
+    assert different.completions == scored.total()
+    none = np.zeros(0, dtype=np.float32)
+    sides = ([logps.get((row, side), none) for row in range(PAIRS)] for side in (0, 1))
+    write_scores(store.part_url(block) if loans.lenders else store.url(block), *sides)
+    return scored
+
+
+@pytest.mark.parametrize("most", [1, 16])
+def test_each_completion_is_left_to_one_block(
+    most: int, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(once, "MOST_LENDERS", most)
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
     loans = loans_of(blocks)
+    assert max(len(each.lenders) for each in loans.values()) == min(most, 3)
     scored: Counter[tuple[int, ...]] = Counter()
+    for block in reversed(blocks):  # none waits for those before it
+        scored += score(store, block, loans.get(block.content, NO_LOANS))
+    every = []
     for block in blocks:
+        if block.content in loans:
+            assert complete(store, block, loans[block.content])
+            assert not Path(store.part_url(block)).exists()
         tokenized = TokenizedBlock(block)
-        pairs = [tokenized.pair(row) for row in range(PAIRS)]
-        known = borrow(store, loans[block.content]) if block.content in loans else {}
-        different = distinct(pairs, known)
-        logps = dict(known)
-        for pair, places in zip(different.pairs, different.places, strict=True):
-            for ids, its_places in zip((pair.chosen_ids, pair.rejected_ids), places, strict=True):
-                scored[completion(pair.prompt_ids, ids)] += bool(its_places)
-                # A stand-in for log-probs that tells what they are of.
-                logps.update(dict.fromkeys(its_places, np.array([*ids, len(pair.prompt_ids)], dtype=np.float32)))
-        assert different.completions == sum(bool(each) for places in different.places for each in places)
-        assert sorted(logps) == [(row, side) for row in range(PAIRS) for side in (0, 1)]
-        for (row, side), values in logps.items():
-            pair = pairs[row]
-            ids = (pair.chosen_ids, pair.rejected_ids)[side]
-            assert values.tolist() == [*ids, len(pair.prompt_ids)]
-        write_scores(store.url(block), *([logps[row, side] for row in range(PAIRS)] for side in (0, 1)))
-    every = [
-        completion(pair.prompt_ids, ids)
-        for block in blocks
-        for pair in (TokenizedBlock(block).pair(row) for row in range(PAIRS))
-        for ids in (pair.chosen_ids, pair.rejected_ids)
-    ]
-    assert scored == Counter(set(every))
+        chosen, rejected = store.read_scores(store.url(block))
+        for row in range(PAIRS):
+            pair = tokenized.pair(row)
+            for ids, values in ((pair.chosen_ids, chosen[row]), (pair.rejected_ids, rejected[row])):
+                assert values.tolist() == [*ids, len(pair.prompt_ids)]
+                every.append(completion(pair.prompt_ids, ids))
+    assert set(scored) == set(every)
     assert len(every) > 2 * len(scored)
+    if most == 16:
+        assert set(scored.values()) == {1}
 
 
-def test_what_a_block_cannot_lend_is_scored_again(blocks: list[Block], tmp_path: Path) -> None:
+def test_a_block_is_not_filled_up_from_one_that_is_not_there(blocks: list[Block], tmp_path: Path) -> None:
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
     borrower = blocks[-1]
     loans = loans_of(blocks)[borrower.content]
-    assert len(loans.lenders) > 1
-    whole, damaged = loans.lenders[:2]
-    values = [np.ones(2, dtype=np.float32)] * PAIRS
-    write_scores(store.url(whole), values, values)
-    Path(store.url(damaged)).write_bytes(b"PAR1, but cut off")
-    with pytest.raises(DamagedFile):
-        store.read_scores(damaged)
-    known = borrow(store, loans)
-    assert len(known) == (loans.places[:, 2] == 0).sum()
+    score(store, borrower, loans)
+    for lender in loans.lenders[:-1]:
+        score(store, lender, NO_LOANS)
+    assert not complete(store, borrower, loans)
+    Path(store.url(loans.lenders[-1])).write_bytes(b"PAR1, but cut off")
+    assert not complete(store, borrower, loans)
+    assert not Path(store.url(borrower)).exists()
