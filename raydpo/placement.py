@@ -126,9 +126,10 @@ class Wanted:
 
 
 def _divides(job: JobConfig) -> bool:
-    """True where a scorer shares a GPU with a train worker; not if the user says what either takes."""
-    unsaid = job.cluster.gpus_per_worker is None and job.reference.reference_gpus_per_worker is None
-    return job.reference.sync_ref_model and unsaid
+    """True where a scorer shares a GPU with a train worker; not if the user says what either takes, or where it is."""
+    cluster, reference = job.cluster, job.reference
+    unsaid = cluster.gpus_per_worker is None and reference.reference_gpus_per_worker is None
+    return reference.sync_ref_model and unsaid and cluster.worker_label_selector == reference.reference_label_selector
 
 
 def _group(

@@ -77,5 +77,7 @@ def test_scorers_have_room_beside_train_workers_where_the_reference_changes(node
     if train.gpus:
         assert (train_group(given, nodes).gpus, train_group(given, nodes).workers) == (1, 20)
         assert not fit_together([train_group(given, nodes), reference_group(given, nodes)], nodes)
+        apart = {"worker_label_selector": "role=train", "reference_label_selector": "role=ref"}
+        assert reference_group(config.from_flat({"sync_ref_model": True, **apart}), nodes).gpus == 1
         half = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "num_workers": 10})
         assert reference_group(half, nodes).gpus == 1, "what is said of one side is not divided"
