@@ -24,7 +24,6 @@ from raydpo.reporting.console import Poller, Stage, say
 from raydpo.schema import Block
 from raydpo.scoring import (
     Progress,
-    in_order_of_need,
     reader_of,
     reference_store,
     score_as_asked,
@@ -57,7 +56,7 @@ def run(job: JobConfig) -> dict[str, Any]:
         scoring, report = score_and_train(setting, store, train, held_out)
         watch.lap("reference and training")
     else:
-        scoring = score_reference(setting, store, train, held_out)
+        scoring = score_reference(setting, store, in_order_of_need(setting, train, held_out))
         train, held_out = without_poisonous(setting, scoring, train, held_out)
         watch.lap("reference")
         report = train_policy(setting, start_feeds(setting, store, train, held_out))
@@ -79,7 +78,7 @@ def score_ahead(job: JobConfig) -> dict[str, Any]:
     train, held_out = tokenize(setting)
     watch.lap("tokenizing")
     store = reference_store(setting)
-    scoring = score_reference(setting, store, train, held_out)
+    scoring = score_reference(setting, store, in_order_of_need(setting, train, held_out))
     train, held_out = without_poisonous(setting, scoring, train, held_out)
     watch.lap("reference")
     return sum_up_scoring(setting, Scored(train, held_out, store, scoring), watch.seconds)
@@ -133,6 +132,31 @@ def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage:
     return prepare(shards, request, data.max_bad_rows, stage.update)
 
 
+def feed_spec(setting: Setting) -> FeedSpec:
+    """How the training pairs are ordered, and cut into batches."""
+    optim, policy = setting.job.optim, setting.policy
+    return FeedSpec(
+        seed=optim.order_seed,
+        sampling=setting.job.data.train_sampling_strategy,
+        window=setting.job.data.shuffle_window,
+        global_batch=setting.job.global_batch(policy.group.workers),
+        cut=policy.cut,
+        update_work=policy.cut.work.trained(frozen=setting.job.adapter.use_peft),
+        ranks=policy.group.workers,
+        with_prompts=counts_prompts(setting.job.loss),
+    )
+
+
+def in_order_of_need(setting: Setting, train: PreparedData, held_out: PreparedData | None) -> list[Block]:
+    """The blocks as training reads them, held-out ones first; one order in all schedules, as blocks lend to later ones.
+
+    Where a completion is scored in another block, its last digits are others.
+    """
+    order = feed_spec(setting).order(train.blocks, epoch=0)
+    first = held_out.blocks if held_out else ()  # evaluated before the first update
+    return [*first, *(train.blocks[index] for window in order.windows for index in window.blocks)]
+
+
 def score_and_train(
     setting: Setting, store: ReferenceStore, train: PreparedData, held_out: PreparedData | None
 ) -> tuple[ScoringReport, TrainReport]:
@@ -184,22 +208,11 @@ def start_feeds(
     """Feeds of the training pairs, and of the held-out ones."""
     optim, policy = setting.job.optim, setting.policy
     ranks = policy.group.workers
-    global_batch = setting.job.global_batch(ranks)
     schedule = Schedule.of(
-        train.pairs, global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+        train.pairs, setting.job.global_batch(ranks), num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
     )
     sync = sync_plan(setting, store, schedule)
-    spec = FeedSpec(
-        seed=optim.order_seed,
-        sampling=setting.job.data.train_sampling_strategy,
-        window=setting.job.data.shuffle_window,
-        global_batch=global_batch,
-        cut=policy.cut,
-        update_work=policy.cut.work.trained(frozen=setting.job.adapter.use_peft),
-        ranks=ranks,
-        with_prompts=counts_prompts(setting.job.loss),
-        sync=sync.schedule if sync else None,
-    )
+    spec = replace(feed_spec(setting), sync=sync.schedule if sync else None)
     eval_spec = replace(
         spec,
         seed=optim.seed,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo import storage
-from raydpo.batching.order import EpochOrder, SyncSchedule
+from raydpo.batching.order import SyncSchedule
 from raydpo.data.prepare import PreparedData
 from raydpo.models.source import ModelSource
 from raydpo.reference.absent import GivenReference, NoReference, Unscored
@@ -87,7 +87,7 @@ def reader_of(setting: Setting, store: ReferenceStore | Unscored) -> Scores:
     """Where the feeds read: the store itself, or what waits for scores that are to come."""
     if not isinstance(store, ReferenceStore) or not setting.pipelined:
         return store
-    return AskedStore(store.cache_dir) if setting.job.reference.sync_ref_model else AwaitedStore(store)
+    return AskedStore(store) if setting.job.reference.sync_ref_model else AwaitedStore(store)
 
 
 def sync_plan(setting: Setting, store: ReferenceStore | Unscored, schedule: Schedule) -> SyncPlan | None:
@@ -108,27 +108,11 @@ def sync_plan(setting: Setting, store: ReferenceStore | Unscored, schedule: Sche
     )
 
 
-def in_order_of_need(setting: Setting, train: PreparedData, held_out: PreparedData | None) -> list[Block]:
-    """The blocks as training reads them, held-out ones first; one order in all schedules, as blocks lend to later ones.
-
-    Where a completion is scored in another block, its last digits are others.
-    """
-    data = setting.job.data
-    sizes = [block.pairs for block in train.blocks]
-    shuffle = data.train_sampling_strategy != "sequential"
-    order = EpochOrder(sizes, seed=setting.job.optim.order_seed, epoch=0, window=data.shuffle_window, shuffle=shuffle)
-    first = held_out.blocks if held_out else ()  # evaluated before the first update
-    return [*first, *(train.blocks[index] for window in order.windows for index in window.blocks)]
-
-
-def score_reference(
-    setting: Setting, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
-) -> ScoringReport:
+def score_reference(setting: Setting, store: ReferenceStore | Unscored, blocks: Sequence[Block]) -> ScoringReport:
     """Reference log-probs of every block: read where they are known, scored by the pool where they are not."""
     if not isinstance(store, ReferenceStore):
         return ScoringReport()
     stage = Stage("Reference", "pairs")
-    blocks = in_order_of_need(setting, train, held_out)
     report = score(blocks, store, scorer_of(setting), setting.reference.group, stage.update)
     stage.done(f"{report.completions_scored:,} completions scored, {report.completions_reused:,} reused")
     return report

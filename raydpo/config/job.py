@@ -45,6 +45,7 @@ class JobConfig:
         self._check_lengths()
         self._check_precision()
         self._check_adapters()
+        self._check_unscored()
         self._check_sync()
         if self.model.torch_compile and self.cluster.zero_stage == 3:
             raise ConfigError(
@@ -92,23 +93,20 @@ class JobConfig:
             )
         if adapter == BASE:
             raise ConfigError("model_adapter_name=base names no adapter; leave it out and set use_peft for a new one")
-        if self.reference.ref_adapter_name is not None and not self.scores_reference:
-            raise ConfigError(
-                f"ref_adapter_name={self.reference.ref_adapter_name} is of a reference that is scored, and here none "
-                "is; leave it out"
-            )
-        if self.reference.reference_quantization is not None and not self.scores_reference:
-            raise ConfigError(
-                f"reference_quantization={self.reference.reference_quantization} is of a reference that is scored, and "
-                "here none is; leave it out"
-            )
+
+    def _check_unscored(self) -> None:
+        """No option of a reference that is scored, where none is."""
+        for name in ("ref_adapter_name", "reference_quantization", "sync_ref_model"):
+            value = getattr(self.reference, name)
+            if value and not self.scores_reference:
+                raise ConfigError(
+                    f"{name}={options.show(value)} is of a reference that is scored, and here none is; leave it out"
+                )
 
     def _check_sync(self) -> None:
         reference = self.reference
         if not reference.sync_ref_model:
             return
-        if not self.scores_reference:
-            raise ConfigError("sync_ref_model=true moves a reference that is scored, and here none is; leave it out")
         if reference.reference_schedule == "staged":
             raise ConfigError(
                 "reference_schedule=staged scores all pairs before training, but with sync_ref_model=true their scores "

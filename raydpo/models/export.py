@@ -87,13 +87,20 @@ def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> 
 
     Its `base_model_name_or_path` is the name that the user gave. Errors as in `export_model`.
     """
-    from peft import get_peft_model_state_dict  # not above, for the reason given in `add_lora`
-
-    # A selection by name, so that parameters may still be in parts. "auto" would ask the hub for the base's config.
-    tensors = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
-    held = gather_tensors(tensors, target, gather)
+    held = gather_tensors(adapter_tensors(model), target, gather)
     if target.is_main:
         write_adapter(held, copy.copy(model.peft_config[model.active_adapter]), target)
+
+
+def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:
+    """What an adapter's file holds, by name: a selection, so that parameters may still be in parts."""
+    from peft import get_peft_model_state_dict  # not above, for the reason given in `add_lora`
+
+    # "auto" would ask the hub for the base's config.
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False
+    )
+    return tensors
 
 
 def gather_tensors(tensors: Mapping[str, Tensor], target: ExportTarget, gather: Gather) -> dict[str, Tensor]:

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 
 from raydpo import storage
 from raydpo.errors import ModelError
-from raydpo.models.export import ExportTarget, Gather, export_model, gather_tensors, shapes_to_export, write_adapter
+from raydpo.models.export import (
+    ExportTarget,
+    Gather,
+    adapter_tensors,
+    export_model,
+    gather_tensors,
+    shapes_to_export,
+    write_adapter,
+)
 from raydpo.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weight_files
 
 if TYPE_CHECKING:
@@ -98,11 +106,9 @@ def write_mixed_adapter(
     `previous` is the folder of the previous reference's adapter; None where that was the base alone. ModelError where
     an adapter holds more than LoRA's two factors.
     """
-    from peft import LoraConfig, TaskType, get_peft_model_state_dict  # not above, as in `adapters.add_lora`
+    from peft import LoraConfig, TaskType  # not above, as in `adapters.add_lora`
 
-    check_mixable(model)
-    state = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
-    tensors = gather_tensors(state, target, gather)
+    tensors = gather_tensors(check_mixable(model), target, gather)
     if not target.is_main:
         return
     before = read_terms(previous) if previous and alpha < 1 else {}
@@ -128,21 +134,23 @@ def write_mixed_adapter(
     write_adapter(factors, config, target)
 
 
-def check_mixable(model: "PeftModel") -> None:
-    """ModelError unless the adapter is LoRA's two factors in each of its layers, whose products can be added up."""
-    from peft import get_peft_model_state_dict
+def check_mixable(model: "PeftModel") -> dict[str, Tensor]:
+    """The adapter's tensors by name, as `adapter_tensors` has them.
+
+    ModelError unless they are LoRA's two factors in each of its layers, whose products can be added up.
+    """
     from peft.tuners.lora.layer import Linear
 
-    state = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
-    layers = lora_layers(model)
+    tensors, layers = adapter_tensors(model), lora_layers(model)
     factors = {
         f"{layer}.{side}.weight" for layer, module in layers.items() if type(module) is Linear for side in (A, B)
     }
-    if others := sorted(set(state) ^ factors):
+    if others := sorted(set(tensors) ^ factors):
         raise ModelError(
             f"sync_ref_model adds up LoRA's terms, and the adapter has other weights, first {others[0]} (DoRA, a bias, "
             "a module trained in full, or an adapter of no linear layer); leave those out, or train all weights"
         )
+    return tensors
 
 
 def lora_layers(model: "PeftModel") -> dict[str, Any]:

@@ -6,7 +6,7 @@ Not Ray Data's pool, which repeats a task whose actor dies for ever, and cannot 
 import dataclasses
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +114,14 @@ class _Pool:
         self.lost = 0
         """Scorers that died."""
         self.forwards = 0
+        """Of the reference, also those that were for nothing."""
         self._spec = spec
         self._group = group
         self._store = store
         self._tokens = spec.cut.tokens
         self._deaths: Counter[str] = Counter()
         self._deaths_in_loading = 0
-        self._loans: Mapping[str, Loans] = {}
+        self._loans: dict[str, Loans] = {}
         self._parts: dict[Block, BlockScored] = {}
         """Blocks that are scored but for what they take from others."""
         self._waiting: deque[Block] = deque()
@@ -206,7 +207,7 @@ class _Pool:
             if complete(self._store, block, loans):
                 yield scored
                 continue
-            self._loans = {content: other for content, other in self._loans.items() if content != block.content}
+            del self._loans[block.content]
             self._waiting.append(block)
             if len(self._tasks) < self._group.workers:
                 self._start()

@@ -32,13 +32,8 @@ class TrainState:
     """Sums and weights of the metrics since the last line of them, over all ranks."""
     rewards: Sequence[float] = (0.0, 0.0)
     """Sum and number of all rewards so far, where the objective keeps their mean (bco_running_mean)."""
-    reference: Mapping[str, Any] | None = None
-    """The reference in force, as `MovedReference.to_dict` has it; None where it stays as it is."""
-
-    @property
-    def moved_reference(self) -> MovedReference | None:
-        """The reference in force, where it is one that changes."""
-        return None if self.reference is None else MovedReference.from_dict(self.reference)
+    reference: MovedReference | None = None
+    """The reference in force; None where it stays as it is."""
 
 
 def name(step: int) -> str:
@@ -113,4 +108,7 @@ def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -
                 f"{folder} was trained with another {what} ({before}, now {now}); bring back that {what}, or start "
                 "over in another output_dir"
             )
-    return TrainState(**{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards", "reference")})
+    reference = content["reference"] and MovedReference.from_dict(content["reference"])
+    return TrainState(
+        **{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards")}, reference=reference
+    )

@@ -30,7 +30,7 @@ KEPT_BATCHES = 8
 """Global batches in memory: more than ranks are apart, as they meet at each update."""
 
 
-Scores = ReferenceStore | AwaitedStore | AskedStore | Unscored
+Scores = ReferenceStore | AwaitedStore | Unscored
 """Where the feed reads its blocks."""
 
 
@@ -231,7 +231,7 @@ class Feed:
     @ray.method(concurrency_group="control")
     def fail(self, message: str) -> None:
         """No more scores will come: whoever waits for some is told."""
-        if isinstance(self._store, AwaitedStore | AskedStore):
+        if isinstance(self._store, AwaitedStore):
             self._store.fail(message)
 
     @ray.method(concurrency_group="control")

@@ -12,9 +12,9 @@ import torch
 from raydpo.errors import RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
 from raydpo.models.device import device
 from raydpo.models.export import ExportTarget, export_adapter, export_model
-from raydpo.models.flops import peak_flops
 from raydpo.models.load import load_tokenizer, quiet_libraries
 from raydpo.models.source import ModelSource
+from raydpo.reference.moved import MovedReference
 from raydpo.reporting.rundir import REFERENCES
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
@@ -26,7 +26,7 @@ from raydpo.training.evaluation import evaluate
 from raydpo.training.feed import Prefetcher, RankBatch
 from raydpo.training.moving import check_sync, find_moved, forget_references, move_reference
 from raydpo.training.policy import build_policy
-from raydpo.training.rates import Rates
+from raydpo.training.rates import Rates, all_peak_flops
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.sums import Sums
 from raydpo.training.task import TrainReport, TrainTask
@@ -77,7 +77,7 @@ class Worker:
         self._engine = self._zero.engine
         self._state = TrainState()
         if task.sync:
-            self._state = TrainState(reference=task.sync.start.to_dict())
+            self._state = TrainState(reference=MovedReference(task.sync.identity))
             check_sync(self._model, task.sync)
         if newest := ray.train.get_checkpoint() or self._given_checkpoint():
             self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
@@ -94,18 +94,10 @@ class Worker:
             self._rank,
             pairs=schedule.pairs,
             global_batch=schedule.global_batch,
-            reference=self._state.moved_reference,
+            reference=self._state.reference,
         )
         self._last_line: dict[str, float] = {}
-        self._rates = Rates(self._peak_flops())
-
-    def _peak_flops(self) -> float | None:
-        """Of all ranks' devices together; None where nothing is said of them."""
-        stated = self._job.run.device_peak_tflops
-        peak = stated * 1e12 if stated else None
-        if peak is None and self._task.gpu:
-            peak = peak_flops(torch.cuda.get_device_name())
-        return None if peak is None else peak * torch.distributed.get_world_size()
+        self._rates = Rates(all_peak_flops(task))
 
     def _given_checkpoint(self) -> ray.train.Checkpoint | None:
         path = self._job.run.resume_from_checkpoint
@@ -124,10 +116,10 @@ class Worker:
             self._rates.wait(time.monotonic() - waiting)
             self._update(batch)
             step, done = self._state.step, self._state.step == schedule.total_steps
-            epoch_done = schedule.ends_epoch(self._state.position)
             synced = self._sync()
-            if due(job.optim.eval_strategy, step, job.optim.eval_steps or 1, epoch_done) or done:
+            if self._evaluation_due(step):
                 self._evaluate()
+            epoch_done = schedule.ends_epoch(self._state.position)
             if due(job.run.save_strategy, step, job.run.save_steps, epoch_done) or (
                 (done or synced) and job.run.save_strategy != "no"
             ):
@@ -139,11 +131,15 @@ class Worker:
 
     def _find_reference(self) -> None:
         """`ResumeError` on all ranks unless the reference that a checkpoint goes on with is there as it was."""
-        sync, moved = self._task.sync, self._state.moved_reference
+        sync, moved = self._task.sync, self._state.reference
         if sync and moved:
             moved = find_moved(moved, sync, str(Path(self._task.run_dir) / REFERENCES), is_main=self._rank == 0)
-            self._state = dataclasses.replace(self._state, reference=moved.to_dict())
-            self._feed.reference = moved
+            self._hold_against(moved)
+
+    def _hold_against(self, reference: MovedReference) -> None:
+        """From here on this is the reference in force."""
+        self._state = dataclasses.replace(self._state, reference=reference)
+        self._feed.reference = reference
 
     def _known_until(self) -> int:
         """The position up to which batches may be asked for: the reference of those after it is still to come."""
@@ -154,29 +150,24 @@ class Worker:
 
     def _sync(self) -> bool:
         """Let the reference take after the policy, where that is due -> True where it did."""
-        sync = self._task.sync
-        if sync is None or not self._sync_due(self._state.step):
+        sync, step, previous = self._task.sync, self._state.step, self._state.reference
+        if sync is None or previous is None or not self._sync_due(step):
             return False
         waiting = time.monotonic()
-        previous = self._state.moved_reference or sync.start
         target = self._target(REFERENCES, sync.source)
         reference = move_reference(self._model, previous, sync, target, zero.gather(self._zero_config))
-        self._state = dataclasses.replace(self._state, reference=reference.to_dict())
-        self._feed.reference = reference
-        if self._task.eval_feed and self._rank == 0 and self._evaluates_before(self._state.step + sync.schedule.every):
+        self._hold_against(reference)
+        until = min(step + sync.schedule.every, self._task.schedule.total_steps + 1)
+        if self._task.eval_feed and self._rank == 0 and any(map(self._evaluation_due, range(step, until))):
             self._task.eval_feed.fetch.remote(0, 0, reference)  # so that its pairs are scored together with the others
         self._rates.wait(time.monotonic() - waiting)
         return True
 
-    def _evaluates_before(self, end: int) -> bool:
-        """True where an evaluation comes at the present step or after it, and before the update `end`."""
+    def _evaluation_due(self, step: int) -> bool:
+        """After the updates that `eval_strategy` names, and after the last."""
         optim, schedule = self._job.optim, self._task.schedule
-        steps = range(self._state.step, min(end, schedule.total_steps + 1))
-        return any(
-            due(optim.eval_strategy, step, optim.eval_steps or 1, schedule.ends_epoch(schedule.position_after(step)))
-            or step == schedule.total_steps
-            for step in steps
-        )
+        epoch_done = schedule.ends_epoch(schedule.position_after(step))
+        return due(optim.eval_strategy, step, optim.eval_steps or 1, epoch_done) or step == schedule.total_steps
 
     def _sync_due(self, step: int) -> bool:
         """After every so many updates; not after the last of a run that cannot go on, where nothing would use it."""
@@ -257,7 +248,7 @@ class Worker:
             self._rank,
             pairs=task.eval_schedule.pairs,
             global_batch=task.eval_schedule.global_batch,
-            reference=self._state.moved_reference,
+            reference=self._state.reference,
         )
         feed.ask(0, task.eval_schedule.pairs)
         self._feed.ask(self._state.position, self._known_until())  # after the other, as it is needed later
@@ -295,7 +286,7 @@ class Worker:
             steps=self._state.step,
             resumed_at=self._resumed_at,
             pairs_trained=self._state.position,
-            reference=None if (moved := self._state.moved_reference) is None else moved.identity.digest,
+            reference=self._state.reference.identity.digest if self._state.reference else None,
             syncs=sum(map(self._sync_due, range(1, self._state.step + 1))),
             model_dir=target.folder,
         )

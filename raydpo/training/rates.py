@@ -2,7 +2,20 @@
 
 import time
 
+import torch
+
+from raydpo.models.flops import peak_flops
 from raydpo.training.feed import RankBatch
+from raydpo.training.task import TrainTask
+
+
+def all_peak_flops(task: TrainTask) -> float | None:
+    """Floating-point operations a second of all ranks' devices; None where nothing is said of them."""
+    stated = task.job.run.device_peak_tflops
+    peak = stated * 1e12 if stated else None
+    if peak is None and task.gpu:
+        peak = peak_flops(torch.cuda.get_device_name())
+    return None if peak is None else peak * torch.distributed.get_world_size()
 
 
 class Rates:

@@ -8,7 +8,6 @@ from raydpo.config import JobConfig
 from raydpo.models.attention import AttentionChoice
 from raydpo.models.source import ModelSource
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.moved import MovedReference
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ class SyncPlan:
     def fingerprint(self) -> dict[str, str]:
         """What a checkpoint must share."""
         return {"reference sync": f"{self.alpha:g} every {self.schedule.every} updates"}
-
-    @property
-    def start(self) -> MovedReference:
-        """The first reference."""
-        return MovedReference(self.identity)
 
 
 @dataclass(frozen=True)

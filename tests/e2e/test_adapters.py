@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.e2e import plain
 from tests.e2e.jobs import rows, run_job, write_rows
-from tests.e2e.plain import completion_logps
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -49,18 +49,6 @@ def job(tiny_model: Path, sft: Path, tmp_path_factory: pytest.TempPathFactory) -
     }
 
 
-def first_loss(policy: Any, reference: Any, tokenizer: Any) -> float:
-    """Of the first four pairs, beta 0.1, by plain torch."""
-    batch = PAIRS[:4]
-    prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
-    texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
-    sequences = [tokenizer(text)["input_ids"] for text in texts]
-    with torch.no_grad():
-        chosen, rejected = (completion_logps(policy, sequences, prompts)).chunk(2)
-        ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
-    return float(-torch.nn.functional.logsigmoid(0.1 * (chosen - ref_chosen - rejected + ref_rejected)).mean())
-
-
 def test_its_own_start_is_the_reference(tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path) -> None:
     run = run_job(tmp_path, **job, num_workers=2, zero_stage=3, gradient_checkpointing=True)
     assert run.lines[0]["loss"] == pytest.approx(log(2), abs=1e-6)
@@ -81,6 +69,7 @@ def test_the_base_or_another_adapter_can_be_the_reference(
         reference = PeftModel.from_pretrained(reference, named)
     run = run_job(tmp_path / "run", **job, ref_adapter_name=named)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(sft))
-    expected = first_loss(policy, reference, AutoTokenizer.from_pretrained(tiny_model))
+    _, metrics = plain.dpo(policy, reference, AutoTokenizer.from_pretrained(tiny_model), PAIRS[:4], beta=0.1)
+    expected = metrics["loss"]
     assert abs(expected - log(2)) > 1e-3
     assert run.lines[0]["loss"] == pytest.approx(expected, abs=1e-5)

@@ -113,11 +113,10 @@ class ScoredAtOnce(AskedStore):
     def ask(self, asked: Asked) -> None:
         """As `AskedStore`."""
         super().ask(asked)
-        store = ReferenceStore(self.cache_dir, asked.reference.identity)
         for block in asked.blocks:
             pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
             sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
-            write_scores(store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
+            write_scores(self.store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_prompt"])
@@ -129,7 +128,7 @@ def test_each_reference_scores_the_pairs_of_its_window_alone(
     spec = FeedSpec(**{**vars(usual._spec), "sync": SyncSchedule(every=3, total_steps=8)})
     scored = Counter()
     for window, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
-        store = ScoredAtOnce(str(tmp_path))
+        store = ScoredAtOnce(ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}")))
         feed = BatchSource(blocks, store, spec)
         reference = MovedReference(ReferenceIdentity(f"weights {window}", "", None, "{}"))
         for position in reversed(positions):  # from any position, as after a resume
