@@ -171,7 +171,7 @@ def tell(summary: Mapping[str, Any]) -> None:
         )
     if "syncs" in reference:
         times, last = reference["syncs"], reference["identity_at_end"]
-        print(f"{'':<12} times that it took after the policy: {times}; at the end {last}")
+        print(f"{'':<12} syncs with the policy: {times}; identity at the end {last} (references/)")
     if "training" in summary:
         _tell_training(summary)
     else:
