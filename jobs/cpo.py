@@ -2,7 +2,7 @@
 
 import sys
 
-from raydpo.cli import main
+from raydpo.cli.run import main
 
 if __name__ == "__main__":
     sys.exit(main(job="cpo"))

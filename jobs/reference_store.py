@@ -2,7 +2,7 @@
 
 import sys
 
-from raydpo.store_cli import main
+from raydpo.cli.reference_store import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,42 +13,33 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go down this list only, or stay in the room.
 ROOMS = (
     "errors",
-    "options",
-    "loss_types",
-    "trl_keys",
     "config",
-    "schema",
-    "storage",
-    "placement",
-    "remote",
     "objectives",
+    "runtime",
+    "blocks",
     "batching",
-    "models",
     "data",
+    "models",
     "reference",
+    "tr_dpo",
+    "feed",
     "reporting",
     "training",
-    "demo",
-    "setting",
-    "summary",
-    "scoring",
+    "stages",
     "pipeline",
+    "demo",
     "cli",
-    "store_cli",
 )
-RAY_ROOMS = {"remote", "data", "reference", "training", "setting", "scoring", "pipeline", "cli"}
+RAY_ROOMS = {"runtime", "data", "reference", "feed", "training", "stages", "cli"}
 # What a room may import beside Python and raydpo.
 PURE = {
     "errors": set(),
-    "options": {"yaml"},
-    "loss_types": set(),
-    "trl_keys": set(),
     "config": {"yaml"},
-    "schema": {"numpy", "pyarrow"},
-    "storage": {"fsspec", "pyarrow"},
-    "placement": set(),
     "objectives": {"torch"},
+    "blocks": {"numpy", "pyarrow"},
     "batching": {"numpy"},
+    "tr_dpo": {"torch", "transformers", "peft"},
+    "feed": {"numpy", "ray"},
 }
 OUTSIDE = {
     "datasets",

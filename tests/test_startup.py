@@ -13,10 +13,10 @@ HEAVY = {"deepspeed", "peft", "ray", "torch", "transformers"}
     ("module", "allowed"),
     [
         ("raydpo.config", set()),  # `--help`, and a mistake in an option, are answered at once
-        ("raydpo.training.feed", {"ray"}),  # the first update waits for the actor that gives batches
+        ("raydpo.feed.actor", {"ray"}),  # the first update waits for the actor that gives batches
         ("raydpo.training.task", set()),  # Ray Train's controller reads it before it asks for workers
         ("raydpo.reference.scorer", {"torch", "transformers"}),
-        ("raydpo.training.loop", {"ray", "torch", "transformers"}),  # peft only for an adapter, DeepSpeed in a worker
+        ("raydpo.training.worker", {"ray", "torch", "transformers"}),  # peft only for an adapter, DeepSpeed in a worker
     ],
 )
 def test_a_module_loads_only_what_its_process_needs(module: str, allowed: set[str]) -> None:

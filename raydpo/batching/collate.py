@@ -6,8 +6,9 @@ from itertools import chain
 
 import numpy as np
 
-from raydpo.batching.trees import Tree
-from raydpo.schema import FloatArray, IntArray, Layout, MicroBatch, ScoredPair, TokenizedPair
+from raydpo.batching.micro_batch import Layout, MicroBatch
+from raydpo.batching.prefix_tree import Tree
+from raydpo.blocks.schema import FloatArray, IntArray, ScoredPair, TokenizedPair
 
 
 def collate(

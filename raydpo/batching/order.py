@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydpo.schema import IntArray
+from raydpo.blocks.schema import IntArray
 
 
 def permutation(count: int, *key: int) -> IntArray:
@@ -32,22 +32,6 @@ class Window:
     blocks: tuple[int, ...]
     """The blocks it draws from, as indices into the run's list of blocks."""
     pairs: int
-
-
-@dataclass(frozen=True)
-class SyncSchedule:
-    """When the reference takes after the policy: a window of updates lies between one time and the next."""
-
-    every: int
-    """Updates of a window (`ref_model_sync_steps`)."""
-    total_steps: int
-    """Updates of the run, with which the last window ends."""
-
-    def window(self, position: int, pairs: int, global_batch: int) -> tuple[int, int]:
-        """The positions (first, and after the last) of the window that the batch at a position is in."""
-        first = step_of(position, pairs, global_batch) // self.every * self.every
-        last = min(first + self.every, self.total_steps)
-        return position_of(first, pairs, global_batch), position_of(last, pairs, global_batch)
 
 
 class EpochOrder:

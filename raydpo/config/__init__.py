@@ -7,7 +7,7 @@ TrainingArguments wherever these have them; where a default or a meaning differs
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import SCHEDULERS, OptimConfig
-from raydpo.config.reading import FLAGS, JOBS, from_flat, help_text, parse, to_flat, to_yaml, with_defaults
+from raydpo.config.parsing import FLAGS, JOBS, from_flat, help_text, parse, to_flat, to_yaml, with_defaults
 from raydpo.config.sections import (
     BASE,
     AdapterConfig,

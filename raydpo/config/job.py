@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydpo import options
+from raydpo.config import fields
+from raydpo.config.fields import Section
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import OptimConfig
 from raydpo.config.sections import (
@@ -18,7 +19,6 @@ from raydpo.config.sections import (
     RunConfig,
 )
 from raydpo.errors import ConfigError
-from raydpo.options import Section
 
 GPU_TOKENS, CPU_TOKENS = 16384, 2048
 """Tokens of a forward that keep a GPU or a CPU busy; more only take memory."""
@@ -81,10 +81,10 @@ class JobConfig:
     def _check_adapters(self) -> None:
         adapter = self.adapter.model_adapter_name
         own = {
-            field.name: options.show(value)
+            field.name: fields.show(value)
             for field in dataclasses.fields(self.adapter)
             if field.name.startswith(("lora_", "use_rslora", "use_dora"))
-            and (value := getattr(self.adapter, field.name)) != options.default_of(field)
+            and (value := getattr(self.adapter, field.name)) != fields.default_of(field)
         }
         if adapter is not None and own:
             raise ConfigError(
@@ -100,7 +100,7 @@ class JobConfig:
             value = getattr(self.reference, name)
             if value and not self.scores_reference:
                 raise ConfigError(
-                    f"{name}={options.show(value)} is of a reference that is scored, and here none is; leave it out"
+                    f"{name}={fields.show(value)} is of a reference that is scored, and here none is; leave it out"
                 )
 
     def _check_sync(self) -> None:
@@ -188,7 +188,5 @@ SECTIONS: dict[str, type[Section]] = {
     "cluster": ClusterConfig,
     "run": RunConfig,
 }
-HINTS: dict[str, Any] = {
-    name: hint for section in SECTIONS.values() for name, hint in options.hints_of(section).items()
-}
+HINTS: dict[str, Any] = {name: hint for section in SECTIONS.values() for name, hint in fields.hints_of(section).items()}
 """Type of each option by its flat name."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from raydpo import options
+from raydpo.config import fields
+from raydpo.config.fields import Section, above, at_least, one_of, option, within
+from raydpo.config.loss_types import EXO_LABEL_SMOOTHING, F_DIVERGENCES, LOSS_TYPES, OLD_NAMES
 from raydpo.errors import ConfigError
-from raydpo.loss_types import EXO_LABEL_SMOOTHING, F_DIVERGENCES, LOSS_TYPES, OLD_NAMES
-from raydpo.options import Section, above, at_least, one_of, option, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LossConfig(Section):
     ld_alpha: float | None = option(
         None,
         "LD-DPO: weight of the tokens that lie beyond the length of the pair's shorter completion. Unset: 1.",
-        options.Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1),
+        fields.Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1),
     )
     use_weighting: bool = option(False, "WPO: weigh each pair by how likely the policy is to write it.")
     rpo_alpha: float | None = option(
@@ -61,7 +61,7 @@ class LossConfig(Section):
     disable_dropout: bool = option(True, "Train without dropout, so that policy and reference differ by weights only.")
 
     def __post_init__(self) -> None:
-        named = options.convert(self.loss_type, tuple[str, ...]) or ("sigmoid",)
+        named = fields.convert(self.loss_type, tuple[str, ...]) or ("sigmoid",)
         object.__setattr__(self, "loss_type", tuple(OLD_NAMES.get(name, name) for name in named))
         super().__post_init__()
         self._check_weights()
@@ -71,8 +71,8 @@ class LossConfig(Section):
     def _check_weights(self) -> None:
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ConfigError(
-                f"loss_weights={options.show(self.loss_weights)} must give one number for each loss_type "
-                f"({options.show(self.loss_type)}); give {len(self.loss_type)}, or leave it out for 1 each"
+                f"loss_weights={fields.show(self.loss_weights)} must give one number for each loss_type "
+                f"({fields.show(self.loss_type)}); give {len(self.loss_type)}, or leave it out for 1 each"
             )
 
     def _check_reference(self) -> None:
@@ -80,7 +80,7 @@ class LossConfig(Section):
         against = set(self.loss_type) - without - {"sft"}
         if without and against:
             raise ConfigError(
-                f"loss_type={options.show(self.loss_type)} mixes {min(without)}, which takes mean log-probs and no "
+                f"loss_type={fields.show(self.loss_type)} mixes {min(without)}, which takes mean log-probs and no "
                 f"reference, with {min(against)}, which takes sums against one; choose one kind (sft goes with both)"
             )
 
@@ -101,7 +101,7 @@ class LossConfig(Section):
         if self.label_smoothing and not any(LOSS_TYPES[name].smoothing for name in preference):
             formed = [other for other, kind in LOSS_TYPES.items() if kind.smoothing]
             raise ConfigError(
-                f"label_smoothing={self.label_smoothing:g} has no form for loss_type {options.show(self.loss_type)}; "
+                f"label_smoothing={self.label_smoothing:g} has no form for loss_type {fields.show(self.loss_type)}; "
                 f"leave it out, or choose among {', '.join(formed)}"
             )
         if "exo_pair" in preference and self.label_smoothing == 0:

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo import options
+from raydpo.config import fields
+from raydpo.config.fields import Section, above, at_least, one_of, option, within
 from raydpo.errors import ConfigError
-from raydpo.options import Section, above, at_least, one_of, option, within
 
 SCHEDULERS: dict[str, tuple[str, ...]] = {
     "linear": (),
@@ -58,7 +58,7 @@ class OptimConfig(Section):
     max_steps: int = option(
         -1,
         "Updates to stop after, whatever num_train_epochs says; -1: no such limit.",
-        options.Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
+        fields.Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
         "updates",
     )
     learning_rate: float = option(1e-6, "Peak learning rate.", at_least(0))
@@ -69,7 +69,7 @@ class OptimConfig(Section):
     warmup_steps: float = option(
         0,
         "Updates over which the learning rate rises from 0; a fraction below 1 is a share of all updates.",
-        options.Rule(
+        fields.Rule(
             "a whole number, or a fraction below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0)
         ),
         "updates",
@@ -107,7 +107,7 @@ class OptimConfig(Section):
     def _check_schedule(self) -> None:
         name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
         taken = SCHEDULERS[name]
-        shown = f"lr_scheduler_kwargs={options.show(given)}"
+        shown = f"lr_scheduler_kwargs={fields.show(given)}"
         if foreign := sorted(given.keys() - set(taken)):
             raise ConfigError(
                 f"{shown} names {foreign[0]}, which lr_scheduler_type {name} does not take; "

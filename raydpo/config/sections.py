@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from raydpo import options
+from raydpo.config import fields
+from raydpo.config.fields import Section, above, at_least, one_of, option, within
 from raydpo.errors import ConfigError
-from raydpo.options import Section, above, at_least, one_of, option, within
 
 DEFAULT_ZERO_STAGE = 2
 BASE = "base"
@@ -150,7 +150,7 @@ class ReferenceConfig(Section):
     ref_model_mixup_alpha: float = option(
         0.6,
         "TR-DPO: the policy's share of the new reference, the rest is the old one; 1 replaces it.",
-        options.Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+        fields.Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
     )
     ref_model_sync_steps: int = option(
         512, "TR-DPO: updates from one new reference to the next.", at_least(1), "updates"

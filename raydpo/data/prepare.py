@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo import storage
-from raydpo.data.blocks import BlockOutcome, BlockRecipe
-from raydpo.data.blockstream import Slicing, block_outcomes
+from raydpo.blocks.schema import Block
+from raydpo.data.quarantine import BadRow
+from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import Truncation
+from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
-from raydpo.schema import BadRow, Block
+from raydpo.runtime import storage
 
 _log = logging.getLogger(__name__)
 

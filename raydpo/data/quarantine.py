@@ -2,15 +2,27 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from raydpo import storage
-from raydpo.data.readers import ReadRow
-from raydpo.schema import BadRow
+from raydpo.data.files.rows import ReadRow
+from raydpo.runtime import storage
 
 CONTENT_CHARACTERS = 4096
 """Longer contents are cut."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be trained on, as it stands in `quarantine/`."""
+
+    shard: str
+    row: int
+    """From 1: the line in a JSONL file, the element of a JSON array, the row of a Parquet or Arrow file."""
+    reason: str
+    content: str
+    """The row as text; undecodable bytes are escaped, long rows cut."""
 
 
 def bad_row(shard: str, row: ReadRow, reason: str) -> BadRow:

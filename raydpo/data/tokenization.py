@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.pairs import Messages, Pair, RowError
+from raydpo.data.dialects.pair import Messages, Pair, RowError
 
 TokenIds = npt.NDArray[np.int32]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo import storage
 from raydpo.demo.facts import Dialogue, dialogues
+from raydpo.runtime import storage
 
 TRAIN_PAIRS, HELD_OUT_PAIRS = 800, 128
 SHARDS = 4

@@ -3,15 +3,16 @@
 from dataclasses import asdict
 from typing import Any
 
-from raydpo import config, storage
+from raydpo import config
 from raydpo.config import JobConfig
 from raydpo.demo.facts import dialogues
 from raydpo.demo.judge import assess
 from raydpo.demo.model import ensure_starter
 from raydpo.demo.preferences import DEMO_DEFAULTS, HELD_OUT_PAIRS, ORPO_DEFAULTS, write_preferences
-from raydpo.models.load import quiet_libraries
+from raydpo.models.loading import quiet_libraries
 from raydpo.reporting.console import Stage
 from raydpo.reporting.rundir import RunDir
+from raydpo.runtime import storage
 
 
 def complete(job: JobConfig) -> tuple[JobConfig, bool]:

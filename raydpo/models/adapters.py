@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
-from raydpo.models.load import LOAD_ERRORS
+from raydpo.models.loading import LOAD_ERRORS
 from raydpo.models.source import ModelSource, local_adapter
 
 if TYPE_CHECKING:

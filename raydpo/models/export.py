@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
-from raydpo import storage
 from raydpo.errors import ModelError, StorageError
 from raydpo.models.source import ADAPTER_WEIGHTS, ModelSource, local_folder
+from raydpo.runtime import storage
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

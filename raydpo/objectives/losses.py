@@ -1,7 +1,7 @@
 """The objectives, one function each, under the names of `loss_type`: B pairs in, a loss a pair [B] out.
 
 The objective of a batch is the mean over its pairs. In the formulas a = log pi(y+|x) - log ref(y+|x), b the same of y-,
-h = a - b, s the logistic function, e the label smoothing; the papers stand in raydpo/loss_types.py.
+h = a - b, s the logistic function, e the label smoothing; the papers stand in raydpo/config/loss_types.py.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.loss_types import LOSS_TYPES
+from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.objectives.divergences import score
 from raydpo.objectives.pairs import PairLogps
 

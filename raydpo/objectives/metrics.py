@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.loss_types import LOSS_TYPES
+from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.objectives.losses import log_odds_ratio
 from raydpo.objectives.pairs import PairLogps
 

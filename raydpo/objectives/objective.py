@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.loss_types import LOSS_TYPES
+from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.objectives.losses import LOSSES, sft
 from raydpo.objectives.pairs import PairLogps
 

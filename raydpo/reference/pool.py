@@ -13,13 +13,13 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+from raydpo.blocks.schema import Block
 from raydpo.errors import ReferenceMismatch, TrainingError
-from raydpo.placement import Group
-from raydpo.reference.once import NO_LOANS, Loans, complete, loans_of
+from raydpo.reference.dedup import NO_LOANS, Loans, complete, loans_of
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
-from raydpo.remote import answer
-from raydpo.schema import Block
+from raydpo.runtime.actors import answer
+from raydpo.runtime.resources import Group
 
 _log = logging.getLogger(__name__)
 

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 
 from raydpo.batching.collate import by_pair, collate
-from raydpo.batching.cut import Cut
+from raydpo.batching.planner import Cut
+from raydpo.blocks.block import TokenizedBlock, write_scores
+from raydpo.blocks.schema import Block, FloatArray
 from raydpo.errors import ModelError
 from raydpo.models.adapters import load_adapter
-from raydpo.models.attention import AttentionChoice
+from raydpo.models.attention.choice import AttentionChoice
 from raydpo.models.compile import compile_layers
+from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.device import device
-from raydpo.models.load import load_causal_lm, quiet_libraries
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.loading import load_causal_lm, quiet_libraries
 from raydpo.models.source import ModelSource
-from raydpo.reference.once import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, distinct
-from raydpo.reference.store import ReferenceStore, TokenizedBlock, write_scores
-from raydpo.schema import Block, FloatArray
+from raydpo.reference.dedup import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, distinct
+from raydpo.reference.store import ReferenceStore
 
 _log = logging.getLogger(__name__)
 

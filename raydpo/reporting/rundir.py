@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo import options, storage
-from raydpo.config import JobConfig, from_flat, to_flat, to_yaml
+from raydpo.config import JobConfig, fields, from_flat, to_flat, to_yaml
 from raydpo.errors import ResumeError
+from raydpo.runtime import storage
 
 REFERENCES = "references"
 """Folder of a run with the references that training makes."""
@@ -86,7 +86,7 @@ class RunDir:
         storage.write_bytes(str(self.config), to_yaml(job).encode())
 
     def _check_same(self, job: JobConfig) -> None:
-        before = to_flat(from_flat(options.read_yaml(str(self.config))))
+        before = to_flat(from_flat(fields.read_yaml(str(self.config))))
         for name, value in to_flat(job).items():
             if name not in MAY_CHANGE and before[name] != value:
                 raise ResumeError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydpo import storage
+from raydpo.runtime import storage
 
 
 class RunLog:

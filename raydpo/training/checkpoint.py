@@ -12,7 +12,7 @@ import ray.train
 import torch
 
 from raydpo.errors import ResumeError
-from raydpo.reference.moved import MovedReference
+from raydpo.tr_dpo.version import MovedReference
 
 TAG = "engine"
 STATE_FILE = "state.json"

@@ -2,10 +2,10 @@
 
 import torch
 
+from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ReferenceMismatch
 from raydpo.models.device import to_device
 from raydpo.models.head import TokenLogps
-from raydpo.schema import MicroBatch
 
 DRIFT_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Nats a token, by precision: half precision rounds a log-prob differently in batches of other shapes."""

@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 
+from raydpo.feed.prefetch import Prefetcher
+from raydpo.feed.schedule import Schedule
 from raydpo.objectives.objective import losses
 from raydpo.objectives.pairs import from_table
-from raydpo.training.coupling import gather_rows
-from raydpo.training.feed import Prefetcher
-from raydpo.training.forward import forward
-from raydpo.training.step import Objective, add_router_sums
-from raydpo.training.sums import Sums, add_pair_sums, add_token_sums
-from raydpo.training.task import Schedule
+from raydpo.training.global_batch_loss import gather_rows
+from raydpo.training.metric_sums import Sums, add_pair_sums, add_token_sums
+from raydpo.training.step import Objective, add_router_sums, forward
 
 
 @torch.no_grad()

@@ -4,16 +4,16 @@ from typing import Any
 
 from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.compile import compile_layers
-from raydpo.models.load import disable_dropout, enable_gradient_checkpointing, load_causal_lm
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm
 from raydpo.models.router import RouterLoss, router_loss
-from raydpo.training import zero
+from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
 
 
 def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
     """The model to train, as a policy that gives log-probs; and its auxiliary loss, if it is to have one."""
-    keep_alive = zero.keep_weights_partitioned(zero_config)
+    keep_alive = deepspeed_engine.keep_weights_partitioned(zero_config)
     model: Any = load_causal_lm(
         task.source,
         dtype=task.precision,

@@ -3,76 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.batching.order import SyncSchedule, position_of, steps_per_epoch
 from raydpo.config import JobConfig
-from raydpo.models.attention import AttentionChoice
+from raydpo.feed.schedule import Schedule
+from raydpo.models.attention.choice import AttentionChoice
 from raydpo.models.source import ModelSource
-from raydpo.reference.identity import ReferenceIdentity
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is; a position counts pairs since its start."""
-
-    pairs: int
-    """Pairs an epoch."""
-    global_batch: int
-    """Pairs an update."""
-    total_steps: int
-    """Updates in all."""
-
-    @staticmethod
-    def of(pairs: int, global_batch: int, *, num_train_epochs: float, max_steps: int) -> "Schedule":
-        """`max_steps` where it is set, else the updates of `num_train_epochs` (rounded up), as Hugging Face counts."""
-        steps = max_steps if max_steps > 0 else -int(-num_train_epochs * steps_per_epoch(pairs, global_batch) // 1)
-        return Schedule(pairs, global_batch, steps)
-
-    @staticmethod
-    def one_epoch(pairs: int, global_batch: int) -> "Schedule":
-        """One pass, as evaluation makes it."""
-        return Schedule(pairs, global_batch, steps_per_epoch(pairs, global_batch))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates an epoch."""
-        return steps_per_epoch(self.pairs, self.global_batch)
-
-    @property
-    def end(self) -> int:
-        """Position after the last update."""
-        return self.position_after(self.total_steps)
-
-    def position_after(self, step: int) -> int:
-        """Position after an update."""
-        return position_of(step, self.pairs, self.global_batch)
-
-    def ends_epoch(self, position: int) -> bool:
-        """True where a position lies between two epochs."""
-        return position % self.pairs == 0
-
-
-@dataclass(frozen=True)
-class SyncPlan:
-    """TR-DPO: how the reference takes after the policy."""
-
-    schedule: SyncSchedule
-    alpha: float
-    """The policy's share of the new reference (`ref_model_mixup_alpha`)."""
-    source: ModelSource
-    """The first reference."""
-    adapter: ModelSource | None
-    """The LoRA adapter on it."""
-    identity: ReferenceIdentity
-    """Of both."""
-    lora: bool
-    """True where the policy is a LoRA adapter on the same base."""
-    kept: int | None
-    """References to keep, the newest: those that checkpoints go on with. None: all."""
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """What a checkpoint must share."""
-        return {"reference sync": f"{self.alpha:g} every {self.schedule.every} updates"}
+from raydpo.tr_dpo.schedule import SyncPlan
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from raydpo import storage
 from raydpo.config import JobConfig
 from raydpo.errors import RaydpoError, ResumeError, TrainingError
-from raydpo.placement import Group
+from raydpo.runtime import storage
+from raydpo.runtime.resources import Group
 from raydpo.training import checkpoint
-from raydpo.training.loop import train_worker
 from raydpo.training.task import TrainReport, TrainTask
+from raydpo.training.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
 """Ray Train's name of the run below `storage_path`, where that is the run's own folder."""

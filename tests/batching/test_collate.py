@@ -3,8 +3,9 @@
 import numpy as np
 
 from raydpo.batching.collate import by_pair, collate, collate_scored
-from raydpo.batching.trees import grow
-from raydpo.schema import Layout, ScoredPair
+from raydpo.batching.micro_batch import Layout
+from raydpo.batching.prefix_tree import grow
+from raydpo.blocks.schema import ScoredPair
 
 
 def scored(name: str, prompt: list[int], chosen: list[int], rejected: list[int]) -> ScoredPair:

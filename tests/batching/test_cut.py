@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from raydpo.batching.cut import Cut
-from raydpo.batching.work import Work
-from raydpo.schema import TokenizedPair
+from raydpo.batching.flops import Work
+from raydpo.batching.planner import Cut
+from raydpo.blocks.schema import TokenizedPair
 
 WORK = Work(token=1.0, completion_token=1.0, attention=((0.01, None),))
 

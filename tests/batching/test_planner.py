@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from raydpo.batching.flops import Work
 from raydpo.batching.planner import RankPlan, plan
-from raydpo.batching.trees import Tree
-from raydpo.batching.work import Work
+from raydpo.batching.prefix_tree import Tree
 
 HALF_BILLION = Work(2 * 3.6e8, 2 * 896 * 151_936, ((4 * 896 * 24, None),))
 

@@ -33,8 +33,8 @@ def measure(setup: Setup, rows: Path) -> dict[str, float]:
 
 def run(capture: Path, flags: list[str]) -> int:
     """jobs/dpo.py with the flags, in this process -> exit status."""
-    from raydpo.cli import main
-    from raydpo.training.feed import start_feed
+    from raydpo.cli.run import main
+    from raydpo.feed.actor import start_feed
     from raydpo.training.trainer import fit
 
     given: list[Any] = []
@@ -48,7 +48,7 @@ def run(capture: Path, flags: list[str]) -> int:
         capture.write_bytes(pickle.dumps((given, alone)))
         return fit(task, group)
 
-    with mock.patch("raydpo.pipeline.start_feed", starting), mock.patch("raydpo.training.trainer.fit", fitting):
+    with mock.patch("raydpo.stages.feeds.start_feed", starting), mock.patch("raydpo.training.trainer.fit", fitting):
         return main(flags)
 
 
@@ -60,15 +60,17 @@ def bare(capture: Path, result: Path) -> None:
     """
     import torch
 
+    from raydpo.feed.batches import BatchSource
     from raydpo.objectives.objective import losses
+    from raydpo.training import deepspeed_engine
     from raydpo.training import policy as policies
-    from raydpo.training import zero
-    from raydpo.training.feed import BatchSource
-    from raydpo.training.forward import forward
+    from raydpo.training.step import forward
 
     source, task = pickle.loads(capture.read_bytes())
     batches = _batches(BatchSource(*source), task.schedule.end)
-    policy, _ = policies.build_policy(task, zero.zero_config(task.job, task.precision, gpu=task.gpu, num_workers=1))
+    policy, _ = policies.build_policy(
+        task, deepspeed_engine.zero_config(task.job, task.precision, gpu=task.gpu, num_workers=1)
+    )
     engine = Bare(policy.train())
     optim, loss = task.job.optim, task.job.loss
     optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=0.0)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo import config, options, trl_keys
-from raydpo.loss_types import LOSS_TYPES
+from raydpo import config
+from raydpo.config import fields, trl_compat
+from raydpo.config.loss_types import LOSS_TYPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def option_tables() -> list[str]:
     for section in config.SECTIONS.values():
         rows = []
         for field in dataclasses.fields(section):
-            default, unit = options.show(options.default_of(field)), field.metadata["unit"]
+            default, unit = fields.show(fields.default_of(field)), field.metadata["unit"]
             shown = f"{default} {unit}" if unit and default != "unset" else default
             rows.append((f"`{field.name}`", shown, field.metadata["help"]))
         lines += ["", f"**{(section.__doc__ or '').splitlines()[0]}**", "", *table("option | default | ", rows)]
@@ -41,20 +42,20 @@ def loss_table() -> list[str]:
 
 def words(values: Mapping[str, Any]) -> str:
     """Options and their values as one would set them."""
-    return ", ".join(f"`{name}` {options.show(value)}" for name, value in values.items()) or "nothing"
+    return ", ".join(f"`{name}` {fields.show(value)}" for name, value in values.items()) or "nothing"
 
 
 def key_tables() -> list[str]:
     """TRL's keys that are no options: other names, without meaning, refused; keys with the same answer share a row."""
-    renamed = [(f"`{key}`", f"`{name}`") for key, name in sorted(trl_keys.RENAMED.items())]
+    renamed = [(f"`{key}`", f"`{name}`") for key, name in sorted(trl_compat.RENAMED.items())]
     translated = [
         (f"`{key}`", "; ".join(f"{value}: {words(said)}" for value, said in values.items()))
-        for key, values in sorted(trl_keys.TRANSLATED.items())
+        for key, values in sorted(trl_compat.TRANSLATED.items())
     ]
     lines = ["", "**Taken as options of ours**", "", *table("key | means", renamed + translated)]
     for title, head, entries in (
-        ("Without meaning", "key | instead", trl_keys.WITHOUT_MEANING),
-        ("Refused", "key | why, and what to do", trl_keys.REFUSED),
+        ("Without meaning", "key | instead", trl_compat.WITHOUT_MEANING),
+        ("Refused", "key | why, and what to do", trl_compat.REFUSED),
     ):
         keys: dict[str, list[str]] = {}
         for key, entry in entries.items():

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydpo import trl_keys
-from raydpo.config import HINTS, SCHEDULERS, JobConfig, from_flat, parse, to_flat
+from raydpo.config import HINTS, SCHEDULERS, JobConfig, from_flat, parse, to_flat, trl_compat
 
 trl = pytest.importorskip("trl", reason="needs the extra `parity`")
 
@@ -88,15 +87,15 @@ def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
 def test_each_key_of_trl_has_exactly_one_place() -> None:
     places = [
         set(HINTS),
-        *map(set, (trl_keys.RENAMED, trl_keys.TRANSLATED, trl_keys.WITHOUT_MEANING, trl_keys.REFUSED)),
+        *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.WITHOUT_MEANING, trl_compat.REFUSED)),
     ]
     assert {key: count for key in trl_defaults() if (count := sum(key in place for place in places)) != 1} == {}
-    assert all(sum(key in place for place in places) == 1 for key in trl_keys.KEYS)
+    assert all(sum(key in place for place in places) == 1 for key in trl_compat.KEYS)
 
 
 def test_neutral_values_are_trls_defaults() -> None:
     theirs = trl_defaults()
-    ours = {key: entry.neutral[0] for key, entry in {**trl_keys.WITHOUT_MEANING, **trl_keys.REFUSED}.items()}
+    ours = {key: entry.neutral[0] for key, entry in {**trl_compat.WITHOUT_MEANING, **trl_compat.REFUSED}.items()}
     assert {key: (theirs[key], ours[key]) for key in theirs.keys() & ours if plain(theirs[key]) != ours[key]} == {}
 
 

@@ -12,12 +12,13 @@ import pytest
 import zstandard
 from transformers import PreTrainedTokenizerFast
 
-from raydpo import schema, storage
-from raydpo.data import blocks, blockstream
+from raydpo.blocks import schema
+from raydpo.data import ray_stream, tokenize_block
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
+from raydpo.runtime import storage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -244,11 +245,11 @@ def test_each_raw_block_is_a_task_of_its_own(tmp_path: Path, text_tokenizer: Pre
     """Small rows, which Ray Data would put together: one large shard must not become one task."""
     (tmp_path / "a.jsonl").write_bytes(jsonl([pair(i) for i in range(64)]))
     shards = find_shards([str(tmp_path / "a.jsonl")], "train")
-    before = blockstream.DataContext.get_current().target_max_block_size
+    before = ray_stream.DataContext.get_current().target_max_block_size
     rows: list[int] = []
     prepare(shards, request(tmp_path, text_tokenizer, block_pairs=4), on_progress=rows.append)
     assert rows == list(range(4, 65, 4))
-    assert blockstream.DataContext.get_current().target_max_block_size == before
+    assert ray_stream.DataContext.get_current().target_max_block_size == before
 
 
 def test_the_dialect_is_told_from_the_first_readable_rows(tmp_path: Path) -> None:
@@ -256,16 +257,16 @@ def test_the_dialect_is_told_from_the_first_readable_rows(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_bytes(b"{\n" * 100 + jsonl([row]) * 10)
     shard = Shard("a.jsonl", str(tmp_path / "a.jsonl"))
     for block_pairs in (20, 200):
-        raws = list(blockstream.raw_blocks(shard, 0, blockstream.Slicing("auto", block_pairs)))
+        raws = list(ray_stream.raw_blocks(shard, 0, ray_stream.Slicing("auto", block_pairs)))
         assert raws[-1].dialect == "sharegpt"
 
 
 def test_a_retried_block_writes_the_same_files(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl([pair(1), {"chosen": "x"}, pair(2)]))
-    recipe = blocks.BlockRecipe(Truncation(), str(tmp_path / "cache"), str(tmp_path / "quarantine"))
+    recipe = tokenize_block.BlockRecipe(Truncation(), str(tmp_path / "cache"), str(tmp_path / "quarantine"))
     shard = Shard("a.jsonl", str(tmp_path / "a.jsonl"))
-    (raw,) = blockstream.raw_blocks(shard, 0, blockstream.Slicing("auto", 10))
-    outcomes = [blocks.tokenize_block(raw, text_tokenizer, recipe) for _ in range(2)]
+    (raw,) = ray_stream.raw_blocks(shard, 0, ray_stream.Slicing("auto", 10))
+    outcomes = [tokenize_block.tokenize_block(raw, text_tokenizer, recipe) for _ in range(2)]
     assert outcomes[0] == outcomes[1]
     assert len(list((tmp_path / "cache/tokenized").iterdir())) == 1
     assert len(quarantined(tmp_path)) == 1

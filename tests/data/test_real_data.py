@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from raydpo.data.blockstream import Slicing, raw_blocks
-from raydpo.data.formats import to_pair
-from raydpo.data.pairs import Pair, RowError
-from raydpo.data.readers import parse
+from raydpo.data.dialects.detect import to_pair
+from raydpo.data.dialects.pair import Pair, RowError
+from raydpo.data.files.rows import parse
+from raydpo.data.ray_stream import Slicing, raw_blocks
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import PairIds, tokenize
 

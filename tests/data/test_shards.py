@@ -8,7 +8,7 @@ import pytest
 
 from raydpo.data import sources
 from raydpo.data.shards import find_shards
-from raydpo.data.splits import files_of_split
+from raydpo.data.sources import files_of_split
 from raydpo.errors import DataError
 
 ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'

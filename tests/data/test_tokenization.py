@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from raydpo.data.pairs import Pair, RowError
+from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.tokenization import PairIds, Truncation, tokenize
 
 USER = {"role": "user", "content": "hello world"}

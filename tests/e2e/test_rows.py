@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydpo import config, pipeline, storage
+from raydpo import config, pipeline
+from raydpo.blocks.block import write_scores
 from raydpo.errors import ConfigError, DataError, ReferenceMismatch
-from raydpo.reference.store import write_scores
+from raydpo.runtime import storage
 from tests.e2e.jobs import Run, rows, run_job, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_local")

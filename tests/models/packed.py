@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from raydpo.batching.collate import collate
-from raydpo.batching.trees import grow
-from raydpo.models.attention import IMPLEMENTATIONS
-from raydpo.models.backends import register_attention
-from raydpo.schema import MicroBatch, TokenizedPair
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.batching.prefix_tree import grow
+from raydpo.blocks.schema import TokenizedPair
+from raydpo.models.attention.choice import IMPLEMENTATIONS
+from raydpo.models.attention.kernels import register_attention
 
 VOCABULARY = 61
 SHAPE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
 from raydpo.models.adapters import add_lora, load_adapter
-from raydpo.models.load import enable_gradient_checkpointing
+from raydpo.models.loading import enable_gradient_checkpointing
 from raydpo.models.source import ModelSource, resolve_adapter
 
 IDS = torch.tensor([[5, 9, 42, 17, 60, 3, 8]])

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.blocks.schema import TokenizedPair
 from raydpo.errors import ModelError
 from raydpo.models.compile import compile_layers
-from raydpo.models.logprobs import CompletionLogps
-from raydpo.schema import MicroBatch, TokenizedPair
+from raydpo.models.completion_logps import CompletionLogps
 from tests.models.packed import VOCABULARY, packed, pairs, sharing
 
 

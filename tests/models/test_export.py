@@ -31,9 +31,9 @@ from transformers import (
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError, StorageError
 from raydpo.models.adapters import add_lora
+from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.export import ExportTarget, export_adapter, export_model
-from raydpo.models.load import disable_dropout, load_causal_lm, load_tokenizer
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.loading import disable_dropout, load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model, weight_files
 from tests.models.partitioned import Partitioned, whole
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from raydpo.errors import ModelError
+from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.head import TokenLogps
-from raydpo.models.load import enable_gradient_checkpointing
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.loading import enable_gradient_checkpointing
 from raydpo.models.router import router_loss
 from tests.models.packed import SHAPE, packed, pairs, sequences, sharing
 

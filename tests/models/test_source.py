@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import LlamaForCausalLM
 
 from raydpo.errors import ModelError
-from raydpo.models.load import load_tokenizer
+from raydpo.models.loading import load_tokenizer
 from raydpo.models.source import ModelSource, local_folder, resolve_model, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.loss_types import LOSS_TYPES
+from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.objectives.losses import LOSSES
 from raydpo.objectives.objective import at_reference, is_coupled, losses
 from raydpo.objectives.pairs import COLUMNS, from_table

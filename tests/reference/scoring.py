@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from raydpo import schema, storage
-from raydpo.batching.cut import Cut
-from raydpo.batching.work import Work
-from raydpo.models.attention import choose
-from raydpo.models.load import load_config
+from raydpo.batching.flops import Work
+from raydpo.batching.planner import Cut
+from raydpo.blocks import schema
+from raydpo.blocks.schema import Block
+from raydpo.models.attention.choice import choose
+from raydpo.models.loading import load_config
 from raydpo.models.source import resolve_model
-from raydpo.placement import Group
-from raydpo.reference.once import NO_LOANS, Loans
+from raydpo.reference.dedup import NO_LOANS, Loans
 from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
 from raydpo.reference.store import ReferenceStore
-from raydpo.schema import Block
+from raydpo.runtime import storage
+from raydpo.runtime.resources import Group
 
 PAIRS_A_BLOCK = 6
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from raydpo.errors import ModelError, ReferenceMismatch
-from raydpo.reference.digest import identify
+from raydpo.reference.fingerprint import identify
 from raydpo.reference.identity import ReferenceIdentity
 
 NUMERICS = {"dtype": "float32", "attn_implementation": "sdpa"}

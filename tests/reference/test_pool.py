@@ -11,14 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from raydpo import schema, storage
+from raydpo.blocks import schema
+from raydpo.blocks.block import ScoredBlock
+from raydpo.blocks.schema import Block
 from raydpo.errors import ModelError, TrainingError
 from raydpo.reference import pool
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.pool import ScoringReport, score
 from raydpo.reference.scorer import Scorer
-from raydpo.reference.store import ReferenceStore, ScoredBlock
-from raydpo.schema import Block
+from raydpo.reference.store import ReferenceStore
+from raydpo.runtime import storage
 from tests.reference.scoring import PAIRS_A_BLOCK, Poisoned, Slow, Unloadable, group_of, make_blocks, spec_of
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -10,17 +10,18 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raydpo.batching.collate import collate_scored
-from raydpo.batching.trees import grow
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.batching.prefix_tree import grow
+from raydpo.blocks.schema import ScoredPair
 from raydpo.config import LossConfig
-from raydpo.models.attention import IMPLEMENTATIONS
-from raydpo.models.backends import register_attention
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.feed.batches import RankBatch
+from raydpo.models.attention.choice import IMPLEMENTATIONS
+from raydpo.models.attention.kernels import register_attention
+from raydpo.models.completion_logps import CompletionLogps
 from raydpo.objectives.objective import counts_prompts
-from raydpo.schema import MicroBatch, ScoredPair
-from raydpo.training.coupling import RewardMean
-from raydpo.training.feed import RankBatch
+from raydpo.training.global_batch_loss import RewardMean
+from raydpo.training.metric_sums import Sums
 from raydpo.training.step import Objective, train_micro_batches
-from raydpo.training.sums import Sums
 
 PAIRS = 16
 SEED = 11

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.models.logprobs import CompletionLogps
+from raydpo.models.completion_logps import CompletionLogps
 from raydpo.objectives.objective import losses
-from raydpo.training.coupling import RewardMean
-from raydpo.training.forward import forward
-from raydpo.training.step import Objective, train_micro_batches
-from raydpo.training.sums import Sums
+from raydpo.training.global_batch_loss import RewardMean
+from raydpo.training.metric_sums import Sums
+from raydpo.training.step import Objective, forward, train_micro_batches
 from tests.training.ranks import (
     PAIRS,
     SEED,

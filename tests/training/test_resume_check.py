@@ -9,7 +9,7 @@ import pytest
 
 from raydpo import config
 from raydpo.errors import ResumeError
-from raydpo.placement import Group
+from raydpo.runtime.resources import Group
 from raydpo.training.trainer import check_resume
 
 ONE, TWO = (Group(workers, 0, 1, {}, {}) for workers in (1, 2))

@@ -1,0 +1,1 @@
+"""Tokenized blocks and their reference log-probs: records, schemas, reading and writing."""

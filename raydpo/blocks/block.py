@@ -1,0 +1,108 @@
+"""Tokenized blocks and their scores, read from and written to Parquet files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raydpo.blocks import schema
+from raydpo.blocks.schema import Block, FloatArray, IntArray, ScoredPair, TokenizedPair
+from raydpo.errors import ReferenceMismatch
+from raydpo.runtime import storage
+
+
+class Lists:
+    """A list column with cheap access to a row."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        column = table.column(name).combine_chunks()
+        self._values = column.flatten().to_numpy(zero_copy_only=False)
+        self._ends = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))])
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = self._values[self._ends[row] : self._ends[row + 1]]
+        return values
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+
+class TokenizedBlock:
+    """The pairs of one tokenized block, or of a part of it, read into memory."""
+
+    def __init__(self, block: Block) -> None:
+        """Read the block's Parquet file (`schema.TOKENIZED_SCHEMA`)."""
+        whole = storage.read_table(block.url)
+        self.table = table = whole if block.rows is None else whole.take(list(block.rows))
+        """All columns of the file: with `reference_from_dataset` it has scores too."""
+        self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
+        self._prompts = Lists(table, schema.PROMPT_IDS)
+        self._chosen = Lists(table, schema.CHOSEN_IDS)
+        self._rejected = Lists(table, schema.REJECTED_IDS)
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def prompt(self, row: int) -> IntArray:
+        """The prompt's token ids in a row."""
+        return self._prompts[row].astype(np.int64)
+
+    def pair(self, row: int) -> TokenizedPair:
+        """The pair in a row."""
+        return TokenizedPair(
+            pair_id=self.pair_ids[row],
+            prompt_ids=self.prompt(row),
+            chosen_ids=self._chosen[row].astype(np.int64),
+            rejected_ids=self._rejected[row].astype(np.int64),
+        )
+
+
+class ScoredBlock:
+    """The pairs of a tokenized block together with their scores, joined row by row."""
+
+    def __init__(self, tokenized: TokenizedBlock, scores: pa.Table, url: str) -> None:
+        """`scores` is what was read from `url`, which messages name."""
+        self._tokenized = tokenized
+        self._url = url
+        self._chosen = Lists(scores, schema.REF_CHOSEN_LOGPS)
+        self._rejected = Lists(scores, schema.REF_REJECTED_LOGPS)
+        if len(self._chosen) != len(tokenized):
+            raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
+
+    def __len__(self) -> int:
+        return len(self._tokenized)
+
+    def prompt(self, row: int) -> IntArray:
+        """The prompt's token ids in a row."""
+        return self._tokenized.prompt(row)
+
+    def pair(self, row: int) -> ScoredPair:
+        """The pair in a row, with its scores."""
+        pair = self._tokenized.pair(row)
+        chosen, rejected = self._chosen[row], self._rejected[row]
+        if (len(chosen), len(rejected)) != (len(pair.chosen_ids), len(pair.rejected_ids)):
+            raise self._mismatch(f"row {row} holds other numbers of tokens than {pair.pair_id}")
+        return ScoredPair(
+            pair_id=pair.pair_id,
+            prompt_ids=pair.prompt_ids,
+            chosen_ids=pair.chosen_ids,
+            rejected_ids=pair.rejected_ids,
+            ref_chosen_logps=chosen,
+            ref_rejected_logps=rejected,
+        )
+
+    def _mismatch(self, what: str) -> ReferenceMismatch:
+        return ReferenceMismatch(f"the scores in {self._url} do not fit their block: {what}; delete that file")
+
+
+def scores_table(chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> pa.Table:
+    """A block's scores: for each pair, the log-prob of each token of its two completions."""
+    columns = [pa.array(list(values), type=pa.list_(pa.float32())) for values in (chosen, rejected)]
+    return pa.Table.from_arrays(columns, schema=schema.SCORES_SCHEMA)
+
+
+def write_scores(url: str, chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> None:
+    """Write a block's scores, as `scores_table` has them."""
+    storage.write_table(url, scores_table(chosen, rejected))

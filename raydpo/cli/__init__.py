@@ -1,0 +1,1 @@
+"""The command lines of jobs/: options to a run, errors as one line, a short report at the end."""

@@ -1,0 +1,63 @@
+"""Anthropic HH transcripts: `\\n\\nHuman: ...\\n\\nAssistant: ...` in one text, the last turn the model's."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from raydpo.data.dialects.implicit_prompt import common_turns, split_turns
+from raydpo.data.dialects.pair import Messages, RowError
+
+_MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_START = re.compile(r"\s*Human:")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    role: str
+    text: str
+    start: int
+    """Where the text begins in the transcript, right behind the colon."""
+
+
+def is_transcript(value: Any) -> bool:
+    """True for text that begins with a turn of the human and has one of the assistant."""
+    return isinstance(value, str) and _START.match(value) is not None and "Assistant:" in value
+
+
+def split(chosen: str, rejected: str, chat: bool) -> tuple[Any, Any, Any]:
+    """Prompt, chosen, rejected of two transcripts: as conversations if `chat`, else as text.
+
+    As text the prompt ends with `Assistant:`. As conversations turns lose the blanks around them, and turns of one
+    speaker in a row become one, as chat templates want it. RowError for what is no transcript.
+    """
+    turns = [_turns(text, name) for text, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    if chat:
+        return split_turns(_conversation(turns[0]), _conversation(turns[1]))
+    good, bad = ([{"role": turn.role, "content": turn.text} for turn in side] for side in turns)
+    common = common_turns(good, bad)
+    if not common:
+        return [], chosen, rejected
+    start = turns[0][common].start
+    return chosen[:start], chosen[start:], rejected[start:]
+
+
+def _turns(text: str, name: str) -> list[_Turn]:
+    marks = list(_MARK.finditer(text))
+    if not marks or marks[0].start() != 0:
+        raise RowError("no transcript", f"{name} does not begin with 'Human:' or 'Assistant:'")
+    if marks[-1][1] != "Assistant":
+        raise RowError("no transcript", f"{name} does not end with a turn of the assistant")
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [_Turn(_ROLES[mark[1]], text[mark.end() : end], mark.end()) for mark, end in zip(marks, ends, strict=True)]
+
+
+def _conversation(turns: list[_Turn]) -> Messages:
+    messages: Messages = []
+    for turn in turns:
+        content = turn.text.strip()
+        if messages and messages[-1]["role"] == turn.role:
+            messages[-1]["content"] = f"{messages[-1]['content']}\n\n{content}".strip()
+        else:
+            messages.append({"role": turn.role, "content": content})
+    return messages

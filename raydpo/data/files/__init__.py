@@ -1,0 +1,1 @@
+"""Rows of one shard: its bytes, its format, and each row with its number."""

@@ -1,0 +1,159 @@
+"""The rows of one shard, in order and numbered, cut into slices without holding more than one of them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raydpo.data.dialects.pair import type_name
+from raydpo.data.files import columnar
+from raydpo.data.files.json_rows import RawRow, elements, lines
+from raydpo.data.files.streams import (
+    COLUMNAR_NAMES,
+    LINE_NAMES,
+    Damaged,
+    ShardStream,
+    content_kind,
+    plain_name,
+    text_chunks,
+)
+
+MAX_SLICE_BYTES = 64 << 20
+"""A slice of very long rows ends before it has its full number of rows, so that memory stays bounded."""
+
+_ESCAPED_SURROGATES = (b"\\ud", b"\\uD")
+
+
+@dataclass(frozen=True)
+class RowSlice:
+    """Consecutive rows as they stand in the file: those of `batch`, then those of `rows`."""
+
+    first_row: int
+    """Number of the first row."""
+    rows: tuple[RawRow, ...] = ()
+    """JSON rows, and rows that cannot be read."""
+    batch: bytes | None = None
+    """Rows of a columnar file, as an Arrow IPC stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row that was read: its columns, or the reason why it has none."""
+
+    number: int
+    columns: dict[str, Any] | None
+    reason: str
+    """Empty for a good row."""
+    raw: bytes = b""
+    """The row's JSON, where it was JSON; for a row of a columnar file `columns` has all there is."""
+
+
+def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
+    """The shard's rows in slices of up to `slice_rows`.
+
+    Of a columnar file only `columns` are kept, if it has any of them. Bad rows are values among the good ones; a
+    DataError means that the file cannot be opened or its store fails.
+    """
+    with ShardStream(url) as stream:
+        kind = content_kind(stream.read(8))
+        stream.seek(0)
+        if kind in ("parquet", "arrow_file", "arrow_stream"):
+            yield from _columnar_slices(stream, kind, slice_rows, columns)
+        elif plain_name(url).endswith(COLUMNAR_NAMES):
+            reason = (
+                "damaged file: by its name it is Parquet or Arrow, but it does not begin as one (nor may it be .gz)"
+            )
+            yield RowSlice(1, (RawRow(1, stream.read(64), reason),))
+        else:
+            yield from _text_slices(_text_rows(stream), slice_rows)
+
+
+def _text_rows(stream: ShardStream) -> Iterator[RawRow]:
+    """Lines, unless the first character opens an array and the name does not promise lines."""
+    if plain_name(stream.url).endswith(LINE_NAMES):
+        return lines(text_chunks(stream))
+    try:
+        head = next((chunk for chunk in text_chunks(stream) if chunk.removeprefix(b"\xef\xbb\xbf").strip()), b"")
+    except Damaged:
+        head = b""
+    stream.seek(0)
+    is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    return (elements if is_array else lines)(text_chunks(stream))
+
+
+def _text_slices(rows: Iterator[RawRow], slice_rows: int) -> Iterator[RowSlice]:
+    held: list[RawRow] = []
+    size = 0
+    for row in rows:
+        if held and (len(held) == slice_rows or size + len(row.content) > MAX_SLICE_BYTES):
+            yield RowSlice(held[0].number, tuple(held))
+            held, size = [], 0
+        held.append(row)
+        size += len(row.content)
+    if held:
+        yield RowSlice(held[0].number, tuple(held))
+
+
+def _columnar_slices(stream: ShardStream, kind: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
+    row = 1  # the first that was not handed over yet
+    held: list[pa.RecordBatch] = []
+    damage: RawRow | None = None
+    try:
+        for batch in columnar.record_batches(stream, kind, columns):
+            while batch.num_rows:
+                rows_held = sum(part.num_rows for part in held)
+                room = MAX_SLICE_BYTES - sum(part.nbytes for part in held)
+                fitting = room * batch.num_rows // max(batch.nbytes, 1)
+                taken = min(batch.num_rows, slice_rows - rows_held, max(fitting, 0 if held else 1))
+                if taken:
+                    held.append(batch.slice(0, taken))
+                    batch = batch.slice(taken)
+                if batch.num_rows:
+                    yield RowSlice(row, batch=_as_bytes(held))
+                    row += sum(part.num_rows for part in held)
+                    held = []
+    except Damaged as error:
+        damage = RawRow(row + sum(part.num_rows for part in held), b"", str(error))
+    if held or damage:
+        yield RowSlice(row, (damage,) if damage else (), _as_bytes(held) if held else None)
+
+
+def _as_bytes(batches: list[pa.RecordBatch]) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def parse(part: RowSlice) -> Iterator[ReadRow]:
+    """The rows of a slice, parsed."""
+    number = part.first_row
+    if part.batch is not None:
+        for batch in pa.ipc.open_stream(part.batch):
+            for row in columnar.rows(batch):
+                yield ReadRow(number, None, row) if isinstance(row, str) else ReadRow(number, row, "")
+                number += 1
+    for raw in part.rows:
+        yield _parse_json(raw)
+
+
+def _parse_json(raw: RawRow) -> ReadRow:
+    reason, row = raw.reason, None
+    if reason is None:
+        try:
+            row = json.loads(raw.content.decode("utf-8"))
+            if any(escape in raw.content for escape in _ESCAPED_SURROGATES):
+                json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeDecodeError as error:
+            reason = f"bad UTF-8: {error.reason} at byte {error.start} of the row"
+        except UnicodeEncodeError:
+            reason = "bad Unicode: half of a surrogate pair, escaped as \\ud..., stands alone"
+        except (ValueError, RecursionError) as error:
+            reason = f"broken JSON: {error}"
+        else:
+            if not isinstance(row, dict):
+                reason = f"not a JSON object: the row is {type_name(row)}"
+    return ReadRow(raw.number, row if reason is None else None, reason or "", raw.content)

@@ -1,0 +1,157 @@
+"""Raw blocks through the cluster, streaming, with Ray Data.
+
+Few reader tasks slice shards into raw blocks, and many tokenizer tasks take one raw block each, so that one large
+shard keeps every CPU busy while no process holds more than a few blocks. Only outcomes come back to the driver.
+"""
+
+import functools
+import itertools
+import math
+import os
+import pickle
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+from transformers import PreTrainedTokenizerBase
+
+from raydpo.data.dialects import detect
+from raydpo.data.files.rows import RowSlice, parse, read_slices
+from raydpo.data.shards import Shard
+from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, RawBlock, tokenize_block
+from raydpo.errors import RaydpoError
+
+_PAYLOAD = "payload"
+_DIALECT_ROWS = 64
+"""Readable rows at the start of a shard from which its dialect is told."""
+_READER_CPUS, _TOKENIZER_CPUS = 0.1, 0.9
+"""A reader mostly waits. A CPU takes a tokenizer and a reader, so that readers never cost a tokenizer's CPU."""
+_CPUS_A_READER = 4
+"""One reader keeps many more tokenizers busy than this; the others hide the delay of remote stores."""
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How shards are cut into raw blocks."""
+
+    dialect: str
+    """One of `formats.DIALECTS`, or auto: told from the first rows of each shard."""
+    block_pairs: int
+    """Rows in a raw block at most."""
+
+
+def block_outcomes(
+    shards: Sequence[Shard], slicing: Slicing, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
+) -> Generator[BlockOutcome, None, None]:
+    """The outcomes of all raw blocks of the shards, in the order in which they finish.
+
+    Closing the generator stops the tasks that still run. Raises the RaydpoError that a task met.
+    """
+    # Once in the object store and once in each worker process: a large vocabulary takes a second to unpack.
+    stored = ray.put(tokenizer)
+    readers = min(len(shards), max(2, math.ceil(ray.cluster_resources().get("CPU", 1) / _CPUS_A_READER)))
+    with DataContext.current(_context()):
+        dataset = ray.data.read_datasource(
+            _ShardSource(shards, slicing),
+            num_cpus=_READER_CPUS,
+            compute=TaskPoolStrategy(size=readers),
+            override_num_blocks=len(shards),
+        ).map_batches(
+            functools.partial(_tokenize_payload, tokenizer=stored, recipe=recipe),
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=_TOKENIZER_CPUS,
+        )
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for outcome in map(pickle.loads, table[_PAYLOAD].to_pylist()):
+            if isinstance(outcome, RaydpoError):
+                raise outcome
+            yield outcome
+
+
+def _context() -> DataContext:
+    """The caller's settings of Ray Data, with what this stage needs."""
+    context = DataContext.get_current().copy()
+    # Ray Data puts rows together up to this size, and a task takes what was put together. A row is a whole raw block
+    # here, and shall have a task of its own.
+    context.target_max_block_size = 1
+    context.execution_no_progress_timeout_s = -1  # a slow store is no reason to give up
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
+
+
+class _ShardSource(Datasource):
+    """Reads each shard with one task, into rows that are whole raw blocks."""
+
+    def __init__(self, shards: Sequence[Shard], slicing: Slicing) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shards = tuple(shards)
+        self._slicing = slicing
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [
+            ReadTask(
+                functools.partial(_raw_payloads, shard, index, self._slicing),
+                replace(metadata, input_files=(shard.url,)),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for index, shard in enumerate(self._shards)
+        ]
+
+
+def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[pa.Table]:
+    # What the user can mend travels as a value: an exception in a task makes Ray Data write pages of its own frames.
+    try:
+        for raw in raw_blocks(shard, shard_index, slicing):
+            yield _payload(raw)
+    except RaydpoError as error:
+        yield _payload(error)
+
+
+def raw_blocks(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[RawBlock]:
+    """The shard's rows in raw blocks, read as they are asked for."""
+    dialect = None if slicing.dialect == "auto" else slicing.dialect
+    for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, detect.COLUMNS)):
+        dialect = dialect or _dialect(rows)
+        yield RawBlock(shard, shard_index, index, dialect or detect.DIALECTS[0], rows)
+
+
+def _dialect(rows: RowSlice) -> str | None:
+    readable = (row.columns for row in parse(rows) if row.columns is not None)
+    return detect.dialect_of(itertools.islice(readable, _DIALECT_ROWS))
+
+
+def _payload(content: RawBlock | BlockOutcome | RaydpoError) -> pa.Table:
+    return pa.table({_PAYLOAD: pa.array([pickle.dumps(content, protocol=5)], pa.large_binary())})
+
+
+def _tokenize_payload(batch: pa.Table, tokenizer: Any, recipe: BlockRecipe) -> pa.Table:
+    if not batch.num_rows:
+        return batch  # a shard without rows
+    raw = pickle.loads(batch[_PAYLOAD][0].as_buffer())
+    if isinstance(raw, RaydpoError):
+        return _payload(raw)
+    try:
+        return _payload(tokenize_block(raw, _fetch(tokenizer), recipe))
+    except RaydpoError as error:
+        return _payload(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _fetch(tokenizer: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer behind an object reference, unpacked once in a process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism; threads on top slow them down
+    fetched: PreTrainedTokenizerBase = ray.get(tokenizer)
+    return fetched

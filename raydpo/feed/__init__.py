@@ -1,0 +1,1 @@
+"""From a position in the run to the micro-batches of each rank."""

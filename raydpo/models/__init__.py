@@ -1,0 +1,1 @@
+"""Models of transformers: found, loaded, adapted, computed with and exported."""

@@ -1,0 +1,1 @@
+"""Attention over a packed row, in which completions share their prompt."""

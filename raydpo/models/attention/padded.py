@@ -1,0 +1,56 @@
+"""A packed row taken apart again: a padded row a completion, for models that cannot share a prompt."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raydpo.batching.flops import padded_width
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.blocks.schema import IntArray
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """A micro-batch as R rows of W tokens, each a prompt with one completion, padded on the right."""
+
+    input_ids: IntArray
+    """[R, W]; padded with 0, which the attention mask hides."""
+    attention_mask: IntArray
+    """[R, W]; 1 for a token, 0 for padding."""
+    uses: IntArray
+    """[R, W]; in how many of the 2B sequences the row's completion stands; 0 for padding."""
+    predictors: IntArray
+    """[N]; index into the flattened R * W of the token that predicts each of `MicroBatch.targets`."""
+
+
+def unroll(batch: MicroBatch) -> PlainRows:
+    """A row for each completion, in the order of the layout; without completions, one row of one visible token."""
+    layout = batch.layout
+    spans = [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
+    lengths = [end - begin + stop - start for begin, end, start, stop in spans]
+    width = padded_width(max(lengths))
+    input_ids, attention_mask, uses = (np.zeros((len(spans), width), dtype=np.int64) for _ in range(3))
+    for row, ((begin, end, start, stop), length) in enumerate(zip(spans, lengths, strict=True)):
+        input_ids[row, :length] = np.concatenate([batch.input_ids[begin:end], batch.input_ids[start:stop]])
+        attention_mask[row, :length] = 1
+        uses[row, :length] = batch.uses[start] if stop > start else 0
+    return PlainRows(input_ids, attention_mask, uses, _predictors(batch, width))
+
+
+def _predictors(batch: MicroBatch, width: int) -> IntArray:
+    """Where each target's predictor stands in rows of `width`: the token before it."""
+    layout = batch.layout
+    rows: dict[int, int] = {}
+    parts: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    for row, (start, stop, prompt) in enumerate(layout.completions):
+        rows.setdefault(prompt, row)
+        begin, end = layout.prompts[prompt]
+        first = row * width + end - begin - 1
+        parts.append(np.arange(first, first + stop - start))
+    completion_tokens = sum(len(part) for part in parts)
+    if len(batch.targets) > completion_tokens:
+        for prompt, (begin, end) in enumerate(layout.prompts):
+            if prompt in rows:  # else it is the filling of the row, which nobody counts
+                first = rows[prompt] * width
+                parts.append(np.arange(first, first + end - begin - 1))
+    return np.concatenate(parts)

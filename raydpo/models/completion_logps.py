@@ -1,0 +1,81 @@
+"""The policy and the reference as one module: a packed micro-batch in, the log-probs of its tokens out."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.errors import ModelError
+from raydpo.models.attention.padded import unroll
+from raydpo.models.attention.segments import Segments
+from raydpo.models.device import to_device
+from raydpo.models.head import NOTHING_MORE, CompletionHead, LogitTransform, Wanted
+from raydpo.models.router import RouterLoss
+
+
+class CompletionLogps(nn.Module):
+    """A causal language model (plain or with a LoRA adapter) whose forward gives tokens' log-probs."""
+
+    def __init__(
+        self, model: nn.Module, *, shares: bool, chunk_tokens: int | None = None, router_loss: RouterLoss | None = None
+    ) -> None:
+        """Put a `CompletionHead` in place of the model's output embedding; the model cannot generate afterwards.
+
+        `shares`: whether the model was loaded with one of the attention functions of `models.attention`, and so takes
+        packed rows; else each completion is a padded row of its own. `chunk_tokens` is the head's.
+        """
+        super().__init__()
+        self.model = model
+        self._shares = shares
+        self._router_loss = router_loss
+        transform = LogitTransform.of(self.causal_lm.config)
+        head = CompletionHead(self.causal_lm.get_output_embeddings(), transform, chunk_tokens)
+        self.causal_lm.set_output_embeddings(head)
+        if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is not head:
+            raise ModelError(
+                f"{type(self.causal_lm).__name__} does not keep its body and its output embedding apart; "
+                "only decoder models with an `lm_head` can be trained"
+            )
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, inside the adapter where there is one."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def forward(self, micro_batch: MicroBatch, wanted: Wanted = NOTHING_MORE) -> tuple[Tensor, ...]:
+        """The fields of `TokenLogps` for the N targets; a tuple, as ZeRO-3's hooks look into tuples only."""
+        head = self.causal_lm.get_output_embeddings()
+        # The two differ where the model is spread over several devices.
+        device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
+        inputs: dict[str, Any]
+        if self._shares:
+            inputs = {
+                "input_ids": to_device(micro_batch.input_ids[None], device),
+                "position_ids": to_device(micro_batch.position_ids[None], device),
+                "attention_mask": None,
+                "segments": Segments(micro_batch.layout, device),
+            }
+            predictors, uses = micro_batch.predictors, micro_batch.uses[None]
+        else:
+            rows = unroll(micro_batch)
+            inputs = {
+                "input_ids": to_device(rows.input_ids, device),
+                "attention_mask": to_device(rows.attention_mask, device),
+            }
+            predictors, uses = rows.predictors, rows.uses
+        # Asked for only where it is used: some models' configs have it on.
+        router = {} if self._router_loss is None else {"output_router_logits": True}
+        body = self.causal_lm.base_model(**inputs, use_cache=False, **router)
+        hidden = body.last_hidden_state.to(last)
+        targets = to_device(micro_batch.targets, last)
+        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, last), targets, wanted)
+        loss = hidden.new_zeros(())
+        if self._router_loss:
+            loss = self._router_loss(body.router_logits, to_device(uses, last))
+        return *outputs, loss
+
+
+def completion_sums(token_values: Tensor, completion: Tensor, rows: int) -> Tensor:
+    """Sum [M] per-token values over each of `rows` completions -> [rows], in the values' dtype."""
+    return token_values.new_zeros(rows).index_add(0, completion, token_values)

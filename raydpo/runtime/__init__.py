@@ -1,0 +1,1 @@
+"""What knows of Ray's cluster and of file systems."""

@@ -1,0 +1,1 @@
+"""The driver's side of each stage of a run: plan, tokenize, score, feed, train, summarize."""

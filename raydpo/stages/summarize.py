@@ -1,0 +1,203 @@
+"""What came of a run: summary.json, and the same in a few lines for people."""
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from raydpo.data.prepare import PreparedData
+from raydpo.objectives.objective import at_reference
+from raydpo.reference.pool import ScoringReport
+from raydpo.reference.readers import GivenReference, NoReference, Unscored
+from raydpo.reference.store import ReferenceStore
+from raydpo.stages.plan import Setting
+from raydpo.training.task import TrainReport
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the stages before training gave."""
+
+    train: PreparedData
+    held_out: PreparedData | None
+    store: ReferenceStore | Unscored
+    scoring: ScoringReport
+
+
+class Stopwatch:
+    """Seconds a stage."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self.seconds: dict[str, float] = {}
+        self._lap = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """The stage ends now."""
+        now = time.monotonic()
+        self.seconds[stage], self._lap = now - self._lap, now
+
+
+FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+"""How far the first loss may be from the objective's value at the reference, as a share of it (at least of 1). Half
+precision rounds a log-prob differently in batches of other shapes."""
+
+PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
+
+
+def sum_up(setting: Setting, scored: Scored, report: TrainReport, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Write and return summary.json: counts, reference, first and last metrics, seconds a stage, versions."""
+    lines = setting.run_dir.lines()
+    training = [line for line in lines if "grad_norm" in line]
+    evaluations = [line for line in lines if "eval_loss" in line]
+    first = next((line for line in lines if "reference_drift/mean" in line), {})
+    summary = {
+        "output_dir": str(setting.run_dir.path),
+        "model": report.model_dir,
+        "rows": _rows(scored),
+        "training": {
+            "updates": report.steps,
+            "resumed_at": report.resumed_at,
+            "pairs_trained": report.pairs_trained,
+            "workers": setting.policy.group.workers,
+            "precision": setting.policy.precision,
+            "attention": f"{setting.policy.attention.backend}: {setting.policy.attention.reason}",
+            "tokens_per_micro_batch": setting.policy.cut.tokens,
+        },
+        "reference": {
+            **_reference(scored),
+            **_moved(report),
+            "first_loss": first.get("loss"),
+            "first_loss_warning": check_first_loss(setting, first.get("loss")),
+            "drift_mean": first.get("reference_drift/mean"),
+            "drift_max": first.get("reference_drift/max"),
+        },
+        "metrics": training[-1] if training else {},
+        "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
+        **_circumstances(seconds),
+    }
+    setting.run_dir.write_summary(summary)
+    return summary
+
+
+def sum_up_scoring(setting: Setting, scored: Scored, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The same of a job that scores and does not train."""
+    summary = {
+        "output_dir": str(setting.run_dir.path),
+        "rows": _rows(scored),
+        "reference": _reference(scored),
+        **_circumstances(seconds),
+    }
+    setting.run_dir.write_summary(summary)
+    return summary
+
+
+def _rows(scored: Scored) -> dict[str, Any]:
+    train, held_out = scored.train, scored.held_out
+    return {
+        "read": train.rows_read,
+        "quarantined": train.rows_quarantined,
+        "pairs": train.pairs,
+        "reasons": dict(train.bad_reasons),
+        "held_out_read": held_out.rows_read if held_out else 0,
+        "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
+        "held_out_pairs": held_out.pairs if held_out else 0,
+    }
+
+
+def _reference(scored: Scored) -> dict[str, Any]:
+    scoring = scored.scoring
+    return {
+        "identity": scored.store.digest,
+        "completions_scored": scoring.completions_scored,
+        "completions_reused": scoring.completions_reused,
+        "completions_computed": scoring.completions_computed,
+        "forwards": scoring.forwards,
+        "scorers_lost": scoring.scorers_lost,
+    }
+
+
+def _moved(report: TrainReport) -> dict[str, Any]:
+    """Of a reference that takes after the policy: how often it did, and the one that is there at the end."""
+    return {} if report.reference is None else {"syncs": report.syncs, "identity_at_end": report.reference}
+
+
+def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def check_first_loss(setting: Setting, first_loss: float | None) -> str:
+    """What is wrong where a policy that starts as its own reference does not begin with the loss it must; else nothing.
+
+    For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
+    """
+    expected = at_reference(setting.job.loss)
+    if first_loss is None or expected is None or not setting.starts_from_reference:
+        return ""
+    if setting.job.reference.reference_quantization:  # another model than the policy, if a near one
+        return ""
+    widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (setting.policy, setting.reference))
+    tolerance = widest * max(1.0, abs(expected))
+    if abs(first_loss - expected) <= tolerance:
+        return ""
+    return (
+        f"the first loss is {first_loss:.6f} and not {expected:.6f} to {tolerance:g}, so the policy does not "
+        "compute what its reference did: look for other numerics on the reference's nodes (GPU type, attention "
+        "implementation, versions), or for dropout that is left on"
+    )
+
+
+def tell(summary: Mapping[str, Any]) -> None:
+    """Print what came of the run, and where it lies."""
+    rows, reference = summary["rows"], summary["reference"]
+    print()
+    print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
+    if rows["reasons"]:
+        print(f"{'':<12} in quarantine: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
+    if reference["identity"] == NoReference.digest:
+        print(f"{'Reference':<12} none: the objective takes none")
+    elif reference["identity"] == GivenReference.digest:
+        print(f"{'Reference':<12} as the data set gives it")
+    else:
+        lost = f"; scorers that died: {reference['scorers_lost']}" if reference["scorers_lost"] else ""
+        print(
+            f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
+            f"{reference['completions_reused']:,} reused (identity {reference['identity']}){lost}"
+        )
+    if "syncs" in reference:
+        times, last = reference["syncs"], reference["identity_at_end"]
+        print(f"{'':<12} syncs with the policy: {times}; identity at the end {last} (references/)")
+    if "training" in summary:
+        _tell_training(summary)
+    else:
+        print(f"{'All else':<12} {summary['output_dir']} (summary.json, quarantine/)")
+
+
+def _tell_training(summary: Mapping[str, Any]) -> None:
+    reference, metrics = summary["reference"], summary["metrics"]
+    if reference["first_loss"] is not None:
+        print(
+            f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "
+            f"{reference['drift_mean']:.1e} a token on average, {reference['drift_max']:.1e} at most"
+        )
+    if reference["first_loss_warning"]:
+        print(f"warning: {reference['first_loss_warning']}")
+    if metrics:
+        print(
+            f"{'Last':<12} loss {metrics['loss']:.4f}, reward accuracy {metrics['rewards/accuracies']:.3f}, "
+            f"margin {metrics['rewards/margins']:.3f}"
+        )
+    if summary["evaluation"]:
+        before, after = summary["evaluation"]["before"], summary["evaluation"]["after"]
+        print(
+            f"{'Held out':<12} loss {before['eval_loss']:.4f} -> {after['eval_loss']:.4f}, reward accuracy "
+            f"{before['eval_rewards/accuracies']:.3f} -> {after['eval_rewards/accuracies']:.3f}, margin "
+            f"{before['eval_rewards/margins']:.3f} -> {after['eval_rewards/margins']:.3f}"
+        )
+    print(f"{'Model':<12} {summary['model']}")
+    print(f"{'All else':<12} {summary['output_dir']} (summary.json, metrics.jsonl, ledger/, quarantine/, checkpoints/)")

@@ -1,0 +1,167 @@
+"""Keys of TRL's that are no options here: taken under another name, told of, or refused."""
+
+import pytest
+
+from raydpo.config import FLAGS, HINTS, from_flat, parse, to_flat, to_yaml, with_defaults
+from raydpo.config.trl_compat import KEYS, REFUSED, RENAMED, TRANSLATED, WITHOUT_MEANING
+from raydpo.errors import ConfigError
+
+
+def notices(command: str) -> list[str]:
+    """What is said of a command."""
+    return list(parse(command.split()).notices)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("--torch_dtype bfloat16", {"dtype": "bfloat16"}),
+        ("--torch_dtype null", {}),
+        ("--evaluation_strategy epoch", {"eval_strategy": "epoch"}),
+        ("--num_processes 4", {"num_workers": 4}),
+        ("--num-processes=4", {"num_workers": 4}),
+        ("--ref_model other", {"reference_model": "other"}),
+        ("--activation_checkpointing false", {"gradient_checkpointing": False}),
+        ("--no_activation_checkpointing", {"gradient_checkpointing": False}),
+        ("--accelerate_config zero3", {"zero_stage": 3}),
+        ("--accelerate_config multi_gpu", {"zero_stage": 0}),
+        ("--mixed_precision fp16", {"fp16": True}),
+        ("--mixed_precision no", {}),
+        ("--use_cpu", {"gpus_per_worker": 0, "reference_gpus_per_worker": 0}),
+        ("--use_cpu false", {}),
+        ("--no_cuda yes", {"gpus_per_worker": 0, "reference_gpus_per_worker": 0}),
+        ("--overwrite_output_dir", {"resume_from_checkpoint": "none"}),
+        ("--use_flash_attention_2", {"attn_implementation": "flash_attention_2"}),
+    ],
+)
+def test_other_names_of_options_are_honoured(command: str, expected: dict[str, object]) -> None:
+    config = parse(command.split())
+    assert config == from_flat(expected)
+    assert config.explicit == set(expected)
+    assert config.notices == ()
+
+
+def test_each_other_name_leads_to_an_option() -> None:
+    assert set(RENAMED.values()) <= set(HINTS)
+    for table in TRANSLATED.values():
+        for values in table.values():
+            from_flat({"zero_stage": 2, **values})
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--torch_dtype float32 --dtype bfloat16", ["torch_dtype=float32", "dtype=bfloat16", "one of them"]),
+        ("--accelerate_config zero3 --zero_stage 2", ["accelerate_config=zero3", "zero_stage=2"]),
+        ("--accelerate_config fsdp2", ["accelerate_config=fsdp2", "zero1, zero2, zero3", "num_workers, zero_stage"]),
+        ("--num_processes many", ["num_workers=many", "whole number"]),
+    ],
+)
+def test_other_names_are_held_to_the_rules(command: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(command.split())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_two_names_may_say_the_same() -> None:
+    config = parse("--activation_checkpointing --gradient_checkpointing true --bf16 --mixed_precision bf16".split())
+    assert config == from_flat({"gradient_checkpointing": True, "bf16": True})
+
+
+def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
+    path = f"{tmp_path}/run.yaml"
+    with open(path, "w") as stream:
+        stream.write("torch_dtype: float32\naccelerate_config: zero3\npush_to_hub: true\n")
+    config = parse(["--config", path, "--dtype", "bfloat16", "--zero_stage", "1", "--no_push_to_hub"])
+    assert (config.model.dtype, config.cluster.zero_stage) == ("bfloat16", 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("--no_remove_unused_columns", "remove_unused_columns=false has no meaning here: columns that are not needed"),
+        ("--precompute_ref_log_probs", "precompute_ref_log_probs=true has no meaning here: reference log-probs"),
+        ("--dataset_num_proc 8", "dataset_num_proc=8 has no meaning here: every free CPU"),
+        ("--log_level info", "log_level=info has no meaning here"),
+        ("--disable_tqdm", "disable_tqdm=true has no meaning here"),
+        ("--include_for_metrics loss inputs", "include_for_metrics=loss inputs has no meaning here"),
+        ("--eval_delay 0.5", "eval_delay=0.5 has no meaning here"),
+        ("--hub_token hf_secret", "hub_token=... has no meaning here: nothing is pushed"),
+    ],
+)
+def test_keys_without_meaning_are_told_of_once(command: str, said: str) -> None:
+    (notice,) = notices(command)
+    assert notice.startswith(said)
+    assert "hf_secret" not in notice
+
+
+def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
+    (notice,) = parse(["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']).notices
+    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
+    (notice,) = from_flat({"gradient_checkpointing_kwargs": {"use_reentrant": False}}).notices
+    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--remove_unused_columns --dataset_num_proc null --eval_delay 0 --no_do_eval",
+        "--no_load_in_4bit --load_in_8bit false --push_to_hub False --optim adamw_torch --alpha 0 --fsdp false",
+        "--optim adamw_hf --neftune_noise_alpha none --label_smoothing_factor 0.0 --lora_task_type CAUSAL_LM",
+    ],
+)
+def test_neutral_values_are_taken_in_silence(command: str) -> None:
+    config = parse(command.split())
+    assert config == from_flat({})
+    assert (config.notices, config.explicit) == ((), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("--load_in_4bit", ["load_in_4bit=true", "use_peft"]),
+        ("--push_to_hub", ["push_to_hub=true", "after the run"]),
+        ("--load_best_model_at_end true", ["load_best_model_at_end=true", "max_steps"]),
+        ("--fsdp full_shard auto_wrap", ["fsdp=full_shard auto_wrap", "zero_stage 3"]),
+        ("--optim paged_adamw_32bit", ["optim=paged_adamw_32bit", "AdamW", "`deepspeed`"]),
+        ("--neftune_noise_alpha 5", ["neftune_noise_alpha=5", "leave it out"]),
+        ("--torch_compile_mode max-autotune", ["torch_compile_mode=max-autotune", "leave it out"]),
+        ("--torch_compile --zero_stage 3", ["torch_compile=true", "zero_stage=3"]),
+        ("--alpha 0.25", ["alpha=0.25", "simpo"]),
+        ("--label_smoothing_factor 0.1", ["label_smoothing_factor=0.1", "label_smoothing"]),
+        ("--max_completion_length 256", ["max_completion_length=256", "max_length"]),
+        ('--model_init_kwargs {"dtype":"bfloat16"}', ["model_init_kwargs=", "dtype"]),
+        ("--dataloader_drop_last", ["dataloader_drop_last=true", "every pair"]),
+        ("--lr 1e-5", ["lr=1e-5", "learning_rate"]),
+        ("--padding_fre", ["padding_fre ", "nearest is padding_free"]),
+    ],
+)
+def test_keys_that_promise_what_is_not_done_are_refused(command: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(command.split())
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_reference_that_nothing_is_held_against_is_told_of() -> None:
+    assert parse("--reference_model other".split()).notices == ()
+    (notice,) = parse("--reference_model other".split(), "orpo").notices
+    assert "the objective takes no reference" in notice
+
+
+def test_what_is_written_and_carried_on_holds_options_only() -> None:
+    config = parse("--use_cpu --dataset_num_proc 8 --label_smoothing 0.1".split())
+    assert len(config.notices) == 2
+    assert "label_smoothing=0.1 smooths" in config.notices[1]
+    assert with_defaults(config, {"beta": 0.2}).notices == config.notices
+    assert not set(to_flat(config)) & KEYS
+    assert "dataset_num_proc" not in to_yaml(config)
+
+
+def test_every_key_says_what_happens_or_what_to_do() -> None:
+    assert set(FLAGS) == KEYS | set(HINTS)
+    for key, entry in {**WITHOUT_MEANING, **REFUSED}.items():
+        assert entry.text, key
+        assert not entry.text.endswith("."), key
+        assert not any(entry.asks(value) for value in entry.neutral), key

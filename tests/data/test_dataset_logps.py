@@ -1,0 +1,67 @@
+"""Reference log-probs that rows carry: what is taken, and what is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raydpo.data.dataset_logps import GivenLogps, fitted, read_given
+from raydpo.data.dialects.pair import RowError
+from raydpo.data.tokenization import PairIds, Truncation
+
+NO_TAIL = np.zeros(0, dtype=np.int32)
+
+
+def pair(prompt: int, chosen: int, rejected: int) -> PairIds:
+    ids = [
+        np.arange(start, start + count, dtype=np.int32) for start, count in ((0, prompt), (50, chosen), (90, rejected))
+    ]
+    return PairIds(*ids, NO_TAIL)
+
+
+def row(chosen: Any, rejected: Any = -1.0) -> dict[str, Any]:
+    return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+
+def test_values_are_cut_with_the_tokens() -> None:
+    whole = pair(3, 2, 4)
+    given = read_given(row([-1.0, -2.0], [-1, -2.5, 0, -4]))
+    chosen, rejected = fitted(given, whole, Truncation(max_length=5).apply(whole), per_token=True)
+    assert (chosen.tolist(), rejected.tolist()) == ([-1.0, -2.0], [-1.0, -2.5])
+
+
+def test_a_sum_stands_for_all_tokens() -> None:
+    whole = pair(3, 2, 4)
+    chosen, rejected = fitted(GivenLogps(-3.0, -7.5), whole, whole, per_token=False)
+    assert (len(chosen), chosen.sum()) == (2, -3.0)
+    assert (len(rejected), rejected.sum()) == (4, -7.5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"ref_chosen_logps": -1.0}, "no reference log-probs: the row has no 'ref_rejected_logps'"),
+        (row(None), "no reference log-probs: the row has no 'ref_chosen_logps'"),
+        (row("-1.0"), "wrong type: column 'ref_chosen_logps' holds text"),
+        (row([-1.0, True]), "wrong type: column 'ref_chosen_logps' holds a truth value"),
+        (row([-1.0, float("nan")]), "wrong reference log-probs: .* holds nan"),
+        (row(0.5), "wrong reference log-probs: .* holds 0.5, and a log-prob is at most 0"),
+    ],
+)
+def test_rows_without_log_probs(columns: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        read_given(columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "per_token", "reason"),
+    [
+        (GivenLogps([-1.0], -1.0), False, "'ref_chosen_logps' has 1 values for 2 tokens"),
+        (GivenLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, and ld_alpha needs a value a token"),
+        (GivenLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, of which max_length leaves 2"),
+    ],
+)
+def test_values_that_do_not_fit(given: GivenLogps, per_token: bool, reason: str) -> None:
+    whole = pair(3, 2, 4)
+    with pytest.raises(RowError, match=reason):
+        fitted(given, whole, Truncation(max_length=5).apply(whole), per_token=per_token)

@@ -1,0 +1,165 @@
+"""What the feed gives: each pair once, in the order asked for, as many forwards for each rank; and the rates of it."""
+
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.batching.flops import Work
+from raydpo.batching.planner import Cut
+from raydpo.blocks import schema
+from raydpo.blocks.block import TokenizedBlock, write_scores
+from raydpo.blocks.schema import Block
+from raydpo.feed.batches import BatchSource, FeedSpec
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.readers import NoReference
+from raydpo.reference.store import ReferenceStore
+from raydpo.runtime import storage
+from raydpo.tr_dpo.schedule import SyncSchedule
+from raydpo.tr_dpo.version import Asked, AskedStore, MovedReference
+from raydpo.training.throughput import Rates
+
+WORK = Work(token=2.0, completion_token=10.0, attention=())
+PAIRS = 24
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> list[Block]:
+    """Two blocks; the prompt of pair i is that of all i mod 4, of 6 tokens, and its completions are its own, of 3."""
+    found = []
+    for index in range(2):
+        rows = range(index * PAIRS // 2, (index + 1) * PAIRS // 2)
+        table = schema.pa.Table.from_pylist(
+            [
+                {
+                    schema.PAIR_ID: f"{row:02}",
+                    schema.PROMPT_IDS: [1 + row % 4] * 6,
+                    schema.CHOSEN_IDS: [100 + row] * 3,
+                    schema.REJECTED_IDS: [200 + row] * 3,
+                }
+                for row in rows
+            ],
+            schema=schema.TOKENIZED_SCHEMA,
+        )
+        url = str(tmp_path_factory.mktemp("blocks") / "block.parquet")
+        storage.write_table(url, table)
+        found.append(Block(f"content-{index}", "shard", index, len(rows), 12 * len(rows), url))
+    return found
+
+
+def source(blocks: list[Block], **changes: Any) -> BatchSource:
+    options = {
+        "seed": 1,
+        "sampling": "random",
+        "window": 2,
+        "global_batch": 6,
+        "cut": Cut(tokens=40, work=WORK, padded=False),
+        "update_work": WORK.trained(),
+        "ranks": 2,
+        **changes,
+    }
+    return BatchSource(blocks, NoReference(), FeedSpec(**options))
+
+
+def epoch(feed: BatchSource, number: int = 0) -> list[str]:
+    """Pair ids of an epoch, in order."""
+    positions = range(number * PAIRS, (number + 1) * PAIRS, 6)
+    return [pair.pair_id for position in positions for pair in feed.pairs(position)]
+
+
+def prompt_of(pair_id: str) -> int:
+    return int(pair_id) % 4
+
+
+def test_pairs_of_one_prompt_come_together_where_asked_for(blocks: list[Block]) -> None:
+    everything = [f"{row:02}" for row in range(PAIRS)]
+    grouped, plain = epoch(source(blocks, sampling="group_by_prompt")), epoch(source(blocks))
+    assert epoch(source(blocks, sampling="sequential")) == everything
+    assert sorted(grouped) == sorted(plain) == everything
+    assert plain != everything
+    changes = [prompt_of(one) != prompt_of(other) for one, other in pairwise(grouped)]
+    assert sum(changes) == 3, "four prompts, one after the other"
+    assert grouped != epoch(source(blocks, sampling="group_by_prompt"), 1), "each epoch has an order of its own"
+    assert grouped[7:] == [pair for start in (6, 12, 18) for pair in epoch_part(blocks, start)][1:], "from any position"
+
+
+def epoch_part(blocks: list[Block], position: int) -> list[str]:
+    """The pairs at a position, from a feed that was asked for nothing before."""
+    return [pair.pair_id for pair in source(blocks, sampling="group_by_prompt").pairs(position)]
+
+
+def test_a_grouped_batch_computes_its_prompt_once(blocks: list[Block]) -> None:
+    (batch,) = source(blocks, sampling="group_by_prompt", ranks=1, cut=Cut(100, WORK, padded=False)).rank_batches(0)
+    assert batch.tokens == 6 * 2 * (6 + 3)
+    assert batch.computed_tokens == 6 + 6 * 2 * 3
+    assert batch.flops == 3 * (2 * batch.computed_tokens + 10 * 36)
+    assert [micro.pairs for micro in batch.micro_batches] == [6]
+
+
+def test_ranks_get_each_pair_once_in_as_many_forwards(blocks: list[Block]) -> None:
+    for position in range(0, 2 * PAIRS, 6):
+        batches = source(blocks).rank_batches(position)
+        assert len({len(batch.micro_batches) for batch in batches}) == 1
+        shared = [name for batch in batches for micro in batch.micro_batches for name in micro.pair_ids]
+        assert sorted(shared) == sorted(batches[0].pair_ids)
+        assert len(shared) == 6
+        assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
+
+
+class ScoredAtOnce(AskedStore):
+    """Has what is asked for as soon as it is: a token's score is its id, and the reference's number after the point."""
+
+    def ask(self, asked: Asked) -> None:
+        """As `AskedStore`."""
+        super().ask(asked)
+        for block in asked.blocks:
+            pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
+            sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
+            write_scores(self.store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_prompt"])
+def test_each_reference_scores_the_pairs_of_its_window_alone(
+    sampling: str, blocks: list[Block], tmp_path: Path
+) -> None:
+    """Windows of 3 of the 4 updates an epoch, the last of them cut off by the end of the run."""
+    usual = source(blocks, sampling=sampling, window=1)
+    spec = FeedSpec(**{**vars(usual._spec), "sync": SyncSchedule(every=3, total_steps=8)})
+    scored = Counter()
+    for window, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
+        store = ScoredAtOnce(ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}")))
+        feed = BatchSource(blocks, store, spec)
+        reference = MovedReference(ReferenceIdentity(f"weights {window}", "", None, "{}"))
+        for position in reversed(positions):  # from any position, as after a resume
+            pairs = feed.pairs(position, reference)
+            assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in usual.pairs(position)]
+            for pair in pairs:
+                assert pair.ref_chosen_logps.tolist() == (pair.chosen_ids + 0.5).tolist()
+                assert pair.ref_rejected_logps.tolist() == (pair.rejected_ids + 0.5).tolist()
+        assert store.asked is not None
+        asked = [name for block in store.asked.blocks for name in TokenizedBlock(block).pair_ids]
+        assert sorted(asked) == sorted(pair.pair_id for position in positions for pair in usual.pairs(position))
+        scored.update(asked)
+    assert set(scored.values()) == {2}, "once an epoch"
+
+
+def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    (batch,) = source(blocks, ranks=1, sampling="sequential").rank_batches(0)
+    rates = Rates(peak_flops=1e4)
+    rates.add(batch)
+    rates.wait(0.5)
+    now = 102.0
+    values = rates.values()
+    assert values["pairs_per_second"] == 3.0
+    assert values["tokens_per_second"] == 6 * 2 * 9 / 2
+    assert values["computed_tokens_per_second"] == batch.computed_tokens / 2
+    assert values["data_wait"] == 0.25
+    assert values["mfu"] == pytest.approx(batch.flops / 2 / 1e4)
+    now = 103.0
+    assert rates.values()["pairs_per_second"] == 0.0, "a line speaks of what came after the line before"
+    assert "mfu" not in Rates(peak_flops=None).values()

@@ -1,0 +1,184 @@
+"""FLOPs of real architectures: against their matrices, against what torch counts, and the table of devices."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from raydpo.batching.flops import Work
+from raydpo.models.model_flops import PEAK_FLOPS, peak_flops, work_of
+
+LLAMA = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 11,
+}
+# Queries and the output, keys and values of one head of 4, three feed-forward matrices, two norms; a norm at the end.
+LLAMA_LAYER = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16 + 2 * 8
+LLAMA_BODY = 2 * LLAMA_LAYER + 8
+FULL = ((4.0 * 8 * 2, None),)  # 4 x heads x head size x layers
+
+
+def test_llama_is_the_sum_of_its_matrices() -> None:
+    assert work_of(LlamaConfig(**LLAMA)) == Work(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
+    assert work_of(LlamaConfig(**LLAMA, tie_word_embeddings=True)) == Work(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
+
+
+def test_queries_may_be_wider_than_the_hidden_size() -> None:
+    layer = (
+        2 * 8 * (2 * 32) + 2 * 8 * 32 + 3 * 8 * 16 + 2 * 8 + 2 * 32
+    )  # heads of 32, and a norm of queries and of keys
+    work = work_of(Qwen3Config(**LLAMA, head_dim=32))
+    assert work == Work(2 * (2 * layer + 8), 2 * 8 * 11, ((4.0 * 2 * 32 * 2, None),))
+
+
+def test_gpt2_leaves_out_positions_too() -> None:
+    config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=32)
+    body = 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8  # a layer's matrices, its biases and norms; a norm at the end
+    assert work_of(config) == Work(2 * body, 2 * 8 * 11, FULL)
+
+
+def test_a_mixture_counts_the_experts_that_a_token_is_sent_to() -> None:
+    config = MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=3)
+    layer = 2 * 8 * 8 + 2 * 8 * 4 + 4 * 8 + 3 * (3 * 8 * 16) + 2 * 8  # the router sees all four, three are used
+    assert work_of(config).token == 2 * (2 * layer + 8)
+
+
+def test_an_expert_that_all_tokens_go_to_counts_in_full() -> None:
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "moe_intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "first_k_dense_replace": 0,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": 6,
+        "kv_lora_rank": 5,
+        "qk_nope_head_dim": 3,
+        "qk_rope_head_dim": 2,
+        "v_head_dim": 4,
+        "vocab_size": 11,
+    }
+    queries = 8 * 6 + 6 + 6 * 2 * (3 + 2)
+    keys_and_values = 8 * (5 + 2) + 5 + 5 * 2 * (3 + 4)
+    attention = queries + keys_and_values + 2 * 4 * 8
+    experts = 8 * 8 + (2 + 1) * 3 * 8 * 4  # the router, two of the eight, the shared one
+    work = work_of(DeepseekV3Config(**sizes))
+    assert work.token == 2 * (attention + experts + 2 * 8 + 8)
+    assert work.attention == ((2.0 * 2 * ((3 + 2) + 4), None),)
+
+
+def test_windows_are_those_of_the_layers() -> None:
+    assert work_of(MistralConfig(**LLAMA, sliding_window=5)).attention == ((4.0 * 8 * 2, 5),)
+    assert work_of(MistralConfig(**LLAMA, sliding_window=None)).attention == FULL
+    assert work_of(Qwen2Config(**LLAMA, sliding_window=5, use_sliding_window=False)).attention == FULL
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    sizes = LLAMA | {"num_hidden_layers": 3, "head_dim": 4, "layer_types": kinds, "sliding_window": 5}
+    assert dict((window, flops) for flops, window in work_of(Gemma3TextConfig(**sizes)).attention) == {
+        5: 4.0 * 8 * 2,
+        None: 4.0 * 8,
+    }
+
+
+def test_a_model_whose_code_is_not_in_transformers_is_taken_for_a_usual_one() -> None:
+    class OwnConfig(PreTrainedConfig):
+        model_type = "of_its_own"
+        hidden_size = 8
+        num_hidden_layers = 2
+        num_attention_heads = 2
+        vocab_size = 11
+
+    assert work_of(OwnConfig()) == Work(2 * 12 * 2 * 8 * 8, 2 * 8 * 11, FULL)
+
+
+def test_a_config_stays_as_it_was() -> None:
+    config = LlamaConfig(**LLAMA, attn_implementation="flash_attention_2")
+    work_of(config)
+    assert config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torch_counts_the_same_in_forward_and_backward(frozen: bool) -> None:
+    config = LlamaConfig(**LLAMA | {"hidden_size": 128, "intermediate_size": 256}, attn_implementation="eager")
+    model = LlamaModel(config)
+    for weight in model.layers.parameters():
+        weight.requires_grad_(not frozen)
+    tokens = 24
+    with FlopCounterMode(display=False) as forward:
+        hidden = model(torch.arange(tokens)[None] % 11, use_cache=False).last_hidden_state
+    with FlopCounterMode(display=False) as backward:
+        hidden.sum().backward()
+    work = work_of(config)
+    square = work.attention[0][0] * tokens**2  # torch multiplies the whole square, and the mask hides half
+    assert forward.get_total_flops() == pytest.approx(work.token * tokens + square, rel=0.005)
+    both = work.trained(frozen=frozen)
+    expected = both.token * tokens + 3 * square
+    assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H20", 148),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        ("Tesla T4", 65),
+        ("AMD Instinct MI300X", 1307),
+        ("AMD Instinct MI250X", 191.5),
+    ],
+)
+def test_a_device_is_known_by_its_name(name: str, teraflops: float) -> None:
+    assert peak_flops(name) == teraflops * 1e12
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA RTX A1000",
+        "NVIDIA T400 4GB",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "cpu",
+    ],
+)
+def test_a_device_that_is_not_in_the_table_has_no_peak(name: str) -> None:
+    assert peak_flops(name) is None
+
+
+def test_every_entry_is_found_by_itself() -> None:
+    assert {entry: peak_flops(f"NVIDIA {entry}") for entry in PEAK_FLOPS} == PEAK_FLOPS

@@ -1,0 +1,105 @@
+"""Scoring in a thread beside a reader that waits for it."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raydpo.blocks.block import TokenizedBlock, write_scores
+from raydpo.blocks.schema import Block
+from raydpo.errors import ModelError, ReferenceMismatch, TrainingError
+from raydpo.reference.background import Ahead
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.pool import ScoringReport, check_none_poisonous
+from raydpo.reference.readers import AwaitedStore
+from raydpo.reference.store import ReferenceStore
+from tests.reference.scoring import make_blocks
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReferenceStore:
+    return ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("weights", "architecture", None, "numerics"))
+
+
+def write(store: ReferenceStore, block: Block) -> None:
+    import numpy as np
+
+    pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
+    sides = [[np.zeros(len(ids), dtype=np.float32) for ids in side] for side in zip(*map(sides_of, pairs), strict=True)]
+    write_scores(store.url(block), *sides)
+
+
+def sides_of(pair: object) -> tuple[object, object]:
+    return pair.chosen_ids, pair.rejected_ids  # type: ignore[attr-defined]
+
+
+def test_a_reader_waits_for_the_block_that_it_needs(store: ReferenceStore, tmp_path: Path) -> None:
+    first, second = make_blocks(tmp_path, 2)
+    asked = threading.Event()
+
+    def score(stopped: Callable[[], bool]) -> ScoringReport:
+        write(store, first)
+        assert asked.wait(10)
+        write(store, second)
+        return ScoringReport(forwards=2)
+
+    with Ahead(score, lambda message: None) as ahead:
+        awaited = AwaitedStore(store)
+        assert len(awaited.read(first)) == first.pairs
+        threading.Timer(0.3, asked.set).start()
+        assert len(awaited.read(second)) == second.pairs
+        assert asked.is_set()
+    assert ahead.report.forwards == 2
+
+
+def test_a_failure_reaches_the_reader_and_is_what_the_run_raises(store: ReferenceStore, tmp_path: Path) -> None:
+    (block,) = make_blocks(tmp_path, 1)
+    awaited = AwaitedStore(store)
+
+    def score(stopped: Callable[[], bool]) -> ScoringReport:
+        raise ModelError("the reference has no memory")
+
+    def fail(message: str) -> None:
+        awaited.failure = message
+
+    def train() -> None:
+        with pytest.raises(ReferenceMismatch, match="the reference has no memory"):
+            awaited.read(block)
+        raise TrainingError("training failed")
+
+    with pytest.raises(ModelError, match="the reference has no memory"), Ahead(score, fail):
+        train()
+
+
+def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: ReferenceStore, tmp_path: Path) -> None:
+    (block,) = make_blocks(tmp_path, 1)
+    awaited = AwaitedStore(store)
+
+    def fail(message: str) -> None:
+        awaited.failure = message
+
+    def score(stopped: Callable[[], bool]) -> ScoringReport:
+        report = ScoringReport(poisonous=(block,))
+        check_none_poisonous(report, "set reference_schedule=staged")
+        return report
+
+    with (
+        pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scorer.*reference_schedule=staged"),
+        Ahead(score, fail),
+    ):
+        awaited.read(block)
+
+
+def test_what_training_does_not_wait_for_is_not_scored() -> None:
+    def score(stopped: Callable[[], bool]) -> ScoringReport:
+        end = time.monotonic() + 10
+        while not stopped():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return ScoringReport(forwards=1)
+
+    with Ahead(score, lambda message: None) as ahead:
+        pass
+    assert ahead.report.forwards == 1

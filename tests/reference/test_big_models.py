@@ -1,0 +1,76 @@
+"""References that are too big for one device as they are: spread over several, or quantised."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import AutoConfig, LlamaForCausalLM
+
+from raydpo import config
+from raydpo.batching.collate import collate
+from raydpo.batching.prefix_tree import grow
+from raydpo.blocks.block import TokenizedBlock
+from raydpo.errors import ConfigError
+from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.loading import load_causal_lm
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.scorer import Scorer
+from raydpo.reference.store import ReferenceStore
+from raydpo.stages.plan import check_quantization
+from tests.reference.scoring import make_blocks, spec_of
+
+
+def test_layers_that_lie_elsewhere_score_alike(tiny_model: Path, tmp_path: Path) -> None:
+    """A disk in the place of a second GPU: its layers, too, get all that they take moved to them by accelerate."""
+    spec = spec_of(tiny_model)
+    tokenized = TokenizedBlock(make_blocks(tmp_path, 1)[0])
+    pairs = [tokenized.pair(row) for row in range(len(tokenized))]
+    micro_batch = collate(grow(pairs, 10**6), pairs)
+    found = []
+    for elsewhere in (False, True):
+        model = load_causal_lm(
+            spec.source,
+            dtype="float32",
+            attn_implementation=spec.attention.implementation,
+            trust_remote_code=False,
+        )
+        if elsewhere:
+            places = {"model.layers.1": "disk", "model.norm": "disk"}
+            here = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "lm_head")
+            model = dispatch_model(
+                model, {**places, **dict.fromkeys(here, "cpu")}, main_device="cpu", offload_dir=str(tmp_path / "disk")
+            )
+        with torch.inference_mode():
+            found.append(CompletionLogps(model, shares=True)(micro_batch)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("quantization", "furthest"), [("8bit", 0.05), ("4bit", 0.5)])
+def test_a_quantised_reference_scores_nearly_alike(
+    quantization: str, furthest: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    (block,) = make_blocks(tmp_path, 1)
+    size = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes takes 64 weights at a time
+    wide = AutoConfig.from_pretrained(tiny_model, head_dim=16, **size)
+    torch.manual_seed(0)
+    LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
+    gaps = []
+    for chosen in (None, quantization):
+        scorer = Scorer(replace(spec_of(tmp_path / "wide"), quantization=chosen))
+        scorer.load()
+        store = ReferenceStore(str(tmp_path), ReferenceIdentity(str(chosen), "", None, "{}"))
+        assert scorer.score_block(block, store, tokens=256).pairs == block.pairs
+        scored = store.read(block)
+        gaps.append(torch.cat([torch.tensor(scored.pair(row).ref_chosen_logps) for row in range(block.pairs)]))
+    gap = (gaps[1] - gaps[0]).abs().max()
+    assert 0 < gap < furthest
+
+
+def test_a_package_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydpo.stages.plan.find_spec", lambda name: None)
+    check_quantization(config.from_flat({}))
+    with pytest.raises(ConfigError, match=r"reference_quantization=8bit .*pip install bitsandbytes"):
+        check_quantization(config.from_flat({"reference_quantization": "8bit"}))

@@ -1,0 +1,103 @@
+"""Which completions are scored, and which are taken from elsewhere: each prompt with each completion once."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raydpo.blocks import schema
+from raydpo.blocks.block import TokenizedBlock, write_scores
+from raydpo.blocks.schema import Block, IntArray
+from raydpo.reference import dedup
+from raydpo.reference.dedup import NO_LOANS, Loans, complete, distinct, loans_of
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.store import ReferenceStore
+from raydpo.runtime import storage
+
+BLOCKS, PAIRS = 5, 12
+
+
+def completion(prompt: IntArray, ids: IntArray) -> tuple[int, ...]:
+    """What it is that is to be scored once."""
+    return (*prompt.tolist(), -1, *ids.tolist())
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> list[Block]:
+    """Of pairs of few prompts and few completions, so that most stand in several pairs and blocks."""
+    draw = np.random.default_rng(3)
+    found = []
+    for index in range(BLOCKS):
+        rows = [
+            {
+                schema.PAIR_ID: f"{index}:{row}",
+                schema.PROMPT_IDS: [7] * int(draw.integers(1, 4)),
+                schema.CHOSEN_IDS: [7, int(draw.integers(6))],
+                schema.REJECTED_IDS: [8] * int(draw.integers(1, 5)),
+            }
+            for row in range(PAIRS)
+        ]
+        url = str(tmp_path / f"{index}.parquet")
+        storage.write_table(url, schema.pa.Table.from_pylist(rows, schema=schema.TOKENIZED_SCHEMA))
+        found.append(Block(f"content-{index}", "shard", index, PAIRS, 100, url))
+    return found
+
+
+def score(store: ReferenceStore, block: Block, loans: Loans) -> Counter[tuple[int, ...]]:
+    """Write a stand-in for log-probs that tells what they are of, as a scorer would -> what was scored."""
+    tokenized = TokenizedBlock(block)
+    different = distinct([tokenized.pair(row) for row in range(PAIRS)], loans)
+    scored: Counter[tuple[int, ...]] = Counter()
+    logps = {}
+    for pair, places in zip(different.pairs, different.places, strict=True):
+        for ids, its_places in zip((pair.chosen_ids, pair.rejected_ids), places, strict=True):
+            scored[completion(pair.prompt_ids, ids)] += bool(its_places)
+            logps.update(dict.fromkeys(its_places, np.array([*ids, len(pair.prompt_ids)], dtype=np.float32)))
+    assert different.completions == scored.total()
+    none = np.zeros(0, dtype=np.float32)
+    sides = ([logps.get((row, side), none) for row in range(PAIRS)] for side in (0, 1))
+    write_scores(store.part_url(block) if loans.lenders else store.url(block), *sides)
+    return scored
+
+
+@pytest.mark.parametrize("most", [1, 16])
+def test_each_completion_is_left_to_one_block(
+    most: int, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "MOST_LENDERS", most)
+    store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
+    loans = loans_of(blocks)
+    assert max(len(each.lenders) for each in loans.values()) == min(most, 3)
+    scored: Counter[tuple[int, ...]] = Counter()
+    for block in reversed(blocks):  # none waits for those before it
+        scored += score(store, block, loans.get(block.content, NO_LOANS))
+    every = []
+    for block in blocks:
+        if block.content in loans:
+            assert complete(store, block, loans[block.content])
+            assert not Path(store.part_url(block)).exists()
+        tokenized = TokenizedBlock(block)
+        chosen, rejected = store.read_scores(store.url(block))
+        for row in range(PAIRS):
+            pair = tokenized.pair(row)
+            for ids, values in ((pair.chosen_ids, chosen[row]), (pair.rejected_ids, rejected[row])):
+                assert values.tolist() == [*ids, len(pair.prompt_ids)]
+                every.append(completion(pair.prompt_ids, ids))
+    assert set(scored) == set(every)
+    assert len(every) > 2 * len(scored)
+    if most == 16:
+        assert set(scored.values()) == {1}
+
+
+def test_a_block_is_not_filled_up_from_one_that_is_not_there(blocks: list[Block], tmp_path: Path) -> None:
+    store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
+    borrower = blocks[-1]
+    loans = loans_of(blocks)[borrower.content]
+    score(store, borrower, loans)
+    for lender in loans.lenders[:-1]:
+        score(store, lender, NO_LOANS)
+    assert not complete(store, borrower, loans)
+    Path(store.url(loans.lenders[-1])).write_bytes(b"PAR1, but cut off")
+    assert not complete(store, borrower, loans)
+    assert not Path(store.url(borrower)).exists()

@@ -1,0 +1,58 @@
+"""What becomes of the pairs of a block that no scorer survives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raydpo.blocks.schema import IntArray
+from raydpo.data.prepare import PreparedData
+from raydpo.errors import DataError
+from raydpo.reference.failed_blocks import set_aside
+from tests.reference.scoring import PAIRS_A_BLOCK, make_blocks
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> PreparedData:
+    blocks = make_blocks(tmp_path, 3)
+    return PreparedData(
+        blocks=tuple(blocks),
+        rows_read=20,
+        rows_quarantined=2,
+        bad_reasons={"empty completion": 2},
+        dialects={},
+        files={block.shard: f"/data/{block.shard}" for block in blocks},
+        dropped_prompt_tails=0,
+        longest=12,
+    )
+
+
+def decode(ids: IntArray) -> str:
+    return " ".join(map(str, ids))
+
+
+def test_its_pairs_are_in_quarantine(data: PreparedData, tmp_path: Path) -> None:
+    left = set_aside(data, data.blocks[1:2], str(tmp_path / "quarantine"), decode, max_bad_rows=8)
+    assert left.blocks == (data.blocks[0], data.blocks[2])
+    assert left.rows_read == left.pairs + left.rows_quarantined
+    assert left.bad_reasons == {"empty completion": 2, "kills the scorer": PAIRS_A_BLOCK}
+    (file,) = (tmp_path / "quarantine").rglob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {row["file"] for row in rows} == {"/data/shard-1.jsonl"}
+    assert all(len(row["content"].split("\n---\n")) == 3 for row in rows)
+
+
+def test_too_many_are_an_error(data: PreparedData, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"8 bad rows, more than max_bad_rows=7: 6 of them .* /data/shard-1\.jsonl"):
+        set_aside(data, data.blocks[1:2], str(tmp_path), decode, max_bad_rows=7)
+
+
+def test_nothing_left_is_an_error(data: PreparedData, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no good row is left"):
+        set_aside(data, data.blocks, str(tmp_path), decode, max_bad_rows=None)
+
+
+def test_nothing_happens_without_poison(data: PreparedData, tmp_path: Path) -> None:
+    assert set_aside(data, (), str(tmp_path / "quarantine"), decode, max_bad_rows=0) == data
+    assert not (tmp_path / "quarantine").exists()

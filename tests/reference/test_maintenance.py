@@ -1,0 +1,120 @@
+"""jobs/reference_store.py: what it says of a store, and what it takes from it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from raydpo.blocks.block import write_scores
+from raydpo.blocks.schema import Block, FloatArray
+from raydpo.cli.reference_store import main
+from raydpo.reference.identity import ReferenceIdentity
+from raydpo.reference.maintenance import damaged, holdings, prunable, prune
+from raydpo.reference.store import ReferenceStore
+
+DAY = 86_400
+
+
+def logps(*values: float) -> list[FloatArray]:
+    import numpy as np
+
+    return [np.array(values, dtype=np.float32)]
+
+
+def store_of(cache_dir: str, weights: str) -> ReferenceStore:
+    return ReferenceStore(cache_dir, ReferenceIdentity(weights, "", None, ""), model=f"models/{weights}")
+
+
+def fill(cache_dir: str) -> dict[str, ReferenceStore]:
+    """Two references; the first has blocks of 1, 2 and 3 days ago, the second one of today."""
+    stores = {name: store_of(cache_dir, name) for name in ("first", "second")}
+    for name, ages in (("first", (1, 2, 3)), ("second", (0,))):
+        stores[name].open()
+        for age in ages:
+            url = stores[name].url(Block(f"block-{age}", "shard", 0, 1, 1, ""))
+            write_scores(url, logps(-1.0, -2.0), logps(-3.0))
+            if "://" not in url:
+                then = time.time() - age * DAY - 60
+                os.utime(url, (then, then))
+    return stores
+
+
+def names(found: object) -> list[str]:
+    return [Path(file.url).stem for file in found]  # type: ignore[attr-defined]
+
+
+def test_listed_by_reference_the_oldest_first(tmp_path: Path) -> None:
+    stores = fill(str(tmp_path))
+    found = {holding.model: holding for holding in holdings(str(tmp_path))}
+    assert names(found["models/first"].blocks) == ["block-3", "block-2", "block-1"]
+    assert found["models/second"].identity == stores["second"].digest
+    assert found["models/first"].bytes == 3 * found["models/second"].bytes > 0
+    assert holdings(str(tmp_path / "nothing")) == []
+
+
+def test_a_store_behind_a_url() -> None:
+    fill("memory://inventory")
+    found = holdings("memory://inventory")
+    assert [len(holding.blocks) for holding in sorted(found, key=lambda holding: holding.model)] == [3, 1]
+    assert damaged(found[0].blocks) == []
+    prune("memory://inventory", found[0].blocks)
+    assert [holding.identity for holding in holdings("memory://inventory")] == [found[1].identity]
+    fsspec.filesystem("memory").rm("/inventory", recursive=True)
+
+
+def test_pruned_by_age_and_by_size(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    found = holdings(str(tmp_path))
+    each = found[0].blocks[0].bytes
+    assert names(prunable(found, older_than_days=1.5)) == ["block-3", "block-2"]
+    assert names(prunable(found, max_bytes=3 * each)) == ["block-3"]
+    assert names(prunable(found, max_bytes=0)) == ["block-3", "block-2", "block-1", "block-0"]
+    assert prunable(found) == []
+
+
+def test_what_a_killed_job_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    stores = fill(str(tmp_path))
+    folder = Path(stores["first"].folder)
+    for name, age in ((".old.part", 2 * DAY), (".new.part", 60)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    prune(str(tmp_path), [])
+    assert not (folder / ".old.part").exists()
+    assert (folder / ".new.part").exists()
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = fill(str(tmp_path))
+    here = ["--cache_dir", str(tmp_path)]
+    assert main(["list", *here]) == 0
+    listed = capsys.readouterr().out
+    assert stores["first"].digest in listed
+    assert "models/second" in listed
+    assert "4 blocks" in listed
+
+    assert main(["verify", *here]) == 0
+    block = Path(stores["first"].url(Block("block-2", "shard", 0, 1, 1, "")))
+    block.write_bytes(block.read_bytes()[:-9])
+    assert main(["verify", *here]) == 1
+    told = capsys.readouterr().out
+    assert str(block) in told
+    assert "4 blocks, 0.000 GB read, 1 damaged" in told
+
+    assert main(["prune", *here]) == 2
+    assert "say what may go" in capsys.readouterr().err
+    assert main(["prune", *here, "--older_than_days", "2.5", "--dry_run"]) == 0
+    assert "1 blocks, 0.000 GB, would be removed" in capsys.readouterr().out
+    assert main(["prune", *here, "--identity", stores["first"].digest]) == 0
+    assert "3 blocks, 0.000 GB, were removed" in capsys.readouterr().out
+    assert not Path(stores["first"].folder).exists()
+    assert Path(stores["second"].folder).exists()
+
+
+def test_the_program_answers(tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/reference_store.py", "list", "--cache_dir", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "0 blocks" in finished.stdout
