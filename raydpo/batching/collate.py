@@ -7,12 +7,12 @@ from itertools import chain
 import numpy as np
 
 from raydpo.batching.micro_batch import Layout, MicroBatch
-from raydpo.batching.prefix_tree import Tree
+from raydpo.batching.prefix_tree import PromptTree
 from raydpo.blocks.schema import FloatArray, IntArray, ScoredPair, TokenizedPair
 
 
 def collate(
-    trees: Sequence[Tree], pairs: Sequence[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1
+    trees: Sequence[PromptTree], pairs: Sequence[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1
 ) -> MicroBatch:
     """The pairs of some trees in one packed row (see `MicroBatch`); without trees, a dummy.
 
@@ -33,14 +33,14 @@ def collate(
 
     side = _sides(trees)
     pair_prompt = np.repeat(np.arange(len(trees)), [len(tree.pairs) for tree in trees])
-    prompt_tokens = prompt = np.zeros(0, dtype=np.int64)
+    prompt_target_index = prompt_pair_index = np.zeros(0, dtype=np.int64)
     if with_prompts:
         prompt_first, prompt_length = prompt_spans[:, 0], prompt_spans[:, 1] - prompt_spans[:, 0] - 1
         prompt_position = len(targets) + np.cumsum(prompt_length) - prompt_length
         predictors = np.concatenate([predictors, _ranges(prompt_first, prompt_length)])
         targets = np.concatenate([targets, _ranges(prompt_first + 1, prompt_length)])
-        prompt_tokens = _ranges(prompt_position[pair_prompt], prompt_length[pair_prompt])
-        prompt = np.repeat(np.arange(len(pair_prompt)), prompt_length[pair_prompt])
+        prompt_target_index = _ranges(prompt_position[pair_prompt], prompt_length[pair_prompt])
+        prompt_pair_index = np.repeat(np.arange(len(pair_prompt)), prompt_length[pair_prompt])
 
     total = max(int(lengths.sum()), 1)
     width = -(-total // multiple) * multiple
@@ -48,24 +48,27 @@ def collate(
         layout = replace(layout, prompts=(*layout.prompts, (int(lengths.sum()), width)))
     parts = list(chain.from_iterable((tree.prompt, *tree.completions) for tree in trees))
     input_ids = _filled(np.concatenate(parts) if parts else lengths, width)
+    multiplicity = np.ones(width, dtype=np.int64)
+    if trees:
+        multiplicity = _filled(np.repeat(_multiplicity(trees, side), lengths), width)
     return MicroBatch(
         input_ids=input_ids,
         position_ids=_filled(_ranges(_offsets(trees), lengths), width),
-        uses=_filled(np.repeat(_uses(trees, side), lengths), width) if trees else np.ones(width, dtype=np.int64),
+        multiplicity=multiplicity,
         layout=layout,
         predictors=predictors,
         targets=input_ids[targets],
-        tokens=_ranges(position[side], length[side]),
-        completion=np.repeat(np.arange(len(side)), length[side]),
-        prompt_tokens=prompt_tokens,
-        prompt=prompt,
+        target_index=_ranges(position[side], length[side]),
+        sequence_index=np.repeat(np.arange(len(side)), length[side]),
+        prompt_target_index=prompt_target_index,
+        prompt_pair_index=prompt_pair_index,
         ref_logps=np.zeros(0, dtype=np.float32),
         pair_ids=tuple(pairs[index].pair_id for tree in trees for index in tree.pairs),
     )
 
 
 def collate_scored(
-    trees: Sequence[Tree], pairs: Sequence[ScoredPair], *, with_prompts: bool = False, multiple: int = 1
+    trees: Sequence[PromptTree], pairs: Sequence[ScoredPair], *, with_prompts: bool = False, multiple: int = 1
 ) -> MicroBatch:
     """As `collate`, with the reference's log-probs."""
     batch = collate(trees, pairs, with_prompts=with_prompts, multiple=multiple)
@@ -75,19 +78,19 @@ def collate_scored(
 
 
 def by_pair(
-    logps: FloatArray, trees: Sequence[Tree], micro_batch: MicroBatch
+    logps: FloatArray, trees: Sequence[PromptTree], micro_batch: MicroBatch
 ) -> dict[int, tuple[FloatArray, FloatArray]]:
     """What a forward said of the N targets -> the part of the chosen and of the rejected completion, by pair's index.
 
     `micro_batch` is what `collate` made of the trees.
     """
-    ends = np.cumsum(np.bincount(micro_batch.completion, minlength=2 * micro_batch.pairs))
-    sides = np.split(logps[micro_batch.tokens], ends[:-1])
+    ends = np.cumsum(np.bincount(micro_batch.sequence_index, minlength=2 * micro_batch.pairs))
+    sides = np.split(logps[micro_batch.target_index], ends[:-1])
     members = [index for tree in trees for index in tree.pairs]
     return {index: (sides[row], sides[row + len(members)]) for row, index in enumerate(members)}
 
 
-def _layout(trees: Sequence[Tree], starts: IntArray, lengths: IntArray) -> Layout:
+def _layout(trees: Sequence[PromptTree], starts: IntArray, lengths: IntArray) -> Layout:
     """`starts`, `lengths`: of each tree's prompt and completions, tree by tree."""
     spans = iter([(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)])
     prompts: list[tuple[int, int]] = []
@@ -98,7 +101,7 @@ def _layout(trees: Sequence[Tree], starts: IntArray, lengths: IntArray) -> Layou
     return Layout(tuple(prompts), tuple(completions))
 
 
-def _sides(trees: Sequence[Tree]) -> IntArray:
+def _sides(trees: Sequence[PromptTree]) -> IntArray:
     """[2B]: of all trees' completions, which is each pair's chosen one, then which is its rejected one."""
     before = np.cumsum([0, *(len(tree.completions) for tree in trees)])
     chosen = [before[index] + choice for index, tree in enumerate(trees) for choice in tree.chosen]
@@ -106,13 +109,13 @@ def _sides(trees: Sequence[Tree]) -> IntArray:
     return np.array(chosen + rejected, dtype=np.int64)
 
 
-def _offsets(trees: Sequence[Tree]) -> IntArray:
+def _offsets(trees: Sequence[PromptTree]) -> IntArray:
     """Position that each prompt and completion starts at, tree by tree."""
     offsets = [offset for tree in trees for offset in (0, *[len(tree.prompt)] * len(tree.completions))]
     return np.array(offsets, dtype=np.int64)
 
 
-def _uses(trees: Sequence[Tree], side: IntArray) -> IntArray:
+def _multiplicity(trees: Sequence[PromptTree], side: IntArray) -> IntArray:
     """In how many of the 2B sequences each prompt and completion stands, tree by tree."""
     counts = iter(np.bincount(side).tolist())
     uses = [use for tree in trees for use in (2 * len(tree.pairs), *(next(counts) for _ in tree.completions))]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydpo.batching.prefix_tree import Tree
+from raydpo.batching.prefix_tree import PromptTree
 
 PADDED_TO = 8
 """Padded rows have a multiple of this many tokens: matrix units want it, and allocators see fewer shapes."""
@@ -14,7 +14,7 @@ def padded_width(longest: int) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class FlopsModel:
     """What the floating-point operations (FLOPs) of a decoder's forward depend on; a multiply-add counts as two.
 
     For a prompt of P tokens and completions of C and R, in a model of N body parameters, hidden size d (equal to heads
@@ -25,7 +25,7 @@ class Work:
     N is without embedding and head, as a look-up costs nothing and the head is counted on completion tokens alone. A
     (query, key) pair costs each head two products of its size: the score, and the sum of values. A(n) are the pairs
     that n tokens in causal order see, so the two completions share the A(P) of their prompt, as they share its tokens.
-    Forward and backward together are three times that (`trained`), or, with A(n) taken as n²/2,
+    Forward and backward together are three times that (`update`), or, with A(n) taken as n²/2,
 
         6N (P+C+R) + 6dV (C+R) + 6dL [(P+C)² + (P+R)² - P²]
 
@@ -41,14 +41,14 @@ class Work:
     """Of the layers that have one window in common: FLOPs of all of them for a (query, key) pair that attention looks
     at, and the window in tokens (the query's own counted; None: no bound)."""
 
-    def of(self, tree: Tree) -> float:
+    def forward(self, tree: PromptTree) -> float:
         """FLOPs of a forward of the tree in a packed row: the prompt and each completion once."""
         start = len(tree.prompt)
         shared = self._between(start)
         branches = sum(self._between(start + length) - shared for length in tree.lengths)
         return self.token * tree.tokens + self.completion_token * sum(tree.lengths) + shared + branches
 
-    def of_padded(self, tree: Tree, width: int) -> float:
+    def forward_padded(self, tree: PromptTree, width: int) -> float:
         """FLOPs of a forward of the tree where each completion has its prompt to itself, in a row of `width` tokens.
 
         Padding is counted, as it is computed; but the head only scores completion tokens.
@@ -56,7 +56,7 @@ class Work:
         row = self.token * width + self._between(width)
         return row * len(tree.lengths) + self.completion_token * sum(tree.lengths)
 
-    def trained(self, *, frozen: bool = False) -> "Work":
+    def update(self, *, frozen: bool = False) -> "FlopsModel":
         """The work of forward and backward together, recomputed activations left out.
 
         The backward of a product of two matrices is two products of the same size, one for each gradient: 3 times the
@@ -65,7 +65,7 @@ class Work:
         """
         linear = 2 if frozen else 3
         attention = tuple((3 * flops, window) for flops, window in self.attention)
-        return Work(linear * self.token, linear * self.completion_token, attention)
+        return FlopsModel(linear * self.token, linear * self.completion_token, attention)
 
     def _between(self, tokens: int) -> float:
         """FLOPs between the tokens of one causal sequence."""

@@ -34,20 +34,20 @@ class MicroBatch:
     """[T]"""
     position_ids: IntArray
     """[T]; position of the token in its prompt + completion, from 0."""
-    uses: IntArray
+    multiplicity: IntArray
     """[T]; in how many of the 2B sequences the token stands; 1 in a dummy, so that means over it are finite."""
     layout: Layout
     predictors: IntArray
     """[N]; the token in the row that predicts each target; the last of a prompt predicts its completions' first."""
     targets: IntArray
     """[N]; the completions' tokens, then, where they are wanted, the prompts' but the first of each."""
-    tokens: IntArray
+    target_index: IntArray
     """[M]; which of the N each token of the 2B completions is."""
-    completion: IntArray
+    sequence_index: IntArray
     """[M]; completion (0 .. 2B-1) that it belongs to; the tokens of one stand together and in order."""
-    prompt_tokens: IntArray
+    prompt_target_index: IntArray
     """[P]; which of the N each token of the pairs' prompts is."""
-    prompt: IntArray
+    prompt_pair_index: IntArray
     """[P]; pair (0 .. B-1) that it belongs to."""
     ref_logps: FloatArray
     """[M]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""

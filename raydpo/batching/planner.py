@@ -5,19 +5,21 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raydpo.batching.flops import Work, padded_width
-from raydpo.batching.prefix_tree import Tree, grow
+from raydpo.batching.flops import FlopsModel, padded_width
+from raydpo.batching.prefix_tree import PromptTree, build_prompt_trees
 from raydpo.blocks.schema import TokenizedPair
 
-Group = list[int]
+TreeGroup = list[int]
 """The trees of a micro-batch, as indices."""
 RankPlan = list[list[int]]
 """A rank's micro-batches, each a list of indices into the trees; an empty one is a dummy forward."""
-Load = Callable[[Group], float]
+Load = Callable[[TreeGroup], float]
 """FLOPs of a forward of the group."""
 
 
-def plan(trees: Sequence[Tree], ranks: int, budget: int, work: Work, *, padded: bool = False) -> list[RankPlan]:
+def plan_micro_batches(
+    trees: Sequence[PromptTree], ranks: int, budget: int, flops: FlopsModel, *, padded: bool = False
+) -> list[RankPlan]:
     """Share trees among `ranks`, in micro-batches of at most `budget` tokens -> one plan a rank.
 
     Each tree is in one micro-batch, which is over `budget` only where that tree alone is. All ranks get the same number
@@ -30,15 +32,15 @@ def plan(trees: Sequence[Tree], ranks: int, budget: int, work: Work, *, padded: 
 
     Results do not depend on the plan, as the loss is normalised by the global batch; the time of a step does.
     """
-    groups, load = (_padded if padded else _packed)(trees, ranks, budget, work)
+    groups, load = (_padded if padded else _packed)(trees, ranks, budget, flops)
     return _dealt(groups, ranks, load)
 
 
-def _packed(trees: Sequence[Tree], ranks: int, budget: int, work: Work) -> tuple[list[Group], Load]:
+def _packed(trees: Sequence[PromptTree], ranks: int, budget: int, flops: FlopsModel) -> tuple[list[TreeGroup], Load]:
     sizes = [tree.tokens for tree in trees]
-    loads = [work.of(tree) for tree in trees]
+    loads = [flops.forward(tree) for tree in trees]
 
-    def load(group: Group) -> float:
+    def load(group: TreeGroup) -> float:
         return sum(loads[index] for index in group)
 
     tightest = _best_fit(sizes, budget)
@@ -52,13 +54,13 @@ def _multiple(count: int, ranks: int) -> int:
     return -(-count // ranks) * ranks
 
 
-def _largest_first(sizes: Sequence[float]) -> Group:
+def _largest_first(sizes: Sequence[float]) -> TreeGroup:
     return sorted(range(len(sizes)), key=lambda index: -sizes[index])  # stable, so that equals stay in order
 
 
-def _best_fit(sizes: Sequence[int], budget: int) -> list[Group]:
+def _best_fit(sizes: Sequence[int], budget: int) -> list[TreeGroup]:
     """The largest first, each into the group that it fills best: few groups, near full, but for the last."""
-    groups: list[Group] = []
+    groups: list[TreeGroup] = []
     rooms: list[tuple[int, int]] = []  # tokens left, and the group: in ascending order
     for index in _largest_first(sizes):
         place = bisect_left(rooms, (sizes[index], -1))
@@ -72,12 +74,12 @@ def _best_fit(sizes: Sequence[int], budget: int) -> list[Group]:
     return groups
 
 
-def _spread(sizes: Sequence[int], loads: Sequence[float], slots: int, budget: int) -> list[Group] | None:
+def _spread(sizes: Sequence[int], loads: Sequence[float], slots: int, budget: int) -> list[TreeGroup] | None:
     """The greatest load first, each into the group of least load that has room, so that loads come out alike.
 
     None where one finds no room. A group that is too full for one is put aside until there is one that it has room for.
     """
-    groups: list[Group] = [[] for _ in range(slots)]
+    groups: list[TreeGroup] = [[] for _ in range(slots)]
     rooms = [budget] * slots
     open_groups = [(0.0, group) for group in range(slots)]  # a heap: the least load first
     too_full: list[tuple[int, float, int]] = []  # a heap: the most room first
@@ -98,21 +100,21 @@ def _spread(sizes: Sequence[int], loads: Sequence[float], slots: int, budget: in
     return groups
 
 
-def _padded(trees: Sequence[Tree], ranks: int, budget: int, work: Work) -> tuple[list[Group], Load]:
+def _padded(trees: Sequence[PromptTree], ranks: int, budget: int, flops: FlopsModel) -> tuple[list[TreeGroup], Load]:
     widths = [padded_width(tree.longest) for tree in trees]
     rows = [len(tree.lengths) for tree in trees]
 
-    def load(group: Group) -> float:
+    def load(group: TreeGroup) -> float:
         width = max((widths[index] for index in group), default=0)
-        return sum(work.of_padded(trees[index], width) for index in group)
+        return sum(flops.forward_padded(trees[index], width) for index in group)
 
     order = _largest_first(widths)
-    heads = [work.of_padded(tree, 0) for tree in trees]
-    bodies = [work.of_padded(tree, width) - head for tree, width, head in zip(trees, widths, heads, strict=True)]
+    heads = [flops.forward_padded(tree, 0) for tree in trees]
+    bodies = [flops.forward_padded(tree, width) - head for tree, width, head in zip(trees, widths, heads, strict=True)]
 
-    def cut(limit: float) -> list[Group]:
+    def cut(limit: float) -> list[TreeGroup]:
         """Runs of `order`, each as long as `budget` and a `limit` on its load allow."""
-        groups: list[Group] = []
+        groups: list[TreeGroup] = []
         taken, width, row, scored = 0, 0, 0.0, 0.0
         for index in order:
             taken, scored = taken + rows[index], scored + heads[index]
@@ -132,7 +134,7 @@ def _padded(trees: Sequence[Tree], ranks: int, budget: int, work: Work) -> tuple
     return _split(cut(high), slots, load), load
 
 
-def _split(groups: list[Group], slots: int, load: Load) -> list[Group]:
+def _split(groups: list[TreeGroup], slots: int, load: Load) -> list[TreeGroup]:
     """Halve the group of greatest load among those of several trees until there are `slots`; the rest are empty."""
     groups = [group for group in groups if group]
     heaviest = [(-load(group), group) for group in groups if len(group) > 1]
@@ -149,7 +151,7 @@ def _split(groups: list[Group], slots: int, load: Load) -> list[Group]:
     return groups + [[] for _ in range(slots - len(groups))]
 
 
-def _dealt(groups: list[Group], ranks: int, load: Load) -> list[RankPlan]:
+def _dealt(groups: list[TreeGroup], ranks: int, load: Load) -> list[RankPlan]:
     """The heaviest groups to the first turn, and so on; in each turn the rank with least so far gets the heaviest."""
     in_turns = sorted((-load(group), sorted(group)) for group in groups)
     plans: list[RankPlan] = [[] for _ in range(ranks)]
@@ -163,21 +165,21 @@ def _dealt(groups: list[Group], ranks: int, load: Load) -> list[RankPlan]:
 
 
 @dataclass(frozen=True)
-class Cut:
+class MicroBatchPlanner:
     """What micro-batches are like; it changes the speed of a forward, and its result by no more than rounding."""
 
     tokens: int
     """Tokens of a micro-batch, each prompt counted once; only a single pair may have more."""
-    work: Work
+    flops: FlopsModel
     """What micro-batches and ranks are balanced by."""
     padded: bool
     """True where the model cannot share prompts, so that each completion becomes a padded row of its own."""
     multiple: int = 1
     """Packed rows are filled up to a multiple of this many tokens."""
 
-    def of(self, pairs: Sequence[TokenizedPair], ranks: int) -> list[list[list[Tree]]]:
+    def split(self, pairs: Sequence[TokenizedPair], ranks: int) -> list[list[list[PromptTree]]]:
         """Of each rank the micro-batches, each as the trees in it; an empty one is a dummy forward."""
         # A tree goes to one rank as a whole: with more than a share of the pairs, it would leave other ranks idle.
-        trees = grow(pairs, self.tokens, max_pairs=1 if self.padded else -(-len(pairs) // ranks))
-        plans = plan(trees, ranks, self.tokens, self.work, padded=self.padded)
+        trees = build_prompt_trees(pairs, self.tokens, max_pairs=1 if self.padded else -(-len(pairs) // ranks))
+        plans = plan_micro_batches(trees, ranks, self.tokens, self.flops, padded=self.padded)
         return [[[trees[index] for index in group] for group in rank_plan] for rank_plan in plans]

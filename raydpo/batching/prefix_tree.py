@@ -8,7 +8,7 @@ from raydpo.blocks.schema import IntArray, TokenizedPair
 
 
 @dataclass(frozen=True)
-class Tree:
+class PromptTree:
     """Some pairs of one prompt, which go into the same forward."""
 
     prompt: IntArray
@@ -37,7 +37,9 @@ class Tree:
         return len(self.prompt) + max(self.lengths)
 
 
-def grow(pairs: Sequence[TokenizedPair], max_tokens: int, max_pairs: int | None = None) -> list[Tree]:
+def build_prompt_trees(
+    pairs: Sequence[TokenizedPair], max_tokens: int, max_pairs: int | None = None
+) -> list[PromptTree]:
     """Trees that hold each of the pairs once, in the order of their first pairs.
 
     Pairs of one prompt share a tree as long as that has at most `max_tokens`, though a single pair may be longer, and
@@ -51,7 +53,7 @@ def grow(pairs: Sequence[TokenizedPair], max_tokens: int, max_pairs: int | None 
     return [tree for part in parts for tree in _trees(pairs, part, max_tokens)]
 
 
-def _trees(pairs: Sequence[TokenizedPair], members: Iterable[int], max_tokens: int) -> Iterable[Tree]:
+def _trees(pairs: Sequence[TokenizedPair], members: Iterable[int], max_tokens: int) -> Iterable[PromptTree]:
     """The pairs `members` have the same prompt."""
     completions: dict[bytes, tuple[int, IntArray]] = {}
     taken: list[tuple[int, int, int]] = []
@@ -76,7 +78,7 @@ def _tree(
     pairs: Sequence[TokenizedPair],
     taken: Sequence[tuple[int, int, int]],
     completions: dict[bytes, tuple[int, IntArray]],
-) -> Tree:
+) -> PromptTree:
     members, chosen, rejected = zip(*taken, strict=True)
     different = tuple(ids for _, ids in completions.values())
-    return Tree(pairs[members[0]].prompt_ids, different, tuple(members), tuple(chosen), tuple(rejected))
+    return PromptTree(pairs[members[0]].prompt_ids, different, tuple(members), tuple(chosen), tuple(rejected))

@@ -34,7 +34,7 @@ SCORES_SCHEMA = pa.schema(
 )
 """The reference's log-prob of each completion token (natural log), row by row as in the tokenized block."""
 
-GIVEN_SCHEMA = pa.schema([*TOKENIZED_SCHEMA, *SCORES_SCHEMA])
+DATASET_LOGPS_SCHEMA = pa.schema([*TOKENIZED_SCHEMA, *SCORES_SCHEMA])
 """A tokenized pair with the scores that its row carries."""
 
 IntArray = npt.NDArray[np.int64]

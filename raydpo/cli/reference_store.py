@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from raydpo.config import DataConfig
 from raydpo.errors import RaydpoError
-from raydpo.reference.maintenance import Holding, damaged, holdings, prunable, prune
+from raydpo.reference.maintenance import StoredReference, damaged, prunable, prune, stored_references
 from raydpo.reference.store import SCORED
 from raydpo.runtime import storage
 
@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
     cache_dir = storage.absolute(flags.cache_dir)
     try:
-        found = holdings(cache_dir)
+        found = stored_references(cache_dir)
         if flags.identity:
-            found = [holding for holding in found if holding.identity.startswith(flags.identity)]
+            found = [stored for stored in found if stored.identity.startswith(flags.identity)]
         return int({"list": _list, "verify": _verify, "prune": _prune}[flags.command](cache_dir, found, flags))
     except RaydpoError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,26 +47,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> int:
+def _list(cache_dir: str, found: list[StoredReference], flags: argparse.Namespace) -> int:
     print(f"{'identity':<26}{'blocks':>9}{'GB':>9}  {'scored':<26}model")
-    for holding in found:
-        days = [time.strftime("%Y-%m-%d", time.localtime(block.modified)) for block in holding.blocks]
+    for stored in found:
+        days = [time.strftime("%Y-%m-%d", time.localtime(block.modified)) for block in stored.blocks]
         span = f"{days[0]} to {days[-1]}" if days else "nothing"
-        size = holding.bytes / GIGABYTE
-        print(f"{holding.identity:<26}{len(holding.blocks):>9,}{size:>9.3f}  {span:<26}{holding.model}")
+        size = stored.bytes / GIGABYTE
+        print(f"{stored.identity:<26}{len(stored.blocks):>9,}{size:>9.3f}  {span:<26}{stored.model}")
     print(f"{_blocks(found)} in {storage.join(cache_dir, SCORED)}")
     return 0
 
 
-def _verify(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> int:
-    faults = damaged([block for holding in found for block in holding.blocks])
+def _verify(cache_dir: str, found: list[StoredReference], flags: argparse.Namespace) -> int:
+    faults = damaged([block for stored in found for block in stored.blocks])
     for _, fault in faults:
         print(fault)
     print(f"{_blocks(found)} read, {len(faults):,} damaged")
     return 1 if faults else 0
 
 
-def _prune(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> int:
+def _prune(cache_dir: str, found: list[StoredReference], flags: argparse.Namespace) -> int:
     limited = flags.older_than_days is not None or flags.max_gigabytes is not None
     if not limited and not flags.identity:
         print("error: say what may go: --older_than_days, --max_gigabytes or --identity", file=sys.stderr)
@@ -75,7 +75,7 @@ def _prune(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> i
         most = None if flags.max_gigabytes is None else int(flags.max_gigabytes * GIGABYTE)
         chosen = prunable(found, older_than_days=flags.older_than_days, max_bytes=most)
     else:
-        chosen = [block for holding in found for block in holding.blocks]
+        chosen = [block for stored in found for block in stored.blocks]
     size = sum(block.bytes for block in chosen) / GIGABYTE
     if not flags.dry_run:
         prune(cache_dir, chosen)
@@ -83,6 +83,6 @@ def _prune(cache_dir: str, found: list[Holding], flags: argparse.Namespace) -> i
     return 0
 
 
-def _blocks(found: Sequence[Holding]) -> str:
-    blocks, size = sum(len(holding.blocks) for holding in found), sum(holding.bytes for holding in found)
+def _blocks(found: Sequence[StoredReference]) -> str:
+    blocks, size = sum(len(stored.blocks) for stored in found), sum(stored.bytes for stored in found)
     return f"{blocks:,} blocks, {size / GIGABYTE:.3f} GB"

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, job: str = "dpo") -> int:
 
         completed, told = complete(given)
         start_ray(completed)
-        summary = (pipeline.score_ahead if job == SCORE_REFERENCE else pipeline.run)(completed)
+        summary = (pipeline.score_only if job == SCORE_REFERENCE else pipeline.run)(completed)
         tell(summary)
         if told and job != SCORE_REFERENCE:
             from raydpo.demo import story

@@ -93,7 +93,7 @@ class LossConfig(Section):
                     f"f_divergence_type={self.f_divergence_type} has no form for loss_type {name}; leave it out, or "
                     f"choose among {', '.join(formed)}"
                 )
-            if self.use_weighting and LOSS_TYPES[name].coupled:
+            if self.use_weighting and LOSS_TYPES[name].needs_global_batch:
                 raise ConfigError(
                     f"use_weighting has no meaning for loss_type {name}, whose sorted terms belong to no single pair; "
                     "leave one of them out"

@@ -13,7 +13,7 @@ class LossType:
     """It is a function of the gap between the two log-ratios, which an f-divergence may reshape (f_divergence_type)."""
     smoothing: bool = False
     """It has a form for labels that are wrong with probability label_smoothing."""
-    coupled: bool = False
+    needs_global_batch: bool = False
     """It is no sum over pairs: a pair's part depends on all other pairs of the global batch."""
     reference: bool = True
     """It holds the policy against a reference; else it takes the mean log-prob a token of the policy alone."""
@@ -28,8 +28,8 @@ LOSS_TYPES = {
     "robust": LossType("Robust DPO, arXiv 2403.00409", divergence=True, smoothing=True),
     "bco_pair": LossType("BCO, arXiv 2404.04656"),
     "sppo_hard": LossType("SPPO, arXiv 2405.00675, eq. 4.7 with P of 1 and 0"),
-    "aot": LossType("AOT, arXiv 2406.05882, paired", smoothing=True, coupled=True),
-    "aot_unpaired": LossType("AOT, arXiv 2406.05882, unpaired", smoothing=True, coupled=True),
+    "aot": LossType("AOT, arXiv 2406.05882, paired", smoothing=True, needs_global_batch=True),
+    "aot_unpaired": LossType("AOT, arXiv 2406.05882, unpaired", smoothing=True, needs_global_batch=True),
     "apo_zero": LossType("APO, arXiv 2408.06266, eq. 7"),
     "apo_down": LossType("APO, arXiv 2408.06266, eq. 8"),
     "discopop": LossType("DiscoPOP, arXiv 2406.08414, eq. 5", divergence=True),

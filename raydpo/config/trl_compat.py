@@ -14,7 +14,7 @@ from raydpo.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignKey:
     """A key of others; at a neutral value it asks for nothing, and nothing is said of it."""
 
     neutral: tuple[object, ...]
@@ -36,9 +36,9 @@ def _same(value: object, neutral: object) -> bool:
         return False
 
 
-def _each(text: str, **neutral: object) -> dict[str, Foreign]:
+def _each(text: str, **neutral: object) -> dict[str, ForeignKey]:
     """Keys that the same is to be said of; a tuple gives several neutral values."""
-    return {key: Foreign(value if isinstance(value, tuple) else (value,), text) for key, value in neutral.items()}
+    return {key: ForeignKey(value if isinstance(value, tuple) else (value,), text) for key, value in neutral.items()}
 
 
 RENAMED = {

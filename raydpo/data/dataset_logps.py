@@ -10,23 +10,23 @@ import numpy as np
 from raydpo.blocks import schema
 from raydpo.blocks.schema import FloatArray
 from raydpo.data.dialects.pair import RowError, type_name
-from raydpo.data.tokenization import PairIds
+from raydpo.data.tokenization import EncodedPair
 
 Values = float | list[float]
 """Of a completion: the sum over its tokens, or a value for each of them, EOS included."""
 
 
 @dataclass(frozen=True, slots=True)
-class GivenLogps:
+class DatasetLogps:
     """What a row says of its two completions."""
 
     chosen: Values
     rejected: Values
 
 
-def read_given(row: Mapping[str, Any]) -> GivenLogps:
+def read_dataset_logps(row: Mapping[str, Any]) -> DatasetLogps:
     """The columns of a row; RowError where they are missing or hold no log-probs."""
-    return GivenLogps(_values(row, schema.REF_CHOSEN_LOGPS), _values(row, schema.REF_REJECTED_LOGPS))
+    return DatasetLogps(_values(row, schema.REF_CHOSEN_LOGPS), _values(row, schema.REF_REJECTED_LOGPS))
 
 
 def _values(row: Mapping[str, Any], name: str) -> Values:
@@ -42,7 +42,9 @@ def _values(row: Mapping[str, Any], name: str) -> Values:
     return [float(value) for value in values] if isinstance(found, list) else float(found)
 
 
-def fitted(given: GivenLogps, whole: PairIds, cut: PairIds, *, per_token: bool) -> tuple[FloatArray, FloatArray]:
+def align(
+    given: DatasetLogps, whole: EncodedPair, cut: EncodedPair, *, per_token: bool
+) -> tuple[FloatArray, FloatArray]:
     """The values as scores of the cut pair, each [tokens]; a sum stands at the first token, and the others are 0.
 
     RowError where there are other numbers of values than tokens, where `per_token` needs more than a sum, and where a

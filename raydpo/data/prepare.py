@@ -33,7 +33,7 @@ class TokenizationRequest:
     truncation: Truncation = field(default_factory=Truncation)
     block_pairs: int = 4096
     """Rows in a raw block at most; a block has the good ones of them."""
-    given_logps: bool = False
+    dataset_logps: bool = False
     """True where rows carry the reference's log-probs."""
     per_token: bool = False
     """True where these must be a value a token."""
@@ -79,7 +79,7 @@ def prepare(
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
     recipe = BlockRecipe(
-        request.truncation, request.cache_dir, request.quarantine_dir, request.given_logps, request.per_token
+        request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
     )
     slicing = Slicing(request.dialect, request.block_pairs)
     stream = block_outcomes(shards, slicing, request.tokenizer, recipe)

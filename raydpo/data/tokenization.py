@@ -35,7 +35,7 @@ _CALL_ARGUMENTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class PairIds:
+class EncodedPair:
     """`prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are the two sequences."""
 
     prompt_ids: TokenIds
@@ -69,7 +69,7 @@ class Truncation:
     max_prompt_length: int | None = None
     truncation_mode: str = "keep_start"
 
-    def apply(self, pair: PairIds) -> PairIds:
+    def apply(self, pair: EncodedPair) -> EncodedPair:
         """The pair, cut; RowError if nothing to learn from is left."""
         prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
         if self.max_prompt_length is not None:
@@ -88,17 +88,17 @@ class Truncation:
         if np.array_equal(chosen, rejected):
             cause = f"once cut to max_length {limit}" if excess > 0 else "though the row's texts are not"
             raise RowError("chosen and rejected are the same", f"their tokens are, {cause}")
-        return PairIds(prompt, chosen, rejected, pair.dropped_tail)
+        return EncodedPair(prompt, chosen, rejected, pair.dropped_tail)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[PairIds | RowError]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[EncodedPair | RowError]:
     """The pairs' token ids, uncut and in order; a RowError in place of a pair that the tokenizer cannot take.
 
     The tokenizer must have a chat template if a pair is conversational, and an EOS token if one is text.
     """
     for batch in _batches(pairs):
         texts = _texts(tokenizer, batch)
-        encoded: list[PairIds | RowError | None] = [part if isinstance(part, RowError) else None for part in texts]
+        encoded: list[EncodedPair | RowError | None] = [part if isinstance(part, RowError) else None for part in texts]
         for conversational in (False, True):
             wanted = {
                 i: part
@@ -201,7 +201,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_to
     return (np.asarray(part, dtype=np.int32) for part in ids)
 
 
-def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> PairIds | RowError:
+def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair | RowError:
     boundary = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
     chosen, rejected = with_chosen[boundary:], with_rejected[boundary:]
     if not boundary:
@@ -210,7 +210,7 @@ def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> P
         )
     if not (len(chosen) and len(rejected)):
         return RowError("empty completion", "it has no tokens of its own")
-    return PairIds(prompt[:boundary], chosen, rejected, prompt[boundary:])
+    return EncodedPair(prompt[:boundary], chosen, rejected, prompt[boundary:])
 
 
 def _common_length(one: TokenIds, other: TokenIds) -> int:

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks import schema
 from raydpo.blocks.schema import FloatArray
 from raydpo.data import quarantine
-from raydpo.data.dataset_logps import GivenLogps, fitted, read_given
+from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
 from raydpo.data.shards import Shard
-from raydpo.data.tokenization import PairIds, TokenIds, Truncation, tokenize
+from raydpo.data.tokenization import EncodedPair, TokenIds, Truncation, tokenize
 from raydpo.errors import DataError
 from raydpo.runtime import storage
 
@@ -42,7 +42,7 @@ class BlockRecipe:
     truncation: Truncation
     cache_dir: str
     quarantine_dir: str
-    given_logps: bool = False
+    dataset_logps: bool = False
     """True where the reference's log-probs are those that rows carry; they then stand in the tokenized block."""
     per_token: bool = False
     """True where sums of them do not do."""
@@ -73,7 +73,7 @@ class BlockOutcome:
 @dataclass(frozen=True, slots=True)
 class _GoodRow:
     number: int
-    pair: PairIds
+    pair: EncodedPair
     given: tuple[FloatArray, FloatArray] | None
     """Reference log-probs of chosen and rejected, where rows carry them."""
 
@@ -108,13 +108,13 @@ def _tokenized_rows(
     reasons: list[tuple[ReadRow, str]] = []
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
-    given: list[GivenLogps | None] = []
+    given: list[DatasetLogps | None] = []
     for row in parse(raw.rows):
         try:
             if row.columns is None:
                 raise RowError(row.reason)
             pair = to_pair(row.columns, raw.dialect, chat=bool(tokenizer.chat_template))
-            logps = read_given(row.columns) if recipe.given_logps else None
+            logps = read_dataset_logps(row.columns) if recipe.dataset_logps else None
         except RowError as reason:
             reasons.append((row, str(reason)))
             continue
@@ -128,7 +128,7 @@ def _tokenized_rows(
             if isinstance(tokenized, RowError):
                 raise tokenized
             cut = recipe.truncation.apply(tokenized)
-            scores = None if logps is None else fitted(logps, tokenized, cut, per_token=recipe.per_token)
+            scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
             good.append(_GoodRow(row.number, cut, scores))
         except RowError as reason:
             reasons.append((row, str(reason)))
@@ -168,7 +168,9 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
         arrays += [_list_array(side) for side in zip(*given, strict=True)]
-        storage.write_table(url, pa.table(arrays, schema=schema.GIVEN_SCHEMA if given else schema.TOKENIZED_SCHEMA))
+        storage.write_table(
+            url, pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if given else schema.TOKENIZED_SCHEMA)
+        )
     tokens = sum(row.pair.tokens for row in good)
     return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url)
 

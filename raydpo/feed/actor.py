@@ -8,8 +8,8 @@ import ray
 
 from raydpo.blocks.schema import Block
 from raydpo.feed.batches import BatchSource, FeedSpec, RankBatch, Scores
-from raydpo.reference.readers import AwaitedStore
-from raydpo.tr_dpo.version import Asked, AskedStore, MovedReference
+from raydpo.reference.readers import WaitingReader
+from raydpo.tr_dpo.version import OnDemandReader, ReferenceVersion, ScoringRequest
 
 KEPT_BATCHES = 8
 """Global batches in memory: more than ranks are apart, as they meet at each update."""
@@ -22,10 +22,10 @@ class Feed:
         """As `BatchSource`."""
         self._source = BatchSource(blocks, store, spec)
         self._store = store
-        self._batches: OrderedDict[tuple[int, MovedReference | None], list[RankBatch]] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, ReferenceVersion | None], list[RankBatch]] = OrderedDict()
         self._progress: dict[str, Any] = {}
 
-    def fetch(self, position: int, rank: int, reference: MovedReference | None) -> RankBatch:
+    def fetch(self, position: int, rank: int, reference: ReferenceVersion | None) -> RankBatch:
         """A rank's share of the global batch at a position, as a reference scores it; None: as the store has it."""
         key = (position, reference)
         if key not in self._batches:
@@ -35,15 +35,15 @@ class Feed:
         return self._batches[key][rank]
 
     @ray.method(concurrency_group="control")
-    def asked(self, known: str) -> Asked | None:
+    def asked(self, known: str) -> ScoringRequest | None:
         """What is to be scored now; None where that is nothing, or what has the name `known`."""
-        asked = self._store.asked if isinstance(self._store, AskedStore) else None
+        asked = self._store.asked if isinstance(self._store, OnDemandReader) else None
         return None if asked is None or asked.name == known else asked
 
     @ray.method(concurrency_group="control")
     def fail(self, message: str) -> None:
         """No more scores will come: whoever waits for some is told."""
-        if isinstance(self._store, AwaitedStore):
+        if isinstance(self._store, WaitingReader):
             self._store.fail(message)
 
     @ray.method(concurrency_group="control")

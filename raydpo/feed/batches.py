@@ -12,22 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from raydpo.batching.collate import collate_scored
-from raydpo.batching.flops import Work
+from raydpo.batching.flops import FlopsModel
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.batching.order import EpochOrder, Window, batch_bounds, grouped
-from raydpo.batching.planner import Cut
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks.block import ScoredBlock, TokenizedBlock
 from raydpo.blocks.schema import Block, IntArray, ScoredPair
-from raydpo.reference.readers import AwaitedStore, Unscored
+from raydpo.reference.readers import Unscored, WaitingReader
 from raydpo.reference.store import ReferenceStore
 from raydpo.tr_dpo.schedule import SyncSchedule
-from raydpo.tr_dpo.version import Asked, AskedStore, MovedReference
+from raydpo.tr_dpo.version import OnDemandReader, ReferenceVersion, ScoringRequest
 
 KEPT_WINDOWS = 2
 """Shuffle windows in memory: the present one, and the one that ranks ahead of the others read."""
 
 
-Scores = ReferenceStore | AwaitedStore | Unscored
+Scores = ReferenceStore | WaitingReader | Unscored
 """Where the feed reads its blocks."""
 
 
@@ -42,8 +42,8 @@ class FeedSpec:
     """Shuffle window, in blocks."""
     global_batch: int
     """Pairs an update."""
-    cut: Cut
-    update_work: Work
+    planner: MicroBatchPlanner
+    update_flops: FlopsModel
     """What an update takes of floating-point operations."""
     ranks: int
     with_prompts: bool = False
@@ -102,25 +102,25 @@ class BatchSource:
         self._orders: dict[int, EpochOrder] = {}
         self._windows: OrderedDict[tuple[str, int, int, int], tuple[IntArray, dict[int, ScoredBlock]]] = OrderedDict()
 
-    def pairs(self, position: int, reference: MovedReference | None = None) -> list[ScoredPair]:
+    def pairs(self, position: int, reference: ReferenceVersion | None = None) -> list[ScoredPair]:
         """The pairs of the global batch at a position, in order, as a reference scores them that may have changed."""
         start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
         span = self._span(start)
-        if isinstance(self._store, AskedStore) and reference:
+        if isinstance(self._store, OnDemandReader) and reference:
             name = f"{reference.identity.digest}:{span[0]}-{span[1]}"
             if self._store.asked is None or self._store.asked.name != name:
                 blocks = self._blocks if self._spec.sync is None else self._parts(*span)
-                self._store.ask(Asked(name, reference, tuple(blocks)))
+                self._store.ask(ScoringRequest(name, reference, tuple(blocks)))
         epoch, offset = divmod(start, self._pairs)
         return [self._pair(epoch, offset + index, span) for index in range(stop - start)]
 
-    def rank_batches(self, position: int, reference: MovedReference | None = None) -> list[RankBatch]:
+    def rank_batches(self, position: int, reference: ReferenceVersion | None = None) -> list[RankBatch]:
         """The global batch at a position, cut for each rank."""
-        pairs, cut = self.pairs(position, reference), self._spec.cut
-        ranks = cut.of(pairs, self._spec.ranks)
+        pairs, planner = self.pairs(position, reference), self._spec.planner
+        ranks = planner.split(pairs, self._spec.ranks)
         every = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        flops = sum(map(self._spec.update_work.of, every))
+        flops = sum(map(self._spec.update_flops.forward, every))
         with_prompts = self._spec.with_prompts
         nll_tokens = sum(len(pair.chosen_ids) for pair in pairs)
         nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
@@ -129,7 +129,7 @@ class BatchSource:
                 start=position,
                 stop=position + len(pairs),
                 micro_batches=tuple(
-                    collate_scored(trees, pairs, with_prompts=with_prompts, multiple=cut.multiple)
+                    collate_scored(trees, pairs, with_prompts=with_prompts, multiple=planner.multiple)
                     for trees in micro_batches
                 ),
                 tokens=tokens,

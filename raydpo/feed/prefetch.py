@@ -5,15 +5,15 @@ from typing import Any
 
 from raydpo.batching.order import batch_bounds
 from raydpo.feed.batches import RankBatch
-from raydpo.runtime.actors import answer
-from raydpo.tr_dpo.version import MovedReference
+from raydpo.runtime.actors import get_result
+from raydpo.tr_dpo.version import ReferenceVersion
 
 
 class Prefetcher:
     """A rank's side of the feed: asks for batches ahead of need."""
 
     def __init__(
-        self, feed: Any, rank: int, *, pairs: int, global_batch: int, reference: MovedReference | None, depth: int = 2
+        self, feed: Any, rank: int, *, pairs: int, global_batch: int, reference: ReferenceVersion | None, depth: int = 2
     ) -> None:
         """`pairs` an epoch; `depth` batches are under way while one is trained on."""
         self.reference = reference
@@ -28,7 +28,7 @@ class Prefetcher:
     def get(self, position: int, end: int) -> RankBatch:
         """This rank's share of the batch at a position; those after it, before `end`, are asked for too."""
         self.ask(position, end)
-        batch: RankBatch = answer(self._ahead.pop(position))
+        batch: RankBatch = get_result(self._ahead.pop(position))
         return batch
 
     def ask(self, position: int, end: int) -> None:

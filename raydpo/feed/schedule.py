@@ -17,7 +17,7 @@ class Schedule:
     """Updates in all."""
 
     @staticmethod
-    def of(pairs: int, global_batch: int, *, num_train_epochs: float, max_steps: int) -> "Schedule":
+    def from_options(pairs: int, global_batch: int, *, num_train_epochs: float, max_steps: int) -> "Schedule":
         """`max_steps` where it is set, else the updates of `num_train_epochs` (rounded up), as Hugging Face counts."""
         steps = max_steps if max_steps > 0 else -int(-num_train_epochs * steps_per_epoch(pairs, global_batch) // 1)
         return Schedule(pairs, global_batch, steps)

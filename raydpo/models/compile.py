@@ -7,7 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from raydpo.errors import ModelError
 
-MOST_SHAPES = 32
+MAX_SHAPES = 32
 """Rows come in few lengths, for training and evaluation each; longer pairs than a forward should hold add some."""
 
 
@@ -23,6 +23,6 @@ def compile_layers(model: Any, *, bounded: bool) -> None:
         raise ModelError(
             f"{type(model).__name__} has no layers that torch_compile could take by themselves; set torch_compile=false"
         )
-    torch._dynamo.config.recompile_limit = MOST_SHAPES
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
     for layer in layers:
         layer.compile(dynamic=not bounded)

@@ -9,7 +9,7 @@ from raydpo.errors import ModelError
 from raydpo.models.attention.padded import unroll
 from raydpo.models.attention.segments import Segments
 from raydpo.models.device import to_device
-from raydpo.models.head import NOTHING_MORE, CompletionHead, LogitTransform, Wanted
+from raydpo.models.head import LOGPS_ONLY, CompletionHead, LogitTransform, TokenStatsRequest
 from raydpo.models.router import RouterLoss
 
 
@@ -28,7 +28,7 @@ class CompletionLogps(nn.Module):
         self.model = model
         self._shares = shares
         self._router_loss = router_loss
-        transform = LogitTransform.of(self.causal_lm.config)
+        transform = LogitTransform.from_config(self.causal_lm.config)
         head = CompletionHead(self.causal_lm.get_output_embeddings(), transform, chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
         if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is not head:
@@ -43,7 +43,7 @@ class CompletionLogps(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def forward(self, micro_batch: MicroBatch, wanted: Wanted = NOTHING_MORE) -> tuple[Tensor, ...]:
+    def forward(self, micro_batch: MicroBatch, request: TokenStatsRequest = LOGPS_ONLY) -> tuple[Tensor, ...]:
         """The fields of `TokenLogps` for the N targets; a tuple, as ZeRO-3's hooks look into tuples only."""
         head = self.causal_lm.get_output_embeddings()
         # The two differ where the model is spread over several devices.
@@ -56,23 +56,23 @@ class CompletionLogps(nn.Module):
                 "attention_mask": None,
                 "segments": Segments(micro_batch.layout, device),
             }
-            predictors, uses = micro_batch.predictors, micro_batch.uses[None]
+            predictors, multiplicity = micro_batch.predictors, micro_batch.multiplicity[None]
         else:
             rows = unroll(micro_batch)
             inputs = {
                 "input_ids": to_device(rows.input_ids, device),
                 "attention_mask": to_device(rows.attention_mask, device),
             }
-            predictors, uses = rows.predictors, rows.uses
+            predictors, multiplicity = rows.predictors, rows.multiplicity
         # Asked for only where it is used: some models' configs have it on.
         router = {} if self._router_loss is None else {"output_router_logits": True}
         body = self.causal_lm.base_model(**inputs, use_cache=False, **router)
         hidden = body.last_hidden_state.to(last)
         targets = to_device(micro_batch.targets, last)
-        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, last), targets, wanted)
+        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, last), targets, request)
         loss = hidden.new_zeros(())
         if self._router_loss:
-            loss = self._router_loss(body.router_logits, to_device(uses, last))
+            loss = self._router_loss(body.router_logits, to_device(multiplicity, last))
         return *outputs, loss
 
 

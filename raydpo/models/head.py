@@ -53,7 +53,7 @@ class LogitTransform:
         return grad_CV * self.scale if self.scale != 1.0 else grad_CV
 
     @staticmethod
-    def of(config: Any) -> "LogitTransform":
+    def from_config(config: Any) -> "LogitTransform":
         """Read it from a Hugging Face model config."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -94,7 +94,7 @@ class TokenLogps:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TokenStatsRequest:
     """What a forward shall say beside the log-probs; each costs a pass over the vocabulary."""
 
     statistics: bool = False
@@ -103,7 +103,7 @@ class Wanted:
     """`TokenLogps.collision`."""
 
 
-NOTHING_MORE = Wanted()
+LOGPS_ONLY = TokenStatsRequest()
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -124,27 +124,27 @@ class _ChunkedLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         head: "CompletionHead",
-        wanted: Wanted,
+        request: TokenStatsRequest,
     ) -> tuple[Tensor, ...]:
         count = len(targets_N)
-        extra = count if wanted.statistics else 0
+        extra = count if request.statistics else 0
         logps, lse = (hidden_NH.new_empty(count, dtype=torch.float32) for _ in range(2))
         entropy, correct, mean_logit = (hidden_NH.new_empty(extra, dtype=torch.float32) for _ in range(3))
-        collision = hidden_NH.new_empty(count if wanted.collision else 0, dtype=torch.float32)
+        collision = hidden_NH.new_empty(count if request.collision else 0, dtype=torch.float32)
         learns = any(ctx.needs_input_grad[1:3])
         slopes_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] and not learns else None
         logps_CV = None
         for chunk in _chunks(count, head.chunk_tokens):
             logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logps_CV)
             target_C = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1)
-            if wanted.statistics:
+            if request.statistics:
                 mean_logit[chunk] = logits_CV.mean(dim=-1)
             logps_CV = _log_softmax(logits_CV)
             logps[chunk] = logps_CV.gather(1, targets_N[chunk, None]).squeeze(1)
             lse[chunk] = target_C - logps[chunk]
-            if wanted.collision:
+            if request.collision:
                 collision[chunk] = _by_rows(lambda part: torch.logsumexp(2 * part, dim=-1), logps_CV)
-            if wanted.statistics:
+            if request.statistics:
                 correct[chunk] = (logps_CV.argmax(dim=-1) == targets_N[chunk]).float()
                 entropy[chunk] = _by_rows(lambda part: -torch.linalg.vecdot(part.exp(), part), logps_CV)
             if slopes_NH is not None:
@@ -254,11 +254,11 @@ class CompletionHead(nn.Module):
         return self._chunk_tokens or default_chunk_tokens(self.weight.device, self.weight.shape[0])
 
     def forward(
-        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, wanted: Wanted
+        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, request: TokenStatsRequest
     ) -> tuple[Tensor, ...]:
         """The fields of `TokenLogps` that are [N]; a tuple, since ZeRO-3's hooks look into tuples only."""
         hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
         outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, self.weight, self.bias, targets_N, self, wanted
+            hidden_NH, self.weight, self.bias, targets_N, self, request
         )
         return outputs

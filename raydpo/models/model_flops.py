@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING
 
-from raydpo.batching.flops import Work
+from raydpo.batching.flops import FlopsModel
 
 # What families call the number of experts, and of those that a token goes through.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -90,7 +90,7 @@ def _has_word(name: str, words: tuple[str, ...]) -> bool:
     return any(re.search(rf"(?<![0-9A-Za-z]){re.escape(word)}(?![0-9A-Za-z])", name, re.IGNORECASE) for word in words)
 
 
-def work_of(config: Any) -> Work:
+def flops_model(config: Any) -> FlopsModel:
     """The work of a decoder's forward, by its Hugging Face config: takes tenths of a second, and no memory for weights.
 
     A mixture of experts counts the experts that a token is sent to. A model whose code comes with its weights is not
@@ -99,7 +99,7 @@ def work_of(config: Any) -> Work:
     """
     decoder = config.get_text_config()
     head = 2 * decoder.hidden_size * decoder.vocab_size
-    return Work(2 * _active_parameters(decoder), head, _attention(decoder))
+    return FlopsModel(2 * _active_parameters(decoder), head, _attention(decoder))
 
 
 def _active_parameters(config: Any) -> float:
@@ -144,7 +144,7 @@ def _active_share(config: Any) -> float:
 
 
 def _attention(config: Any) -> tuple[tuple[float, int | None], ...]:
-    """`Work.attention`: 2 x heads x (size of a key + size of a value) for each layer with attention."""
+    """`FlopsModel.attention`: 2 x heads x (size of a key + size of a value) for each layer with attention."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return ()

@@ -22,13 +22,13 @@ class RouterLoss:
     experts_per_token: int
     coefficient: float
 
-    def __call__(self, router_logits: Any, uses: Tensor) -> Tensor:
+    def __call__(self, router_logits: Any, multiplicity: Tensor) -> Tensor:
         """The unweighted loss, a scalar, of what each layer's router gave.
 
-        `uses` [R, T] is how often each token counts, 0 for padding: a prompt that stands once in a row counts as often
-        as it does where each sequence has a row of its own, so that the loss is the same.
+        `multiplicity` [R, T] is how often each token counts, 0 for padding: a prompt that stands once in a row counts
+        as often as it does where each sequence has a row of its own, so that the loss is the same.
         """
-        return self.function(router_logits, self.experts, self.experts_per_token, uses)
+        return self.function(router_logits, self.experts, self.experts_per_token, multiplicity)
 
 
 def check_router(config: Any, coefficient: float | None) -> None:

@@ -37,7 +37,7 @@ class ModelSource:
     """Commit of a model on the hub; None for a folder."""
 
     @property
-    def described(self) -> str:
+    def display_name(self) -> str:
         """For people: the name, with the commit of a model on the hub."""
         return self.name if self.revision is None else f"{self.name} at {self.revision}"
 

@@ -11,7 +11,7 @@ from raydpo.config import LossConfig
 LARGEST_EXPONENT = 80.0  # exp of much more is no float32
 
 
-def score(logratios: Tensor, loss: LossConfig) -> Tensor:
+def f_prime(logratios: Tensor, loss: LossConfig) -> Tensor:
     """f'(u) at u = pi / ref, from log-ratios log u, [B] -> [B], with f'(1) = 0.
 
     Wang et al. 2023 (Beyond Reverse KL, arXiv 2309.16240), table 1. With the reverse KL this is log u itself, which is

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from raydpo.config import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
-from raydpo.objectives.divergences import score
+from raydpo.objectives.divergences import f_prime
 from raydpo.objectives.pairs import PairLogps
 
 
 def _gap(pairs: PairLogps, loss: LossConfig) -> Tensor:
     """h, reshaped by the f-divergence: f'(pi/ref) of y+ less that of y-."""
-    return score(pairs.chosen_logratios, loss) - score(pairs.rejected_logratios, loss)
+    return f_prime(pairs.chosen_logratios, loss) - f_prime(pairs.rejected_logratios, loss)
 
 
 def _mean_gap(pairs: PairLogps, loss: LossConfig) -> Tensor:
     """The same with each side divided by its tokens."""
-    chosen, rejected = score(pairs.chosen_logratios, loss), score(pairs.rejected_logratios, loss)
+    chosen, rejected = f_prime(pairs.chosen_logratios, loss), f_prime(pairs.rejected_logratios, loss)
     return chosen / pairs.chosen_tokens - rejected / pairs.rejected_tokens
 
 

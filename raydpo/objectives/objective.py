@@ -12,8 +12,8 @@ from raydpo.objectives.pairs import PairLogps
 def losses(pairs: PairLogps, loss: LossConfig) -> Tensor:
     """The objective's part of each pair, [B]; the objective of a batch is their mean.
 
-    Where `is_coupled`, the parts are right only if `pairs` is the whole global batch. WPO's weights multiply what a
-    pair prefers (Zhou et al. 2024, arXiv 2406.11827, eq. 2) and leave the likelihood term alone.
+    Where `needs_global_batch`, the parts are right only if `pairs` is the whole global batch. WPO's weights multiply
+    the preference terms (Zhou et al. 2024, arXiv 2406.11827, eq. 2) and leave the likelihood term alone.
     """
     total = torch.zeros_like(pairs.chosen)
     for name, weight in zip(loss.loss_type, loss.loss_weights or [1.0] * len(loss.loss_type), strict=True):
@@ -23,9 +23,9 @@ def losses(pairs: PairLogps, loss: LossConfig) -> Tensor:
     return total + likelihood * sft(pairs, loss) if likelihood else total
 
 
-def is_coupled(loss: LossConfig) -> bool:
+def needs_global_batch(loss: LossConfig) -> bool:
     """True where a pair's part depends on the other pairs of the global batch."""
-    return loss.bco_running_mean or any(LOSS_TYPES[name].coupled for name in loss.loss_type)
+    return loss.bco_running_mean or any(LOSS_TYPES[name].needs_global_batch for name in loss.loss_type)
 
 
 def counts_prompts(loss: LossConfig) -> bool:

@@ -12,7 +12,7 @@ from raydpo.reference.pool import ScoringReport
 _log = logging.getLogger(__name__)
 
 
-class Ahead:
+class BackgroundScoring:
     """A scoring under way in a thread while the `with` block runs, whose end ends it: nobody needs the rest then."""
 
     def __init__(self, score: Callable[[Callable[[], bool]], ScoringReport], on_failure: Callable[[str], None]) -> None:
@@ -24,7 +24,7 @@ class Ahead:
         self._stop = threading.Event()
         self._threads = ThreadPoolExecutor(2)
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "BackgroundScoring":
         self._scoring = self._threads.submit(self._scored)
         self._threads.submit(self._tell_failure)
         return self

@@ -14,9 +14,9 @@ from raydpo.runtime import storage
 REASON = "kills the scorer"
 
 
-def set_aside(
+def quarantine_blocks(
     data: PreparedData,
-    poisonous: Sequence[Block],
+    failed_blocks: Sequence[Block],
     quarantine_dir: str,
     decode: Callable[[IntArray], str],
     max_bad_rows: int | None,
@@ -26,7 +26,7 @@ def set_aside(
     Nobody knows which pair of the block it is. DataError where there are then more than `max_bad_rows` bad rows (None:
     no limit), or no pair is left.
     """
-    contents = {block.content for block in poisonous}
+    contents = {block.content for block in failed_blocks}
     bad = [block for block in data.blocks if block.content in contents]
     if not bad:
         return data

@@ -16,7 +16,7 @@ LEFT_OVER_S = DAY_S
 
 
 @dataclass(frozen=True)
-class Holding:
+class StoredReference:
     """The scores of one reference."""
 
     identity: str
@@ -32,7 +32,7 @@ class Holding:
         return sum(block.bytes for block in self.blocks)
 
 
-def holdings(cache_dir: str) -> list[Holding]:
+def stored_references(cache_dir: str) -> list[StoredReference]:
     """What there is, by reference; lists the store, and opens no block."""
     folders: dict[str, list[File]] = {}
     described: dict[str, str] = {}
@@ -45,7 +45,7 @@ def holdings(cache_dir: str) -> list[Holding]:
         elif name == IDENTITY_FILE:
             described[identity] = storage.read_json(file.url).get("model", "")
     return [
-        Holding(identity, described.get(identity, ""), tuple(sorted(blocks, key=lambda file: file.modified)))
+        StoredReference(identity, described.get(identity, ""), tuple(sorted(blocks, key=lambda file: file.modified)))
         for identity, blocks in sorted(folders.items())
     ]
 
@@ -65,10 +65,10 @@ def _fault(block: File) -> str:
 
 
 def prunable(
-    found: Sequence[Holding], *, older_than_days: float | None = None, max_bytes: int | None = None
+    found: Sequence[StoredReference], *, older_than_days: float | None = None, max_bytes: int | None = None
 ) -> list[File]:
     """The blocks that are older than so many days, and the oldest beyond so many bytes in all (None: no limit)."""
-    blocks = sorted((block for holding in found for block in holding.blocks), key=lambda block: block.modified)
+    blocks = sorted((block for stored in found for block in stored.blocks), key=lambda block: block.modified)
     oldest = time.time() - older_than_days * DAY_S if older_than_days is not None else float("-inf")
     kept = sum(block.bytes for block in blocks)
     chosen = []
@@ -86,9 +86,9 @@ def prune(cache_dir: str, blocks: Iterable[File]) -> None:
     for file in _files(cache_dir):
         if file.url.endswith(".part") and file.modified < time.time() - LEFT_OVER_S:
             storage.remove(file.url)
-    for holding in holdings(cache_dir):
-        if not holding.blocks:
-            storage.remove_folder(storage.join(cache_dir, SCORED, holding.identity))
+    for stored in stored_references(cache_dir):
+        if not stored.blocks:
+            storage.remove_folder(storage.join(cache_dir, SCORED, stored.identity))
 
 
 def _files(cache_dir: str) -> list[File]:

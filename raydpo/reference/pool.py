@@ -15,15 +15,15 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raydpo.blocks.schema import Block
 from raydpo.errors import ReferenceMismatch, TrainingError
-from raydpo.reference.dedup import NO_LOANS, Loans, complete, loans_of
-from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
+from raydpo.reference.dedup import NOTHING_REUSED, ReusedScores, fill_in, find_reused_scores
+from raydpo.reference.scorer import Scorer, ScorerSpec, ScoringResult
 from raydpo.reference.store import ReferenceStore
-from raydpo.runtime.actors import answer
-from raydpo.runtime.resources import Group
+from raydpo.runtime.actors import get_result
+from raydpo.runtime.resources import WorkerGroup
 
 _log = logging.getLogger(__name__)
 
-MOST_DEATHS = 3
+MAX_DEATHS = 3
 """Scorers that may die of one block before it is set aside, or while they load before the run stops."""
 
 
@@ -38,7 +38,7 @@ class ScoringReport:
     forwards: int = 0
     """Of the reference, as the actors counted them."""
     scorers_lost: int = 0
-    poisonous: tuple[Block, ...] = ()
+    failed_blocks: tuple[Block, ...] = ()
     """Blocks without scores, as each killed MOST_DEATHS scorers."""
 
 
@@ -50,10 +50,10 @@ def total(reports: Iterable[ScoringReport]) -> ScoringReport:
     return ScoringReport(**{name: sum((getattr(each, name) for each in every), getattr(zero, name)) for name in fields})
 
 
-def check_none_poisonous(report: ScoringReport, remedy: str) -> None:
+def check_none_failed(report: ScoringReport, remedy: str) -> None:
     """ReferenceMismatch where a block that training counts on killed every scorer."""
-    if report.poisonous:
-        block = report.poisonous[0]
+    if report.failed_blocks:
+        block = report.failed_blocks[0]
         raise ReferenceMismatch(
             f"a block of {block.shard} ({block.url}) killed every scorer that took it, and training has counted on it; "
             f"{remedy}"
@@ -64,7 +64,7 @@ def score(
     blocks: Sequence[Block],
     store: ReferenceStore,
     scorer: ScorerSpec,
-    group: Group,
+    group: WorkerGroup,
     on_progress: Callable[[int, int], None],
     stopped: Callable[[], bool] = lambda: False,
 ) -> ScoringReport:
@@ -77,8 +77,8 @@ def score(
     """
     missing = store.missing(blocks)
     pairs = sum(block.pairs for block in missing)
-    found: list[BlockScored] = []
-    poisonous: list[Block] = []
+    found: list[ScoringResult] = []
+    failed_blocks: list[Block] = []
     pool = _Pool(scorer, group, store)
     if missing:
         store.open()
@@ -86,12 +86,12 @@ def score(
         done = 0
         for outcome in pool.outcomes(missing, blocks, stopped):
             if isinstance(outcome, Block):
-                poisonous.append(outcome)
+                failed_blocks.append(outcome)
             else:
                 found.append(outcome)
                 done += outcome.pairs
                 on_progress(done, pairs)
-        lacking = store.absent([block for block in missing if block not in poisonous])
+        lacking = store.absent([block for block in missing if block not in failed_blocks])
         if lacking and not stopped():
             raise ReferenceMismatch(
                 f"{len(lacking)} of {len(blocks)} blocks have no reference log-probs, first {store.url(lacking[0])}; "
@@ -103,14 +103,14 @@ def score(
         completions_computed=sum(block.completions for block in found),
         forwards=pool.forwards,
         scorers_lost=pool.lost,
-        poisonous=tuple(poisonous),
+        failed_blocks=tuple(failed_blocks),
     )
 
 
 class _Pool:
     """The actors, and what each of them is at."""
 
-    def __init__(self, spec: ScorerSpec, group: Group, store: ReferenceStore) -> None:
+    def __init__(self, spec: ScorerSpec, group: WorkerGroup, store: ReferenceStore) -> None:
         self.lost = 0
         """Scorers that died."""
         self.forwards = 0
@@ -118,11 +118,11 @@ class _Pool:
         self._spec = spec
         self._group = group
         self._store = store
-        self._tokens = spec.cut.tokens
+        self._tokens = spec.planner.tokens
         self._deaths: Counter[str] = Counter()
         self._deaths_in_loading = 0
-        self._loans: dict[str, Loans] = {}
-        self._parts: dict[Block, BlockScored] = {}
+        self._loans: dict[str, ReusedScores] = {}
+        self._parts: dict[Block, ScoringResult] = {}
         """Blocks that are scored but for what they take from others."""
         self._waiting: deque[Block] = deque()
         self._tasks: dict[Any, tuple[Any, Block | None]] = {}
@@ -130,7 +130,7 @@ class _Pool:
 
     def outcomes(
         self, missing: Sequence[Block], blocks: Sequence[Block], stopped: Callable[[], bool]
-    ) -> Iterator[BlockScored | Block]:
+    ) -> Iterator[ScoringResult | Block]:
         """What is said of each missing block that was scored, and each that no scorer survives, as they come.
 
         Until all are done, or `stopped()`. Completions that stand in several of `blocks` are scored in the first.
@@ -138,7 +138,9 @@ class _Pool:
         try:
             for _ in range(min(self._group.workers, len(missing))):
                 self._start()
-            self._loans = loans_of(list({block.content: block for block in blocks}.values()))  # while the actors load
+            self._loans = find_reused_scores(
+                list({block.content: block for block in blocks}.values())
+            )  # while the actors load
             self._waiting.extend(missing)
             while self._busy() and not stopped():
                 done, _ = ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
@@ -169,11 +171,11 @@ class _Pool:
         actor: Any = ray.remote(Scorer).options(**options).remote(self._spec)
         self._tasks[actor.load.remote()] = (actor, None)
 
-    def _outcome(self, result: Any) -> BlockScored | Block | None:
+    def _outcome(self, result: Any) -> ScoringResult | Block | None:
         """Take in what an actor has done, and give it the next block, or let it go."""
         actor, block = self._tasks[result]  # stays there until it has answered: after an error, all in there are ended
         try:
-            scored: BlockScored | None = answer(result)
+            scored: ScoringResult | None = get_result(result)
         except (RayActorError, OutOfMemoryError) as error:
             del self._tasks[result]
             ray.kill(actor)  # where it is only out of reach, it must not go on
@@ -197,14 +199,14 @@ class _Pool:
     def _give(self, actor: Any, block: Block) -> None:
         # What killed a scorer may have been a lack of memory that Python was not told of.
         tokens = max(self._tokens >> self._deaths[block.content], 1)
-        task = actor.score_block.remote(block, self._store, tokens, self._loans.get(block.content, NO_LOANS))
+        task = actor.score_block.remote(block, self._store, tokens, self._loans.get(block.content, NOTHING_REUSED))
         self._tasks[task] = (actor, block)
 
-    def _complete(self) -> Iterator[BlockScored]:
+    def _complete(self) -> Iterator[ScoringResult]:
         """Fill up the parts that can be: all blocks that lend to them are there, or will not be."""
         while block := self._fillable():
             scored, loans = self._parts.pop(block), self._loans[block.content]
-            if complete(self._store, block, loans):
+            if fill_in(self._store, block, loans):
                 yield scored
                 continue
             del self._loans[block.content]
@@ -218,7 +220,7 @@ class _Pool:
         unfinished = {block.content for block in [*self._waiting, *self._parts]}
         unfinished |= {block.content for _, block in self._tasks.values() if block}
         for block in self._parts:
-            if not any(lender.content in unfinished for lender in self._loans[block.content].lenders):
+            if not any(lender.content in unfinished for lender in self._loans[block.content].source_blocks):
                 return block
         return None
 
@@ -230,15 +232,15 @@ class _Pool:
         blamed = not (isinstance(error, RayActorError) and error.preempted)
         if block is None:
             self._deaths_in_loading += blamed
-            if self._deaths_in_loading == MOST_DEATHS:
+            if self._deaths_in_loading == MAX_DEATHS:
                 raise TrainingError(
-                    f"{MOST_DEATHS} scorers died while they loaded the reference ({why}); mostly that is too little "
+                    f"{MAX_DEATHS} scorers died while they loaded the reference ({why}); mostly that is too little "
                     "memory: give a node fewer scorers (reference_num_workers), or take nodes with more of it"
                 )
         else:
             self._deaths[block.content] += blamed
-            if self._deaths[block.content] == MOST_DEATHS:
-                _log.warning("A block of %s is set aside, as %d scorers died of it: %s", block.shard, MOST_DEATHS, why)
+            if self._deaths[block.content] == MAX_DEATHS:
+                _log.warning("A block of %s is set aside, as %d scorers died of it: %s", block.shard, MAX_DEATHS, why)
                 outcome = block
             else:
                 _log.warning("A scorer died, and its block of %s goes to another: %s", block.shard, why)

@@ -11,12 +11,12 @@ from raydpo.errors import ReferenceMismatch
 from raydpo.reference.store import ReferenceStore
 from raydpo.runtime import storage
 
-LOOK_S = 0.1
+POLL_S = 0.1
 """How often a reader looks for a block that is being scored."""
 
 
 @dataclass
-class AwaitedStore:
+class WaitingReader:
     """Reads blocks as `ReferenceStore` does, and waits for those that have no scores yet."""
 
     store: ReferenceStore
@@ -37,12 +37,12 @@ class AwaitedStore:
         while not storage.exists(self.store.url(block)):
             if self.failure:
                 raise ReferenceMismatch(self.failure)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         return self.store.read(block)
 
 
 @dataclass(frozen=True)
-class NoReference:
+class ZeroReference:
     """Reads blocks as `ReferenceStore` does; a reference that finds all completions alike."""
 
     digest: str = "none"
@@ -58,7 +58,7 @@ class NoReference:
 
 
 @dataclass(frozen=True)
-class GivenReference:
+class DatasetReference:
     """Reads blocks as `ReferenceStore` does; the scores are those that their rows carried."""
 
     digest: str = "given"
@@ -70,4 +70,4 @@ class GivenReference:
         return ScoredBlock(tokenized, tokenized.table, block.url)
 
 
-Unscored = NoReference | GivenReference
+Unscored = ZeroReference | DatasetReference

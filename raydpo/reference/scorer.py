@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raydpo.batching.collate import by_pair, collate
-from raydpo.batching.planner import Cut
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block, FloatArray
 from raydpo.errors import ModelError
@@ -20,7 +20,15 @@ from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.device import device
 from raydpo.models.loading import load_causal_lm, quiet_libraries
 from raydpo.models.source import ModelSource
-from raydpo.reference.dedup import CHOSEN, NO_LOANS, REJECTED, Distinct, Loans, Place, distinct
+from raydpo.reference.dedup import (
+    CHOSEN,
+    NOTHING_REUSED,
+    REJECTED,
+    Place,
+    ReusedScores,
+    UniqueCompletions,
+    unique_completions,
+)
 from raydpo.reference.store import ReferenceStore
 
 _log = logging.getLogger(__name__)
@@ -40,7 +48,7 @@ class ScorerSpec:
     """8bit or 4bit; None keeps the type."""
     gpus: float
     """Of each actor; a model is spread over several. 0: it computes on the CPU."""
-    cut: Cut
+    planner: MicroBatchPlanner
     """What a forward takes."""
     logits_chunk_tokens: int | None
     torch_compile: bool
@@ -58,7 +66,7 @@ FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class BlockScored:
+class ScoringResult:
     """What a scorer says of a block that it has scored."""
 
     pairs: int
@@ -96,14 +104,16 @@ class Scorer:
         policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
         self._model = policy if spec.device_map else policy.to(where)
 
-    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
+    def score_block(
+        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+    ) -> ScoringResult:
         """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
 
         With `loans` it is the file of a part, without what these name. ModelError where there is not memory enough for
         any forward.
         """
         tokenized = TokenizedBlock(block)
-        different = distinct([tokenized.pair(row) for row in range(len(tokenized))], loans)
+        different = unique_completions([tokenized.pair(row) for row in range(len(tokenized))], loans)
         while True:
             try:
                 logps, forwards = self._score(different, tokens)
@@ -119,19 +129,19 @@ class Scorer:
             torch.cuda.empty_cache()  # after the error, whose traceback held tensors
         none = np.zeros(0, dtype=np.float32)
         sides = ([logps.get((row, side), none) for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
-        write_scores(store.part_url(block) if loans.lenders else store.url(block), *sides)
-        return BlockScored(len(tokenized), forwards, different.completions, tokens)
+        write_scores(store.part_url(block) if loans.source_blocks else store.url(block), *sides)
+        return ScoringResult(len(tokenized), forwards, different.completions, tokens)
 
     @torch.inference_mode()
-    def _score(self, different: Distinct, tokens: int) -> tuple[dict[Place, FloatArray], int]:
+    def _score(self, different: UniqueCompletions, tokens: int) -> tuple[dict[Place, FloatArray], int]:
         """Log-probs of each token of the completions, by each place of theirs; number of forwards."""
         pairs, logps = different.pairs, dict[Place, FloatArray]()
         if not pairs:
             return logps, 0
-        cut = dataclasses.replace(self._spec.cut, tokens=tokens)
-        (micro_batches,) = cut.of(pairs, ranks=1)
+        planner = dataclasses.replace(self._spec.planner, tokens=tokens)
+        (micro_batches,) = planner.split(pairs, ranks=1)
         for trees in micro_batches:
-            micro_batch = collate(trees, pairs, multiple=cut.multiple)
+            micro_batch = collate(trees, pairs, multiple=planner.multiple)
             found: FloatArray = self._model(micro_batch)[0].cpu().numpy()
             for index, sides in by_pair(found, trees, micro_batch).items():
                 for side, places in zip(sides, different.places[index], strict=True):

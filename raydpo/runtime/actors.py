@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from raydpo.errors import RaydpoError
 
 
-def answer(result: Any) -> Any:
+def get_result(result: Any) -> Any:
     """What an actor's method has returned, once it has; its `RaydpoError` is raised as it was, without the way it came.
 
     What else it raised comes as Ray's RayTaskError, and its death as RayActorError.

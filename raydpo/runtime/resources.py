@@ -20,7 +20,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """Workers of one kind."""
 
     workers: int
@@ -45,12 +45,12 @@ TRAIN_SHARE = 0.6
 than half, so that Ray never puts two train workers on one GPU."""
 
 
-def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
+def train_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
     """The train workers; `ConfigError` where the cluster cannot hold them."""
     cluster = job.cluster
     return _group(
         "num_workers",
-        Wanted(
+        ResourceRequest(
             cluster.num_workers,
             cluster.gpus_per_worker,
             cluster.cpus_per_worker,
@@ -63,7 +63,7 @@ def train_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     )
 
 
-def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
+def reference_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
     """The scoring actors; `ConfigError` where the cluster cannot hold them.
 
     They may take every GPU that fits: the pool gives them back before training starts, where both have no room.
@@ -71,7 +71,7 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     reference = job.reference
     return _group(
         "reference_num_workers",
-        Wanted(
+        ResourceRequest(
             reference.reference_num_workers,
             reference.reference_gpus_per_worker,
             reference.reference_cpus_per_worker,
@@ -84,7 +84,7 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> Group:
     )
 
 
-def fit_together(groups: Sequence[Group], nodes: Sequence[Node]) -> bool:
+def fit_together(groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> bool:
     """True where there is room for the workers of all groups at the same time, each put where it first fits."""
     free = [_Free(node) for node in nodes]
     return all(any(left.take(group) for left in free) for group in groups for _ in range(group.workers))
@@ -99,22 +99,22 @@ class _Free:
         self._gpus = [1.0] * int(node.gpus)
         """What is left of each: Ray gives a worker whole ones, or a part of a single one."""
 
-    def take(self, group: Group) -> bool:
+    def take(self, group: WorkerGroup) -> bool:
         """Give a worker of the group what it needs; False where there is not enough."""
-        wanted = {**group.resources, "CPU": group.cpus}
+        request = {**group.resources, "CPU": group.cpus}
         part, count = (group.gpus, 1) if 0 < group.gpus < 1 else (1.0, int(group.gpus))
         gpus = [index for index, left in enumerate(self._gpus) if left >= part - ROUNDING][:count]
-        fits = all(self._left.get(name, 0) >= amount for name, amount in wanted.items()) and len(gpus) == count
+        fits = all(self._left.get(name, 0) >= amount for name, amount in request.items()) and len(gpus) == count
         if not fits or not group.label_selector.items() <= self._node.labels.items():
             return False
-        self._left.update({name: self._left.get(name, 0) - amount for name, amount in wanted.items()})
+        self._left.update({name: self._left.get(name, 0) - amount for name, amount in request.items()})
         for index in gpus:
             self._gpus[index] -= part
         return True
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResourceRequest:
     """What the user asked for; None where the cluster decides."""
 
     workers: int | None
@@ -133,32 +133,36 @@ def _divides(job: JobConfig) -> bool:
 
 
 def _group(
-    flag: str, wanted: Wanted, resources: Mapping[str, float], selector: Mapping[str, str], nodes: Sequence[Node]
-) -> Group:
+    flag: str,
+    request: ResourceRequest,
+    resources: Mapping[str, float],
+    selector: Mapping[str, str],
+    nodes: Sequence[Node],
+) -> WorkerGroup:
     fitting = [node for node in nodes if selector.items() <= node.labels.items()]
     if not fitting:
         raise ConfigError(f"no node has the labels {dict(selector)}; {_labels(nodes)}")
     all_gpus = any(node.gpus for node in fitting)
-    gpus = wanted.gpus if wanted.gpus is not None else all_gpus * (wanted.share if wanted.divided else 1.0)
-    workers = wanted.workers
+    gpus = request.gpus if request.gpus is not None else all_gpus * (request.share if request.divided else 1.0)
+    workers = request.workers
     if workers is None:
-        each = gpus if wanted.gpus is not None else 1.0
+        each = gpus if request.gpus is not None else 1.0
         workers = max(sum(int(node.gpus // each) for node in fitting), 1) if gpus else 1
-    cpus = float(wanted.cpus) if wanted.cpus is not None else 1.0
-    if wanted.cpus is None and not gpus:
-        total = sum(node.cpus for node in fitting) * wanted.share
-        cpus = max(min(total // workers, max(node.cpus for node in fitting) * wanted.share // 1), 1.0)
-    one = Group(1, gpus, cpus, {}, {})
+    cpus = float(request.cpus) if request.cpus is not None else 1.0
+    if request.cpus is None and not gpus:
+        total = sum(node.cpus for node in fitting) * request.share
+        cpus = max(min(total // workers, max(node.cpus for node in fitting) * request.share // 1), 1.0)
+    one = WorkerGroup(1, gpus, cpus, {}, {})
     places = sum(_places(node, one, workers) for node in fitting)
     if places < workers:
         raise ConfigError(
             f"{flag}={workers} with {gpus:g} GPUs and {cpus:g} CPUs each do not fit: there is room for {places}; "
             f"lower {flag} or what each takes, or add nodes"
         )
-    return Group(workers, gpus, cpus, dict(resources), dict(selector))
+    return WorkerGroup(workers, gpus, cpus, dict(resources), dict(selector))
 
 
-def _places(node: Node, group: Group, most: int) -> int:
+def _places(node: Node, group: WorkerGroup, most: int) -> int:
     """How many workers of the group a node has room for, up to `most`."""
     free = _Free(node)
     return sum(free.take(group) for _ in range(most))

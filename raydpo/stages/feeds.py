@@ -13,7 +13,7 @@ from raydpo.feed.schedule import Schedule
 from raydpo.objectives.objective import counts_prompts
 from raydpo.reference.readers import Unscored
 from raydpo.reference.store import ReferenceStore
-from raydpo.stages.plan import Setting
+from raydpo.stages.plan import RunPlan
 from raydpo.stages.score import (
     reader_of,
     sync_plan,
@@ -21,27 +21,27 @@ from raydpo.stages.score import (
 from raydpo.tr_dpo.schedule import SyncPlan
 
 
-def feed_spec(setting: Setting) -> FeedSpec:
+def feed_spec(plan: RunPlan) -> FeedSpec:
     """How the training pairs are ordered, and cut into batches."""
-    optim, policy = setting.job.optim, setting.policy
+    optim, policy = plan.job.optim, plan.policy
     return FeedSpec(
         seed=optim.order_seed,
-        sampling=setting.job.data.train_sampling_strategy,
-        window=setting.job.data.shuffle_window,
-        global_batch=setting.job.global_batch(policy.group.workers),
-        cut=policy.cut,
-        update_work=policy.cut.work.trained(frozen=setting.job.adapter.use_peft),
+        sampling=plan.job.data.train_sampling_strategy,
+        window=plan.job.data.shuffle_window,
+        global_batch=plan.job.global_batch(policy.group.workers),
+        planner=policy.planner,
+        update_flops=policy.planner.flops.update(frozen=plan.job.adapter.use_peft),
         ranks=policy.group.workers,
-        with_prompts=counts_prompts(setting.job.loss),
+        with_prompts=counts_prompts(plan.job.loss),
     )
 
 
-def in_order_of_need(setting: Setting, train: PreparedData, held_out: PreparedData | None) -> list[Block]:
+def in_order_of_need(plan: RunPlan, train: PreparedData, held_out: PreparedData | None) -> list[Block]:
     """The blocks as training reads them, held-out ones first; one order in all schedules, as blocks lend to later ones.
 
     Where a completion is scored in another block, its last digits are others.
     """
-    order = feed_spec(setting).order(train.blocks, epoch=0)
+    order = feed_spec(plan).order(train.blocks, epoch=0)
     first = held_out.blocks if held_out else ()  # evaluated before the first update
     return [*first, *(train.blocks[index] for window in order.windows for index in window.blocks)]
 
@@ -73,16 +73,16 @@ class Feeds:
 
 
 def start_feeds(
-    setting: Setting, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
+    plan: RunPlan, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
 ) -> Feeds:
     """Feeds of the training pairs, and of the held-out ones."""
-    optim, policy = setting.job.optim, setting.policy
+    optim, policy = plan.job.optim, plan.policy
     ranks = policy.group.workers
-    schedule = Schedule.of(
-        train.pairs, setting.job.global_batch(ranks), num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+    schedule = Schedule.from_options(
+        train.pairs, plan.job.global_batch(ranks), num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
     )
-    sync = sync_plan(setting, store, schedule)
-    spec = replace(feed_spec(setting), sync=sync.schedule if sync else None)
+    sync = sync_plan(plan, store, schedule)
+    spec = replace(feed_spec(plan), sync=sync.schedule if sync else None)
     eval_spec = replace(
         spec,
         seed=optim.seed,
@@ -91,7 +91,7 @@ def start_feeds(
         global_batch=optim.per_device_eval_batch_size * ranks,
         sync=None,  # each reference scores them all
     )
-    scores = reader_of(setting, store)
+    scores = reader_of(plan, store)
     return Feeds(
         spec=spec,
         train=start_feed(train.blocks, scores, spec),

@@ -8,20 +8,20 @@ from typing import Any
 import ray
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.batching.flops import Work
-from raydpo.batching.planner import Cut
+from raydpo.batching.flops import FlopsModel
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import AttentionChoice, choose
 from raydpo.models.loading import load_config, load_tokenizer
-from raydpo.models.model_flops import work_of
+from raydpo.models.model_flops import flops_model
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources
-from raydpo.runtime.resources import Group, Node
-from raydpo.training.deepspeed_engine import zero_config
+from raydpo.runtime.resources import Node, WorkerGroup
+from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
 
 COMPILED_LENGTHS = 4
@@ -31,18 +31,18 @@ GPU_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class ModelSetting:
+class ModelPlan:
     """Where a model comes from, and how it computes."""
 
     source: ModelSource
     adapter: ModelSource | None
     """The LoRA adapter on it, of a policy the one that training goes on from."""
-    group: Group
+    group: WorkerGroup
     """The workers that hold it."""
     precision: str
     """float32, bfloat16 or float16."""
     attention: AttentionChoice
-    cut: Cut
+    planner: MicroBatchPlanner
     """How pairs become its forwards."""
 
     @property
@@ -51,29 +51,31 @@ class ModelSetting:
         return self.group.gpus > 0
 
     @property
-    def described(self) -> str:
+    def display_name(self) -> str:
         """Its name, and that of its adapter, for people."""
-        return f"{self.source.described} with {self.adapter.described}" if self.adapter else self.source.described
+        return (
+            f"{self.source.display_name} with {self.adapter.display_name}" if self.adapter else self.source.display_name
+        )
 
     @property
-    def told(self) -> str:
+    def summary_line(self) -> str:
         """The same for people."""
         rows = "packed rows with shared prompts" if self.attention.shares else "a padded row for each completion"
         return (
             f"{rows}, {self.attention.backend} attention ({self.attention.reason}); {self.precision}, up to "
-            f"{self.cut.tokens:,} tokens a forward"
+            f"{self.planner.tokens:,} tokens a forward"
         )
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunPlan:
     """What all stages share."""
 
     job: JobConfig
     run_dir: RunDir
     tokenizer: PreTrainedTokenizerBase
-    policy: ModelSetting
-    reference: ModelSetting
+    policy: ModelPlan
+    reference: ModelPlan
     pipelined: bool
     """True where the reference is scored while the policy trains."""
 
@@ -94,8 +96,8 @@ class Setting:
         return self.job.reference.reference_drift_tolerance or usual
 
 
-def settle(job: JobConfig) -> Setting:
-    """Check what can be checked before work starts, and lay out the run's folder.
+def plan_run(job: JobConfig) -> RunPlan:
+    """Check what can be checked before flops starts, and lay out the run's folder.
 
     `output_dir` and `model_name_or_path` must be set. Raises the error that fits what is wrong.
     """
@@ -107,7 +109,7 @@ def settle(job: JobConfig) -> Setting:
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
     gpu = train_group.gpus > 0
     # Reads the file that `deepspeed` names.
-    zero_config(job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers)
+    deepspeed_config(job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
@@ -116,23 +118,23 @@ def settle(job: JobConfig) -> Setting:
     config = load_config(source, trust_remote_code=trust)
     check_router(config, job.loss.router_aux_loss_coef)
     check_quantization(job)
-    policy = model_setting(job, (source, adapter), train_group, job.precision(gpu=gpu), config, work_of(config))
-    reference_config, work = config, policy.cut.work
+    policy = plan_model(job, (source, adapter), train_group, job.precision(gpu=gpu), config, flops_model(config))
+    reference_config, flops = config, policy.planner.flops
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
-        work = work_of(reference_config)
+        flops = flops_model(reference_config)
     precision = job.reference_precision(gpu=reference_group.gpus > 0)
-    reference = model_setting(
-        job, (reference_source, reference_adapter), reference_group, precision, reference_config, work
+    reference = plan_model(
+        job, (reference_source, reference_adapter), reference_group, precision, reference_config, flops
     )
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
     run_dir = RunDir(job.run.output_dir)
     run_dir.start(job)
-    return Setting(job, run_dir, tokenizer, policy, reference, pipelined)
+    return RunPlan(job, run_dir, tokenizer, policy, reference, pipelined)
 
 
-def is_pipelined(job: JobConfig, train: Group, reference: Group, nodes: Sequence[Node]) -> bool:
-    """Whether scorers work beside the train workers; `ConfigError` where they are to, and cannot."""
+def is_pipelined(job: JobConfig, train: WorkerGroup, reference: WorkerGroup, nodes: Sequence[Node]) -> bool:
+    """Whether scorers flops beside the train workers; `ConfigError` where they are to, and cannot."""
     schedule = job.reference.reference_schedule
     if not job.scores_reference or schedule == "staged":
         return False
@@ -169,14 +171,14 @@ def adapters_of(job: JobConfig) -> tuple[ModelSource | None, ModelSource | None]
     )
 
 
-def model_setting(
+def plan_model(
     job: JobConfig,
     model: tuple[ModelSource, ModelSource | None],
-    group: Group,
+    group: WorkerGroup,
     precision: str,
     config: Any,
-    work: Work,
-) -> ModelSetting:
+    flops: FlopsModel,
+) -> ModelPlan:
     """How a model with this Hugging Face config computes on a group of workers; `ModelError` where it cannot."""
     gpu = group.gpus > 0
     attention = choose(
@@ -188,5 +190,5 @@ def model_setting(
     )
     tokens = job.tokens_per_micro_batch(gpu=gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if gpu else 1
-    cut = Cut(tokens=tokens, work=work, padded=not attention.shares, multiple=multiple)
-    return ModelSetting(*model, group, precision, attention, cut)
+    planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
+    return ModelPlan(*model, group, precision, attention, planner)

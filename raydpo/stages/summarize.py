@@ -10,14 +10,14 @@ from typing import Any
 from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import at_reference
 from raydpo.reference.pool import ScoringReport
-from raydpo.reference.readers import GivenReference, NoReference, Unscored
+from raydpo.reference.readers import DatasetReference, Unscored, ZeroReference
 from raydpo.reference.store import ReferenceStore
-from raydpo.stages.plan import Setting
+from raydpo.stages.plan import RunPlan
 from raydpo.training.task import TrainReport
 
 
 @dataclass(frozen=True)
-class Scored:
+class PreparedRun:
     """What the stages before training gave."""
 
     train: PreparedData
@@ -47,30 +47,30 @@ precision rounds a log-prob differently in batches of other shapes."""
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
 
 
-def sum_up(setting: Setting, scored: Scored, report: TrainReport, seconds: Mapping[str, float]) -> dict[str, Any]:
+def summarize(plan: RunPlan, scored: PreparedRun, report: TrainReport, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Write and return summary.json: counts, reference, first and last metrics, seconds a stage, versions."""
-    lines = setting.run_dir.lines()
+    lines = plan.run_dir.lines()
     training = [line for line in lines if "grad_norm" in line]
     evaluations = [line for line in lines if "eval_loss" in line]
     first = next((line for line in lines if "reference_drift/mean" in line), {})
     summary = {
-        "output_dir": str(setting.run_dir.path),
+        "output_dir": str(plan.run_dir.path),
         "model": report.model_dir,
         "rows": _rows(scored),
         "training": {
             "updates": report.steps,
             "resumed_at": report.resumed_at,
             "pairs_trained": report.pairs_trained,
-            "workers": setting.policy.group.workers,
-            "precision": setting.policy.precision,
-            "attention": f"{setting.policy.attention.backend}: {setting.policy.attention.reason}",
-            "tokens_per_micro_batch": setting.policy.cut.tokens,
+            "workers": plan.policy.group.workers,
+            "precision": plan.policy.precision,
+            "attention": f"{plan.policy.attention.backend}: {plan.policy.attention.reason}",
+            "tokens_per_micro_batch": plan.policy.planner.tokens,
         },
         "reference": {
             **_reference(scored),
             **_moved(report),
             "first_loss": first.get("loss"),
-            "first_loss_warning": check_first_loss(setting, first.get("loss")),
+            "first_loss_warning": check_first_loss(plan, first.get("loss")),
             "drift_mean": first.get("reference_drift/mean"),
             "drift_max": first.get("reference_drift/max"),
         },
@@ -78,23 +78,23 @@ def sum_up(setting: Setting, scored: Scored, report: TrainReport, seconds: Mappi
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
         **_circumstances(seconds),
     }
-    setting.run_dir.write_summary(summary)
+    plan.run_dir.write_summary(summary)
     return summary
 
 
-def sum_up_scoring(setting: Setting, scored: Scored, seconds: Mapping[str, float]) -> dict[str, Any]:
+def summarize_scoring(plan: RunPlan, scored: PreparedRun, seconds: Mapping[str, float]) -> dict[str, Any]:
     """The same of a job that scores and does not train."""
     summary = {
-        "output_dir": str(setting.run_dir.path),
+        "output_dir": str(plan.run_dir.path),
         "rows": _rows(scored),
         "reference": _reference(scored),
         **_circumstances(seconds),
     }
-    setting.run_dir.write_summary(summary)
+    plan.run_dir.write_summary(summary)
     return summary
 
 
-def _rows(scored: Scored) -> dict[str, Any]:
+def _rows(scored: PreparedRun) -> dict[str, Any]:
     train, held_out = scored.train, scored.held_out
     return {
         "read": train.rows_read,
@@ -107,7 +107,7 @@ def _rows(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _reference(scored: Scored) -> dict[str, Any]:
+def _reference(scored: PreparedRun) -> dict[str, Any]:
     scoring = scored.scoring
     return {
         "identity": scored.store.digest,
@@ -131,17 +131,17 @@ def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def check_first_loss(setting: Setting, first_loss: float | None) -> str:
+def check_first_loss(plan: RunPlan, first_loss: float | None) -> str:
     """What is wrong where a policy that starts as its own reference does not begin with the loss it must; else nothing.
 
     For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
-    expected = at_reference(setting.job.loss)
-    if first_loss is None or expected is None or not setting.starts_from_reference:
+    expected = at_reference(plan.job.loss)
+    if first_loss is None or expected is None or not plan.starts_from_reference:
         return ""
-    if setting.job.reference.reference_quantization:  # another model than the policy, if a near one
+    if plan.job.reference.reference_quantization:  # another model than the policy, if a near one
         return ""
-    widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (setting.policy, setting.reference))
+    widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (plan.policy, plan.reference))
     tolerance = widest * max(1.0, abs(expected))
     if abs(first_loss - expected) <= tolerance:
         return ""
@@ -159,9 +159,9 @@ def tell(summary: Mapping[str, Any]) -> None:
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
     if rows["reasons"]:
         print(f"{'':<12} in quarantine: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
-    if reference["identity"] == NoReference.digest:
+    if reference["identity"] == ZeroReference.digest:
         print(f"{'Reference':<12} none: the objective takes none")
-    elif reference["identity"] == GivenReference.digest:
+    elif reference["identity"] == DatasetReference.digest:
         print(f"{'Reference':<12} as the data set gives it")
     else:
         lost = f"; scorers that died: {reference['scorers_lost']}" if reference["scorers_lost"] else ""

@@ -10,18 +10,18 @@ from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
-from raydpo.stages.plan import Setting
+from raydpo.stages.plan import RunPlan
 
 
-def tokenize(setting: Setting) -> tuple[PreparedData, PreparedData | None]:
+def tokenize(plan: RunPlan) -> tuple[PreparedData, PreparedData | None]:
     """Shards to tokenized blocks: of the pairs to train on, and of the held-out ones where evaluation is asked for."""
-    data = setting.job.data
+    data = plan.job.data
     shards = find_shards(data.dataset_name, data.dataset_train_split, data.dataset_config)
-    held_out_shards = held_out(setting.job, shards)
+    held_out_shards = held_out(plan.job, shards)
     stage = Stage("Tokenizing", "rows")
-    quarantine = setting.run_dir.quarantine
+    quarantine = plan.run_dir.quarantine
     folders = ((shards, quarantine), (held_out_shards, quarantine / "held_out"))
-    every = [_prepare(setting, part, folder, stage) for part, folder in folders if part]
+    every = [_prepare(plan, part, folder, stage) for part, folder in folders if part]
     rows, bad = sum(part.rows_read for part in every), sum(part.rows_quarantined for part in every)
     dialects = sorted({dialect for part in every for dialect in part.dialects.values()})
     stage.done(f"{rows:,} rows ({', '.join(dialects)}), {bad:,} to quarantine")
@@ -46,16 +46,16 @@ def held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
     return shards
 
 
-def _prepare(setting: Setting, shards: Sequence[Shard], quarantine: Path, stage: Stage) -> PreparedData:
-    data = setting.job.data
+def _prepare(plan: RunPlan, shards: Sequence[Shard], quarantine: Path, stage: Stage) -> PreparedData:
+    data = plan.job.data
     request = TokenizationRequest(
-        tokenizer=setting.tokenizer,
+        tokenizer=plan.tokenizer,
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
         dialect=data.dataset_format,
         truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         block_pairs=data.block_pairs,
-        given_logps=setting.job.loss.needs_reference and not setting.job.scores_reference,
-        per_token=setting.job.loss.ld_alpha is not None,
+        dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
+        per_token=plan.job.loss.ld_alpha is not None,
     )
     return prepare(shards, request, data.max_bad_rows, stage.update)

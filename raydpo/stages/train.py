@@ -6,16 +6,16 @@ import ray
 
 from raydpo.reporting.console import Poller, Stage
 from raydpo.stages.feeds import Feeds
-from raydpo.stages.plan import Setting
+from raydpo.stages.plan import RunPlan
 from raydpo.training import trainer
 from raydpo.training.task import TrainReport, TrainTask
 
 
-def train_policy(setting: Setting, feeds: Feeds, note: Callable[[], str] = lambda: "") -> TrainReport:
+def train_policy(plan: RunPlan, feeds: Feeds, note: Callable[[], str] = lambda: "") -> TrainReport:
     """The updates, by workers under Ray Train; the result in `output_dir/model`. `note` ends the line of progress."""
-    policy = setting.policy
+    policy = plan.policy
     task = TrainTask(
-        job=setting.job,
+        job=plan.job,
         source=policy.source,
         adapter=policy.adapter,
         precision=policy.precision,
@@ -25,8 +25,8 @@ def train_policy(setting: Setting, feeds: Feeds, note: Callable[[], str] = lambd
         feed=feeds.train,
         eval_feed=feeds.held_out,
         eval_schedule=feeds.held_out_schedule,
-        drift_tolerance=setting.drift_tolerance,
-        run_dir=str(setting.run_dir.path),
+        drift_tolerance=plan.drift_tolerance,
+        run_dir=str(plan.run_dir.path),
         fingerprint=feeds.fingerprint,
         sync=feeds.sync,
     )

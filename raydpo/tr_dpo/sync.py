@@ -15,7 +15,7 @@ from raydpo.reference.fingerprint import adapter_digest, identify
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.tr_dpo.mixing import StoredWeights, check_mixable, read_terms, write_mixed_adapter, write_mixed_model
 from raydpo.tr_dpo.schedule import SyncPlan
-from raydpo.tr_dpo.version import MovedReference
+from raydpo.tr_dpo.version import ReferenceVersion
 
 UNNAMED = "unnamed"
 """Folder of a reference that is being written, until its digest is known."""
@@ -31,9 +31,9 @@ def check_sync(model: Any, sync: SyncPlan) -> None:
         read_terms(local_adapter(sync.adapter))
 
 
-def move_reference(
-    model: Any, previous: MovedReference, sync: SyncPlan, target: ExportTarget, gather: Gather
-) -> MovedReference:
+def sync_reference(
+    model: Any, previous: ReferenceVersion, sync: SyncPlan, target: ExportTarget, gather: Gather
+) -> ReferenceVersion:
     """Mix the policy into the reference -> the new one; all ranks call it, rank 0 writes.
 
     `target` is the folder of references; each of them lies in one of its own there, named by its digest.
@@ -45,19 +45,19 @@ def move_reference(
         write_mixed_adapter(model, into, gather, previous.folder or first, sync.alpha)
     else:
         write_mixed_model(model, into, gather, previous.folder or local_folder(sync.source), sync.alpha)
-    found: list[MovedReference | None] = [None]
+    found: list[ReferenceVersion | None] = [None]
     if target.is_main:
         identity = identity_of(unnamed, sync)
         folder = os.path.join(target.folder, identity.digest)
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt at the same updates
         os.rename(unnamed, folder)
-        found = [MovedReference(identity, folder)]
+        found = [ReferenceVersion(identity, folder)]
     torch.distributed.broadcast_object_list(found, src=0)
     assert found[0] is not None, "rank 0 gives it"
     return found[0]
 
 
-def forget_references(folder: str, kept: int | None) -> None:
+def prune_versions(folder: str, kept: int | None) -> None:
     """Remove all but the newest references; None keeps all."""
     if kept is not None and os.path.isdir(folder):
         newest = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime, reverse=True)
@@ -72,7 +72,7 @@ def identity_of(folder: str, sync: SyncPlan) -> ReferenceIdentity:
     return identify(folder, None, json.loads(sync.identity.numerics))
 
 
-def find_moved(reference: MovedReference, sync: SyncPlan, folder: str, *, is_main: bool) -> MovedReference:
+def find_version(reference: ReferenceVersion, sync: SyncPlan, folder: str, *, is_main: bool) -> ReferenceVersion:
     """The reference of a checkpoint where it lies now: where it was written, or in this run's `folder` of them.
 
     ResumeError on all ranks, which all call it, unless it is there as it was; rank 0 reads it.
@@ -88,7 +88,7 @@ def find_moved(reference: MovedReference, sync: SyncPlan, folder: str, *, is_mai
     return reference
 
 
-def _wrong_with(reference: MovedReference, sync: SyncPlan) -> str:
+def _wrong_with(reference: ReferenceVersion, sync: SyncPlan) -> str:
     if reference.folder and not os.path.isdir(reference.folder):
         return (
             f"the reference of that checkpoint is gone: there is no folder {reference.folder}; bring it back, or go on "

@@ -9,11 +9,11 @@ from typing import Any
 
 from raydpo.blocks.schema import Block
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.readers import AwaitedStore
+from raydpo.reference.readers import WaitingReader
 
 
 @dataclass(frozen=True)
-class MovedReference:
+class ReferenceVersion:
     """A reference that was in force, or is."""
 
     identity: ReferenceIdentity
@@ -21,30 +21,30 @@ class MovedReference:
     """Its weights or, with LoRA, its adapter; empty for the first, which is as the run's options say."""
 
     @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> "MovedReference":
+    def from_dict(content: Mapping[str, Any]) -> "ReferenceVersion":
         """From what `dataclasses.asdict` makes of it; ReferenceMismatch as `ReferenceIdentity.from_dict` has it."""
-        return MovedReference(ReferenceIdentity.from_dict(content["identity"]), content["folder"])
+        return ReferenceVersion(ReferenceIdentity.from_dict(content["identity"]), content["folder"])
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoringRequest:
     """Blocks, or parts of blocks, that are wanted scored by a reference."""
 
     name: str
     """Of the reference and the positions in the run that it is for."""
-    reference: MovedReference
+    reference: ReferenceVersion
     blocks: tuple[Block, ...]
     """In the order that they are read in."""
 
 
 @dataclass
-class AskedStore(AwaitedStore):
+class OnDemandReader(WaitingReader):
     """Reads blocks' scores by the reference that was last asked for."""
 
-    asked: Asked | None = field(default=None, init=False)
+    asked: ScoringRequest | None = field(default=None, init=False)
     """What is to be scored for now."""
 
-    def ask(self, asked: Asked) -> None:
+    def ask(self, asked: ScoringRequest) -> None:
         """From here on read these blocks' scores."""
         self.store = replace(self.store, identity=asked.reference.identity)
         self.asked = asked

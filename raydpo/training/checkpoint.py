@@ -12,7 +12,7 @@ import ray.train
 import torch
 
 from raydpo.errors import ResumeError
-from raydpo.tr_dpo.version import MovedReference
+from raydpo.tr_dpo.version import ReferenceVersion
 
 TAG = "engine"
 STATE_FILE = "state.json"
@@ -32,7 +32,7 @@ class TrainState:
     """Sums and weights of the metrics since the last line of them, over all ranks."""
     rewards: Sequence[float] = (0.0, 0.0)
     """Sum and number of all rewards so far, where the objective keeps their mean (bco_running_mean)."""
-    reference: MovedReference | None = None
+    reference: ReferenceVersion | None = None
     """The reference in force; None where it stays as it is."""
 
 
@@ -108,7 +108,7 @@ def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -
                 f"{folder} was trained with another {what} ({before}, now {now}); bring back that {what}, or start "
                 "over in another output_dir"
             )
-    reference = content["reference"] and MovedReference.from_dict(content["reference"])
+    reference = content["reference"] and ReferenceVersion.from_dict(content["reference"])
     return TrainState(
         **{key: content[key] for key in ("step", "position", "tokens", "sums", "rewards")}, reference=reference
     )

@@ -22,7 +22,7 @@ BATCH_KEYS = {
 }
 
 
-def zero_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: int) -> dict[str, Any]:
+def deepspeed_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: int) -> dict[str, Any]:
     """The DeepSpeed config of a run: from the flags, then what the file named by `deepspeed` says, which wins.
 
     Accumulation is driven by hand over a loss that is normalised by the global batch, so to DeepSpeed each update is

@@ -9,7 +9,7 @@ from raydpo.feed.schedule import Schedule
 from raydpo.objectives.objective import losses
 from raydpo.objectives.pairs import from_table
 from raydpo.training.global_batch_loss import gather_rows
-from raydpo.training.metric_sums import Sums, add_pair_sums, add_token_sums
+from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
 from raydpo.training.step import Objective, add_router_sums, forward
 
 
@@ -20,7 +20,7 @@ def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objec
     The loss is that of all held-out pairs as one batch, which for most objectives is the mean over them.
     """
     engine.eval()
-    sums, tables = Sums(), []
+    sums, tables = MetricSums(), []
     position = 0
     while position < schedule.pairs:
         batch = feed.get(position, schedule.pairs)

@@ -14,7 +14,7 @@ from raydpo.objectives.objective import has_likelihood
 from raydpo.objectives.pairs import PairLogps
 
 
-class Sums:
+class MetricSums:
     """Weighted sums by name, so that a mean over ranks and steps weighs each sample alike."""
 
     def __init__(self, totals: Mapping[str, Sequence[float]] | None = None) -> None:
@@ -42,7 +42,7 @@ class Sums:
         return {name: total / weight if weight else math.nan for name, (total, weight) in self.totals(device).items()}
 
 
-def add_pair_sums(sums: Sums, pairs: PairLogps, loss: LossConfig) -> None:
+def add_pair_sums(sums: MetricSums, pairs: PairLogps, loss: LossConfig) -> None:
     """Add a micro-batch's rewards and log-probs and, where the objective has one, its likelihood term."""
     for name, values in pair_metrics(pairs, loss).items():
         sums.add(name, values.double().sum(), len(values))
@@ -50,9 +50,9 @@ def add_pair_sums(sums: Sums, pairs: PairLogps, loss: LossConfig) -> None:
         sums.add("nll_loss", pairs.nll.detach().double().sum(), pairs.nll_tokens.sum())
 
 
-def add_token_sums(sums: Sums, tokens: TokenLogps, micro_batch: MicroBatch) -> None:
+def add_token_sums(sums: MetricSums, tokens: TokenLogps, micro_batch: MicroBatch) -> None:
     """Add what needs a pass over the vocabulary: entropy, accuracy on the chosen, and mean logits."""
-    chosen = torch.from_numpy(micro_batch.completion < micro_batch.pairs).to(tokens.logps.device)
+    chosen = torch.from_numpy(micro_batch.sequence_index < micro_batch.pairs).to(tokens.logps.device)
     count, chosen_count = len(chosen), chosen.sum()
     sums.add("entropy", tokens.entropy.double().sum(), count)
     sums.add("mean_token_accuracy", tokens.correct[chosen].double().sum(), chosen_count)

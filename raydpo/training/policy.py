@@ -11,9 +11,9 @@ from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
 
 
-def build_policy(task: TrainTask, zero_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
+def build_policy(task: TrainTask, deepspeed_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
     """The model to train, as a policy that gives log-probs; and its auxiliary loss, if it is to have one."""
-    keep_alive = deepspeed_engine.keep_weights_partitioned(zero_config)
+    keep_alive = deepspeed_engine.keep_weights_partitioned(deepspeed_config)
     model: Any = load_causal_lm(
         task.source,
         dtype=task.precision,

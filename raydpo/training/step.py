@@ -12,11 +12,11 @@ from raydpo.config import LossConfig
 from raydpo.feed.batches import RankBatch
 from raydpo.models.completion_logps import completion_sums
 from raydpo.models.device import to_device
-from raydpo.models.head import TokenLogps, Wanted
-from raydpo.objectives.objective import counts_prompts, is_coupled, losses
+from raydpo.models.head import TokenLogps, TokenStatsRequest
+from raydpo.objectives.objective import counts_prompts, losses, needs_global_batch
 from raydpo.objectives.pairs import PairLogps, tail_weights
 from raydpo.training.global_batch_loss import RewardMean, weights_of
-from raydpo.training.metric_sums import Sums, add_pair_sums, add_token_sums
+from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Objective:
 
 
 def train_micro_batches(
-    engine: Any, batch: RankBatch, objective: Objective, sums: Sums, *, seed: int, with_statistics: bool
+    engine: Any, batch: RankBatch, objective: Objective, sums: MetricSums, *, seed: int, with_statistics: bool
 ) -> Iterator[tuple[MicroBatch, TokenLogps]]:
     """Forward and backward over this rank's share of a global batch, a micro-batch a turn; the caller then steps.
 
@@ -41,7 +41,7 @@ def train_micro_batches(
     world = torch.distributed.get_world_size()
     last = len(batch.micro_batches) - 1
     weights: list[Tensor] | None = None
-    if is_coupled(loss):
+    if needs_global_batch(loss):
         torch.manual_seed(seed)
         weights, values = weights_of(_tables(engine, batch, loss), loss, objective.rewards)
         sums.add("loss", values.double().sum(), len(values))
@@ -74,7 +74,7 @@ def _tables(engine: Any, batch: RankBatch, loss: LossConfig) -> list[Tensor]:
     return [pairs.table() for _, pairs in forwards]
 
 
-def add_router_sums(sums: Sums, tokens: TokenLogps, micro_batch: MicroBatch, coefficient: float) -> None:
+def add_router_sums(sums: MetricSums, tokens: TokenLogps, micro_batch: MicroBatch, coefficient: float) -> None:
     """Add a mixture-of-experts model's auxiliary loss, and its part of the loss; nothing for dense models."""
     if coefficient:
         weighed = tokens.router_loss.detach().double() * micro_batch.pairs
@@ -89,10 +89,10 @@ def forward(
 
     `mean_nll_tokens` is that of the global batch (see `PairLogps`).
     """
-    wanted = Wanted(statistics=with_statistics, collision=loss.use_weighting)
-    every = TokenLogps(*engine(micro_batch, wanted))
-    tokens = every.pick(to_device(micro_batch.tokens, engine.device))
-    prompt_logps = every.logps[to_device(micro_batch.prompt_tokens, engine.device)]
+    request = TokenStatsRequest(statistics=with_statistics, collision=loss.use_weighting)
+    every = TokenLogps(*engine(micro_batch, request))
+    tokens = every.pick(to_device(micro_batch.target_index, engine.device))
+    prompt_logps = every.logps[to_device(micro_batch.prompt_target_index, engine.device)]
     return tokens, _pair_logps(tokens, prompt_logps, micro_batch, loss, mean_nll_tokens)
 
 
@@ -101,7 +101,7 @@ def _pair_logps(
 ) -> PairLogps:
     """The sums over each completion, of its tokens' log-probs [M] and those of the prompts [P]."""
     logps, device, pairs = tokens.logps, tokens.logps.device, micro_batch.pairs
-    completion = to_device(micro_batch.completion, device)
+    completion = to_device(micro_batch.sequence_index, device)
     reference = to_device(micro_batch.ref_logps, device)
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def _pair_logps(
     (chosen_tokens, rejected_tokens), (chosen_plain, _) = sums(torch.ones_like(logps)), sums(logps)
     nll, nll_tokens = -chosen_plain, chosen_tokens
     if counts_prompts(loss):
-        prompt = to_device(micro_batch.prompt, device)
+        prompt = to_device(micro_batch.prompt_pair_index, device)
         nll = nll - completion_sums(prompt_logps, prompt, pairs)
         nll_tokens = nll_tokens + completion_sums(torch.ones_like(prompt_logps), prompt, pairs)
     weights = torch.ones_like(chosen_tokens)

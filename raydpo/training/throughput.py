@@ -18,7 +18,7 @@ def all_peak_flops(task: TrainTask) -> float | None:
     return None if peak is None else peak * torch.distributed.get_world_size()
 
 
-class Rates:
+class Throughput:
     """Rates since the last line of metrics, over all ranks."""
 
     def __init__(self, peak_flops: float | None) -> None:

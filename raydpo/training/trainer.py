@@ -13,7 +13,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from raydpo.config import JobConfig
 from raydpo.errors import RaydpoError, ResumeError, TrainingError
 from raydpo.runtime import storage
-from raydpo.runtime.resources import Group
+from raydpo.runtime.resources import WorkerGroup
 from raydpo.training import checkpoint
 from raydpo.training.task import TrainReport, TrainTask
 from raydpo.training.worker import train_worker
@@ -31,7 +31,7 @@ def storage_of(job: JobConfig, run_dir: str) -> tuple[str, str]:
     return storage.absolute(job.run.storage_path), job.run.run_name or os.path.basename(run_dir.rstrip("/"))
 
 
-def check_resume(task: TrainTask, group: Group) -> None:
+def check_resume(task: TrainTask, group: WorkerGroup) -> None:
     """`ResumeError` where the newest checkpoint does not fit this run: said here, before workers start.
 
     Of storage behind a URL the workers find out themselves.
@@ -52,7 +52,7 @@ def check_resume(task: TrainTask, group: Group) -> None:
         checkpoint.read_state(folder, task.fingerprint, group.workers)
 
 
-def fit(task: TrainTask, group: Group) -> TrainReport:
+def fit(task: TrainTask, group: WorkerGroup) -> TrainReport:
     """Train, going on from the newest checkpoint after a lost worker -> what rank 0 reports.
 
     A run of the same name in the same storage is resumed. Raises the `RaydpoError` that a worker met, or

@@ -19,18 +19,18 @@ from raydpo.models.source import ModelSource
 from raydpo.reporting.rundir import REFERENCES
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
-from raydpo.tr_dpo.sync import check_sync, find_moved, forget_references, move_reference
-from raydpo.tr_dpo.version import MovedReference
+from raydpo.tr_dpo.sync import check_sync, find_version, prune_versions, sync_reference
+from raydpo.tr_dpo.version import ReferenceVersion
 from raydpo.training import checkpoint, deepspeed_engine
 from raydpo.training.checkpoint import TrainState
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.global_batch_loss import RewardMean
-from raydpo.training.metric_sums import Sums
+from raydpo.training.metric_sums import MetricSums
 from raydpo.training.policy import build_policy
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.task import TrainReport, TrainTask
-from raydpo.training.throughput import Rates, all_peak_flops
+from raydpo.training.throughput import Throughput, all_peak_flops
 
 
 def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
@@ -69,7 +69,7 @@ class Worker:
         self._job = task.job
         self._rank = torch.distributed.get_rank()
         torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
-        self._zero_config = deepspeed_engine.zero_config(
+        self._zero_config = deepspeed_engine.deepspeed_config(
             task.job, task.precision, gpu=task.gpu, num_workers=torch.distributed.get_world_size()
         )
         policy, router = build_policy(task, self._zero_config)
@@ -78,7 +78,7 @@ class Worker:
         self._engine = self._zero.engine
         self._state = TrainState()
         if task.sync:
-            self._state = TrainState(reference=MovedReference(task.sync.identity))
+            self._state = TrainState(reference=ReferenceVersion(task.sync.identity))
             check_sync(self._model, task.sync)
         if newest := ray.train.get_checkpoint() or self._given_checkpoint():
             self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
@@ -86,7 +86,7 @@ class Worker:
         self._objective = Objective(
             task.job.loss, router.coefficient if router else 0.0, RewardMean(*self._state.rewards)
         )
-        self._sums = Sums(self._state.sums if self._rank == 0 else None)
+        self._sums = MetricSums(self._state.sums if self._rank == 0 else None)
         self._log = RunLog(task.run_dir, self._resumed_at) if self._rank == 0 else None
         self._trackers = Trackers(task.job, task.run_dir) if self._rank == 0 else None
         schedule = task.schedule
@@ -98,7 +98,7 @@ class Worker:
             reference=self._state.reference,
         )
         self._last_line: dict[str, float] = {}
-        self._rates = Rates(all_peak_flops(task))
+        self._rates = Throughput(all_peak_flops(task))
 
     def _given_checkpoint(self) -> ray.train.Checkpoint | None:
         path = self._job.run.resume_from_checkpoint
@@ -126,18 +126,18 @@ class Worker:
             ):
                 self._save()
             if synced and self._task.sync and self._rank == 0:  # after the checkpoint that goes on with the new one
-                forget_references(str(Path(self._task.run_dir) / REFERENCES), self._task.sync.kept)
+                prune_versions(str(Path(self._task.run_dir) / REFERENCES), self._task.sync.kept)
         if self._log:
             self._log.flush()
 
     def _find_reference(self) -> None:
         """`ResumeError` on all ranks unless the reference that a checkpoint goes on with is there as it was."""
-        sync, moved = self._task.sync, self._state.reference
-        if sync and moved:
-            moved = find_moved(moved, sync, str(Path(self._task.run_dir) / REFERENCES), is_main=self._rank == 0)
-            self._hold_against(moved)
+        sync, version = self._task.sync, self._state.reference
+        if sync and version:
+            version = find_version(version, sync, str(Path(self._task.run_dir) / REFERENCES), is_main=self._rank == 0)
+            self._hold_against(version)
 
-    def _hold_against(self, reference: MovedReference) -> None:
+    def _hold_against(self, reference: ReferenceVersion) -> None:
         """From here on this is the reference in force."""
         self._state = dataclasses.replace(self._state, reference=reference)
         self._feed.reference = reference
@@ -156,7 +156,7 @@ class Worker:
             return False
         waiting = time.monotonic()
         target = self._target(REFERENCES, sync.source)
-        reference = move_reference(self._model, previous, sync, target, deepspeed_engine.gather(self._zero_config))
+        reference = sync_reference(self._model, previous, sync, target, deepspeed_engine.gather(self._zero_config))
         self._hold_against(reference)
         until = min(step + sync.schedule.every, self._task.schedule.total_steps + 1)
         if self._task.eval_feed and self._rank == 0 and any(map(self._evaluation_due, range(step, until))):
@@ -213,7 +213,7 @@ class Worker:
     def _log_line(self, grad_norm: float, learning_rate: float) -> None:
         """Average what was gathered since the last line, over ranks and samples, and write it."""
         metrics = self._sums.means(self._engine.device)
-        self._sums = Sums()
+        self._sums = MetricSums()
         state, schedule = self._state, self._task.schedule
         line = {
             "step": state.step,

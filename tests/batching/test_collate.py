@@ -4,7 +4,7 @@ import numpy as np
 
 from raydpo.batching.collate import by_pair, collate, collate_scored
 from raydpo.batching.micro_batch import Layout
-from raydpo.batching.prefix_tree import grow
+from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import ScoredPair
 
 
@@ -24,7 +24,7 @@ PAIRS = [
     scored("b", [1], [2, 3, 4], [2]),
     scored("c", [5, 6], [8, 9], [3]),
 ]
-TREES = grow(PAIRS, 100)
+TREES = build_prompt_trees(PAIRS, 100)
 """The prompt of a and c with the completions 7, 8 9 and 3; the prompt of b."""
 
 
@@ -37,34 +37,34 @@ def test_three_pairs_of_two_prompts() -> None:
         prompts=((0, 2), (6, 7)), completions=((2, 3, 0), (3, 5, 0), (5, 6, 0), (7, 10, 1), (10, 11, 1))
     )
     # 5 6 stands in all four sequences of a and c, 8 9 in one of each
-    assert batch.uses.tolist() == [4, 4, 1, 2, 2, 1, 2, 1, 1, 1, 1]
+    assert batch.multiplicity.tolist() == [4, 4, 1, 2, 2, 1, 2, 1, 1, 1, 1]
     # the last token of a prompt predicts the first of each of its completions
     assert batch.predictors.tolist() == [1, 1, 3, 1, 6, 7, 8, 6]
     assert batch.targets.tolist() == [7, 8, 9, 3, 2, 3, 4, 2]
     # chosen of a, c and b, then rejected
-    assert batch.targets[batch.tokens].tolist() == [7, 8, 9, 2, 3, 4, 8, 9, 3, 2]
-    assert batch.completion.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 4, 5]
+    assert batch.targets[batch.target_index].tolist() == [7, 8, 9, 2, 3, 4, 8, 9, 3, 2]
+    assert batch.sequence_index.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 4, 5]
     assert (-batch.ref_logps).tolist() == [7, 8, 9, 2, 3, 4, 8, 9, 3, 2]
-    assert len(batch.prompt_tokens) == len(batch.prompt) == 0
+    assert len(batch.prompt_target_index) == len(batch.prompt_pair_index) == 0
 
 
 def test_prompts_are_targets_where_they_are_counted() -> None:
     pairs = [scored("a", [5, 6, 4], [7], [8]), scored("b", [1], [2], [3]), scored("c", [5, 6, 4], [9], [8])]
-    batch = collate(grow(pairs, 100), pairs, with_prompts=True)
+    batch = collate(build_prompt_trees(pairs, 100), pairs, with_prompts=True)
     assert batch.input_ids.tolist() == [5, 6, 4, 7, 8, 9, 1, 2, 3]
     # nothing predicts the first token of a prompt
     assert batch.targets.tolist() == [7, 8, 9, 2, 3, 6, 4]
     assert batch.predictors.tolist() == [2, 2, 2, 6, 6, 0, 1]
     assert batch.pair_ids == ("a", "c", "b")
-    assert batch.targets[batch.prompt_tokens].tolist() == [6, 4, 6, 4]
-    assert batch.prompt.tolist() == [0, 0, 1, 1]
+    assert batch.targets[batch.prompt_target_index].tolist() == [6, 4, 6, 4]
+    assert batch.prompt_pair_index.tolist() == [0, 0, 1, 1]
 
 
 def test_filled_up_to_a_multiple() -> None:
     batch = collate(TREES, PAIRS, multiple=8)
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 3, 1, 2, 3, 4, 2, 0, 0, 0, 0, 0]
     assert batch.layout.prompts[-1] == (11, 16)
-    assert batch.uses[11:].tolist() == [0] * 5
+    assert batch.multiplicity[11:].tolist() == [0] * 5
     assert max(batch.predictors) < 11
 
 
@@ -80,6 +80,6 @@ def test_a_rank_without_pairs_gets_one_harmless_row() -> None:
     assert batch.pairs == 0
     assert batch.layout == Layout(prompts=((0, 1),), completions=())
     assert batch.input_ids.shape == batch.position_ids.shape == (1,)
-    assert batch.uses.tolist() == [1]
-    for values in (batch.predictors, batch.targets, batch.tokens, batch.completion, batch.ref_logps):
+    assert batch.multiplicity.tolist() == [1]
+    for values in (batch.predictors, batch.targets, batch.target_index, batch.sequence_index, batch.ref_logps):
         assert len(values) == 0

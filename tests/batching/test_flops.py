@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from raydpo.batching.flops import Work, padded_width, visible
-from raydpo.batching.prefix_tree import Tree
+from raydpo.batching.flops import FlopsModel, padded_width, visible
+from raydpo.batching.prefix_tree import PromptTree
 
 
 def zeros(length: int) -> np.ndarray:
     return np.zeros(length, dtype=np.int64)
 
 
-def tree(prompt: int, *completions: int) -> Tree:
-    return Tree(zeros(prompt), tuple(map(zeros, completions)), (0,), (0,), (len(completions) - 1,))
+def tree(prompt: int, *completions: int) -> PromptTree:
+    return PromptTree(zeros(prompt), tuple(map(zeros, completions)), (0,), (0,), (len(completions) - 1,))
 
 
 def seen_by_mask(prompt: int, completions: tuple[int, ...], window: int | None) -> int:
@@ -31,42 +31,42 @@ def seen_by_mask(prompt: int, completions: tuple[int, ...], window: int | None) 
 @pytest.mark.parametrize("shape", [(1, (1, 1)), (5, (4, 6)), (9, (2,)), (3, (8, 1, 5, 13)), (20, (3, 30))])
 def test_attention_is_what_the_mask_of_the_row_shows(shape: tuple[int, tuple[int, ...]], window: int | None) -> None:
     prompt, completions = shape
-    work = Work(0.0, 0.0, ((1.0, window),))
-    assert work.of(tree(prompt, *completions)) == seen_by_mask(prompt, completions, window)
+    work = FlopsModel(0.0, 0.0, ((1.0, window),))
+    assert work.forward(tree(prompt, *completions)) == seen_by_mask(prompt, completions, window)
 
 
 def test_layers_with_and_without_a_window_are_added() -> None:
-    both = Work(0.0, 0.0, ((2.0, None), (10.0, 3)))
-    assert both.of(tree(5, 4, 6)) == 2 * seen_by_mask(5, (4, 6), None) + 10 * seen_by_mask(5, (4, 6), 3)
+    both = FlopsModel(0.0, 0.0, ((2.0, None), (10.0, 3)))
+    assert both.forward(tree(5, 4, 6)) == 2 * seen_by_mask(5, (4, 6), None) + 10 * seen_by_mask(5, (4, 6), 3)
 
 
 def test_body_takes_each_token_once_and_head_completion_tokens() -> None:
-    assert Work(1.0, 0.0, ()).of(tree(5, 4, 6)) == 15
-    assert Work(0.0, 1.0, ()).of(tree(5, 4, 6)) == 10
+    assert FlopsModel(1.0, 0.0, ()).forward(tree(5, 4, 6)) == 15
+    assert FlopsModel(0.0, 1.0, ()).forward(tree(5, 4, 6)) == 10
 
 
 def test_a_padded_row_is_computed_over_its_width() -> None:
-    assert Work(1.0, 0.0, ()).of_padded(tree(5, 4, 6), 16) == 32
-    assert Work(0.0, 1.0, ()).of_padded(tree(5, 4, 6), 16) == 10
-    assert Work(0.0, 0.0, ((1.0, None),)).of_padded(tree(5, 4, 6), 16) == 2 * visible(16)
+    assert FlopsModel(1.0, 0.0, ()).forward_padded(tree(5, 4, 6), 16) == 32
+    assert FlopsModel(0.0, 1.0, ()).forward_padded(tree(5, 4, 6), 16) == 10
+    assert FlopsModel(0.0, 0.0, ((1.0, None),)).forward_padded(tree(5, 4, 6), 16) == 2 * visible(16)
     assert [padded_width(longest) for longest in (1, 8, 9, 16)] == [8, 8, 16, 16]
 
 
 @pytest.mark.parametrize(("prompt", "chosen", "rejected"), [(166, 329, 298), (165, 78, 79), (2000, 10, 30)])
 def test_a_training_step_is_the_formula_of_mfu(prompt: int, chosen: int, rejected: int) -> None:
     parameters, hidden, layers, words = 3.6e8, 896, 24, 151_936
-    work = Work(2 * parameters, 2 * hidden * words, ((4 * hidden * layers, None),))
+    work = FlopsModel(2 * parameters, 2 * hidden * words, ((4 * hidden * layers, None),))
     tokens = prompt + chosen + rejected
     formula = 6 * parameters * tokens + 6 * hidden * words * (chosen + rejected)
     formula += 6 * hidden * layers * ((prompt + chosen) ** 2 + (prompt + rejected) ** 2 - prompt**2)
     # The formula takes half a square for a triangle, which has half the diagonal more.
     diagonal = 6 * hidden * layers * tokens
-    counted = work.trained().of(tree(prompt, chosen, rejected))
+    counted = work.update().forward(tree(prompt, chosen, rejected))
     assert counted == pytest.approx(formula + diagonal, rel=1e-12)
     assert counted == pytest.approx(formula, rel=1e-3)
 
 
 def test_frozen_weights_have_no_gradient_of_their_own() -> None:
-    assert Work(1.0, 10.0, ((100.0, None), (1000.0, 4))).trained(frozen=True) == Work(
+    assert FlopsModel(1.0, 10.0, ((100.0, None), (1000.0, 4))).update(frozen=True) == FlopsModel(
         2.0, 20.0, ((300.0, None), (3000.0, 4))
     )

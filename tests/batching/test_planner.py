@@ -6,19 +6,19 @@ import time
 import numpy as np
 import pytest
 
-from raydpo.batching.flops import Work
-from raydpo.batching.planner import RankPlan, plan
-from raydpo.batching.prefix_tree import Tree
+from raydpo.batching.flops import FlopsModel
+from raydpo.batching.planner import RankPlan, plan_micro_batches
+from raydpo.batching.prefix_tree import PromptTree
 
-HALF_BILLION = Work(2 * 3.6e8, 2 * 896 * 151_936, ((4 * 896 * 24, None),))
+HALF_BILLION = FlopsModel(2 * 3.6e8, 2 * 896 * 151_936, ((4 * 896 * 24, None),))
 
 
-def tree(prompt: int, *completions: int) -> Tree:
+def tree(prompt: int, *completions: int) -> PromptTree:
     first, *rest = (np.zeros(length, dtype=np.int64) for length in (prompt, *completions))
-    return Tree(first, tuple(rest), (0,), (0,), (len(rest) - 1,))
+    return PromptTree(first, tuple(rest), (0,), (0,), (len(rest) - 1,))
 
 
-def hh_like(pairs: int, seed: int) -> list[Tree]:
+def hh_like(pairs: int, seed: int) -> list[PromptTree]:
     """Lognormal lengths whose means are those of the HH data: prompt 165, chosen 78, rejected 79 tokens."""
     draw = np.random.default_rng(seed)
     spread = 0.9
@@ -26,25 +26,25 @@ def hh_like(pairs: int, seed: int) -> list[Tree]:
     return [tree(*lengths) for lengths in np.clip(np.rint(columns), 1, 1024).astype(int).T]
 
 
-def random_trees(seed: int) -> list[Tree]:
+def random_trees(seed: int) -> list[PromptTree]:
     draw = random.Random(seed)
     longest = draw.choice([5, 60, 300])  # of the budget of 100 below: some trees are over it on their own
     count = draw.choice([1, 2, 3, 8, 40])
     return [tree(*(draw.randint(1, longest) for _ in range(draw.choice([2, 3, 3, 6])))) for _ in range(count)]
 
 
-def tokens(trees: list[Tree], group: list[int], padded: bool) -> int:
+def tokens(trees: list[PromptTree], group: list[int], padded: bool) -> int:
     if not padded:
         return sum(len(trees[index].prompt) + sum(map(len, trees[index].completions)) for index in group)
     rows = [len(trees[index].prompt) + len(ids) for index in group for ids in trees[index].completions]
     return len(rows) * -(-max(rows, default=0) // 8) * 8
 
 
-def loads(trees: list[Tree], rank_plan: RankPlan) -> list[float]:
-    return [sum(HALF_BILLION.of(trees[index]) for index in group) for group in rank_plan]
+def loads(trees: list[PromptTree], rank_plan: RankPlan) -> list[float]:
+    return [sum(HALF_BILLION.forward(trees[index]) for index in group) for group in rank_plan]
 
 
-def fewest_padded(trees: list[Tree], left: list[int], budget: int) -> int:
+def fewest_padded(trees: list[PromptTree], left: list[int], budget: int) -> int:
     """By trying all: the groups that hold the first tree, each with the best of the rest."""
     if not left:
         return 0
@@ -63,7 +63,7 @@ def fewest_padded(trees: list[Tree], left: list[int], budget: int) -> int:
 def test_what_holds_of_every_plan(ranks: int, padded: bool) -> None:
     for seed in range(150):
         trees = random_trees(seed)
-        plans = plan(trees, ranks, 100, HALF_BILLION, padded=padded)
+        plans = plan_micro_batches(trees, ranks, 100, HALF_BILLION, padded=padded)
         groups = [group for rank_plan in plans for group in rank_plan]
         assert len(plans) == ranks
         assert len({len(rank_plan) for rank_plan in plans}) == 1, "ranks make different numbers of forwards"
@@ -72,35 +72,35 @@ def test_what_holds_of_every_plan(ranks: int, padded: bool) -> None:
         assert all(tokens(trees, group, padded) <= 100 or len(group) == 1 for group in groups)
         if not all(groups):
             assert max(map(len, groups)) == 1, "a rank idles while another has two trees in one micro-batch"
-        assert plans == plan(trees, ranks, 100, HALF_BILLION, padded=padded)
+        assert plans == plan_micro_batches(trees, ranks, 100, HALF_BILLION, padded=padded)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_what_fits_into_one_forward_is_one(padded: bool) -> None:
     trees = [tree(4, 4, 3), tree(2, 3, 3), tree(1, 1, 1)]
-    assert plan(trees, 1, 64, HALF_BILLION, padded=padded) == [[[0, 1, 2]]]
+    assert plan_micro_batches(trees, 1, 64, HALF_BILLION, padded=padded) == [[[0, 1, 2]]]
 
 
 def test_more_ranks_than_trees_leave_some_with_a_dummy() -> None:
-    plans = plan([tree(5, 5, 5), tree(9, 9, 9)], 4, 1000, HALF_BILLION)
+    plans = plan_micro_batches([tree(5, 5, 5), tree(9, 9, 9)], 4, 1000, HALF_BILLION)
     assert sorted(plans) == [[[]], [[]], [[0]], [[1]]]
 
 
 def test_trees_that_fit_only_in_one_way_are_packed_so() -> None:
     # Sizes 5, 5, 4, 3, 3: shared out evenly the last finds no room, and there would be three micro-batches.
     trees = [tree(size - 2, 1, 1) for size in (5, 5, 4, 3, 3)]
-    assert sorted(plan(trees, 1, 10, HALF_BILLION)[0]) == [[0, 1], [2, 3, 4]]
+    assert sorted(plan_micro_batches(trees, 1, 10, HALF_BILLION)[0]) == [[0, 1], [2, 3, 4]]
 
 
 def test_no_trees_take_no_forward() -> None:
-    assert plan([], 2, 100, HALF_BILLION) == [[], []]
+    assert plan_micro_batches([], 2, 100, HALF_BILLION) == [[], []]
 
 
 @pytest.mark.parametrize(("pairs", "budget"), [(512, 4096), (2048, 4096), (2048, 16_384)])
 @pytest.mark.parametrize("seed", range(4))
 def test_micro_batches_are_full(pairs: int, budget: int, seed: int) -> None:
     trees = hh_like(pairs, seed)
-    (groups,) = plan(trees, 1, budget, HALF_BILLION)
+    (groups,) = plan_micro_batches(trees, 1, budget, HALF_BILLION)
     assert tokens(trees, list(range(pairs)), padded=False) / (len(groups) * budget) >= 0.97
 
 
@@ -108,7 +108,7 @@ def test_micro_batches_are_full(pairs: int, budget: int, seed: int) -> None:
 @pytest.mark.parametrize("budget", [4096, 8192])
 def test_ranks_have_the_same_to_do(budget: int, seed: int) -> None:
     trees = hh_like(512, seed)
-    plans = plan(trees, 8, budget, HALF_BILLION)
+    plans = plan_micro_batches(trees, 8, budget, HALF_BILLION)
     per_rank = [loads(trees, rank_plan) for rank_plan in plans]
     totals = [sum(rank) for rank in per_rank]
     assert max(totals) / min(totals) <= 1.02
@@ -121,10 +121,10 @@ def test_ranks_have_the_same_to_do(budget: int, seed: int) -> None:
 def test_work_is_balanced_and_not_tokens() -> None:
     # As many tokens in each, but the head has ten times as much to do in every second tree.
     trees = [tree(90, 5, 5), tree(10, 45, 45)] * 8
-    head_heavy = Work(1.0, 10.0, ())
+    head_heavy = FlopsModel(1.0, 10.0, ())
     totals = [
-        sum(head_heavy.of(trees[index]) for group in rank_plan for index in group)
-        for rank_plan in plan(trees, 4, 1000, head_heavy)
+        sum(head_heavy.forward(trees[index]) for group in rank_plan for index in group)
+        for rank_plan in plan_micro_batches(trees, 4, 1000, head_heavy)
     ]
     assert max(totals) == min(totals)
 
@@ -133,13 +133,13 @@ def test_work_is_balanced_and_not_tokens() -> None:
 def test_padded_rows_of_pairs_take_the_fewest_forwards(seed: int) -> None:
     draw = random.Random(seed)
     trees = [tree(draw.randint(1, 30), draw.randint(1, 30), draw.randint(1, 30)) for _ in range(7)]
-    (groups,) = plan(trees, 1, 200, HALF_BILLION, padded=True)
+    (groups,) = plan_micro_batches(trees, 1, 200, HALF_BILLION, padded=True)
     assert len(groups) == fewest_padded(trees, list(range(7)), 200)
 
 
 def test_padded_rows_are_alike_in_length() -> None:
     trees = hh_like(512, 0)
-    plans = plan(trees, 8, 4096, HALF_BILLION, padded=True)
+    plans = plan_micro_batches(trees, 8, 4096, HALF_BILLION, padded=True)
     # A pair's two rows are as wide as its longer one in any plan; what other pairs add to that is small.
     inevitable = sum(tokens(trees, [index], padded=True) for index in range(len(trees)))
     computed = sum(tokens(trees, group, padded=True) for rank_plan in plans for group in rank_plan)
@@ -150,5 +150,5 @@ def test_padded_rows_are_alike_in_length() -> None:
 def test_ten_thousand_trees_take_less_than_a_second(padded: bool) -> None:
     trees = hh_like(10_000, 0)
     started = time.process_time()
-    plan(trees, 8, 4096, HALF_BILLION, padded=padded)
+    plan_micro_batches(trees, 8, 4096, HALF_BILLION, padded=padded)
     assert time.process_time() - started < 1.0

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from raydpo.batching.prefix_tree import Tree, grow
+from raydpo.batching.prefix_tree import PromptTree, build_prompt_trees
 from raydpo.blocks.schema import IntArray, TokenizedPair
 
 
@@ -17,7 +17,7 @@ def ids(array: IntArray) -> list[int]:
     return [int(token) for token in array]
 
 
-def sides(tree: Tree, place: int) -> tuple[list[int], list[int], list[int]]:
+def sides(tree: PromptTree, place: int) -> tuple[list[int], list[int], list[int]]:
     chosen, rejected = tree.chosen[place], tree.rejected[place]
     return ids(tree.prompt), ids(tree.completions[chosen]), ids(tree.completions[rejected])
 
@@ -37,7 +37,7 @@ def random_pairs(seed: int) -> list[TokenizedPair]:
 @pytest.mark.parametrize("max_tokens", [1, 12, 25, 10_000])
 def test_trees_hold_each_pair_once_and_each_completion_once(seed: int, max_tokens: int) -> None:
     pairs = random_pairs(seed)
-    trees = grow(pairs, max_tokens)
+    trees = build_prompt_trees(pairs, max_tokens)
     assert sorted(index for tree in trees for index in tree.pairs) == list(range(len(pairs)))
     for tree in trees:
         for place, index in enumerate(tree.pairs):
@@ -55,21 +55,21 @@ def test_trees_hold_each_pair_once_and_each_completion_once(seed: int, max_token
 @pytest.mark.parametrize("seed", range(20))
 def test_pairs_of_a_prompt_share_one_tree_where_they_fit(seed: int) -> None:
     pairs = random_pairs(seed)
-    trees = grow(pairs, 10_000)
+    trees = build_prompt_trees(pairs, 10_000)
     firsts = [tree.pairs[0] for tree in trees]
     assert len(trees) == len({tuple(ids(entry.prompt_ids)) for entry in pairs})
     assert firsts == sorted(firsts), "trees are not in the order of their first pairs"
 
 
 def test_two_pairs_with_swapped_completions_share_all() -> None:
-    (tree,) = grow([pair([1, 2], [3, 4], [5]), pair([1, 2], [5], [3, 4])], 100)
+    (tree,) = build_prompt_trees([pair([1, 2], [3, 4], [5]), pair([1, 2], [5], [3, 4])], 100)
     assert [ids(completion) for completion in tree.completions] == [[3, 4], [5]]
     assert (tree.chosen, tree.rejected) == ((0, 1), (1, 0))
     assert tree.tokens == 5
 
 
 def test_a_completion_against_itself_is_computed_once() -> None:
-    (tree,) = grow([pair([1], [3, 4], [3, 4])], 100)
+    (tree,) = build_prompt_trees([pair([1], [3, 4], [3, 4])], 100)
     assert [ids(completion) for completion in tree.completions] == [[3, 4]]
     assert (tree.chosen, tree.rejected) == ((0,), (0,))
     assert tree.tokens == 3
@@ -77,15 +77,15 @@ def test_a_completion_against_itself_is_computed_once() -> None:
 
 def test_a_tree_takes_as_many_tokens_as_it_may() -> None:
     pairs = [pair([1], [2] * size, [3] * size) for size in (2, 3, 4)]  # 5 tokens, then 6 and 8 more
-    assert [tree.pairs for tree in grow(pairs, 19)] == [(0, 1, 2)]
-    assert [tree.pairs for tree in grow(pairs, 18)] == [(0, 1), (2,)]
-    assert [tree.pairs for tree in grow(pairs, 10)] == [(0,), (1,), (2,)]
-    assert [tree.tokens for tree in grow(pairs, 1)] == [5, 7, 9]
+    assert [tree.pairs for tree in build_prompt_trees(pairs, 19)] == [(0, 1, 2)]
+    assert [tree.pairs for tree in build_prompt_trees(pairs, 18)] == [(0, 1), (2,)]
+    assert [tree.pairs for tree in build_prompt_trees(pairs, 10)] == [(0,), (1,), (2,)]
+    assert [tree.tokens for tree in build_prompt_trees(pairs, 1)] == [5, 7, 9]
 
 
 def test_a_prompt_that_starts_another_is_another() -> None:
-    assert len(grow([pair([1, 2], [3], [4]), pair([1], [2, 3], [2, 4])], 100)) == 2
+    assert len(build_prompt_trees([pair([1, 2], [3], [4]), pair([1], [2, 3], [2, 4])], 100)) == 2
 
 
 def test_no_pairs_are_no_trees() -> None:
-    assert grow([], 100) == []
+    assert build_prompt_trees([], 100) == []

@@ -96,12 +96,12 @@ def write(results: dict[str, Any], output: Path, name: str) -> None:
         (output / f"{name}.svg").write_text(report.svg(results))
 
 
-def earlier(path: Path, described: dict[str, str]) -> dict[str, Any]:
+def earlier(path: Path, display_name: dict[str, str]) -> dict[str, Any]:
     """The models' results of an earlier run on this machine with these versions."""
     if not path.exists():
         return {}
     results: dict[str, Any] = json.loads(path.read_text())
-    return results["models"] if results["machine"] == described else {}
+    return results["models"] if results["machine"] == display_name else {}
 
 
 def main(argv: list[str]) -> int:
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     output = flags.output or (Path(tempfile.mkdtemp(prefix="bench-quick-")) if flags.quick else HERE)
     name = "results-gpu" if flags.gpu else "results"
-    described = machine.describe(flags.threads, flags.gpu)
+    display_name = machine.describe(flags.threads, flags.gpu)
     sizes = sizes_of(flags)
     terms = {
         "repeats": sizes.repeats,
@@ -117,13 +117,13 @@ def main(argv: list[str]) -> int:
         "precision": "bfloat16" if flags.gpu else "fp32",
         "precompute": setup_of(flags, output, output).precompute_batch,
     }
-    models = earlier(output / f"{name}.json", described) if flags.only else {}
+    models = earlier(output / f"{name}.json", display_name) if flags.only else {}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         try:
             for model, section, raw in run(flags, Path(folder)):
                 models.setdefault(model, {})[section] = raw
                 date = time.strftime("%Y-%m-%d")
-                results = {"date": date, "machine": described, "gpu": flags.gpu, "terms": terms, "models": models}
+                results = {"date": date, "machine": display_name, "gpu": flags.gpu, "terms": terms, "models": models}
                 write(results, output, name)
         except (CommandFailed, SidesDiffer) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ def describe(threads: int, gpu: bool) -> dict[str, str]:
     """Processor, cores, memory, GPU and versions, as text."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     kilobytes = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
-    described = {
+    display_name = {
         "processor": names[0] if names else platform.machine(),
         "cores": f"{os.cpu_count()}, of which {threads} are used",
         "memory": f"{kilobytes / 2**20:.0f} GiB",
@@ -22,14 +22,14 @@ def describe(threads: int, gpu: bool) -> dict[str, str]:
     }
     if gpu:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        described["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    return described
+        display_name["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return display_name
 
 
-def title(described: dict[str, str]) -> str:
+def title(display_name: dict[str, str]) -> str:
     """The machine in a few words."""
-    device = described.get("gpu") or f"{described['processor']}, {described['cores'].split(',')[0]} cores"
-    return f"{device}, {described['memory']}"
+    device = display_name.get("gpu") or f"{display_name['processor']}, {display_name['cores'].split(',')[0]} cores"
+    return f"{device}, {display_name['memory']}"
 
 
 def _lines(path: str) -> list[str]:

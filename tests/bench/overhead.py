@@ -69,7 +69,7 @@ def bare(capture: Path, result: Path) -> None:
     source, task = pickle.loads(capture.read_bytes())
     batches = _batches(BatchSource(*source), task.schedule.end)
     policy, _ = policies.build_policy(
-        task, deepspeed_engine.zero_config(task.job, task.precision, gpu=task.gpu, num_workers=1)
+        task, deepspeed_engine.deepspeed_config(task.job, task.precision, gpu=task.gpu, num_workers=1)
     )
     engine = Bare(policy.train())
     optim, loss = task.job.optim, task.job.loss

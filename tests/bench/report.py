@@ -42,9 +42,9 @@ def markdown(results: Results) -> str:
 
 
 def _lines(results: Results) -> Iterator[str]:
-    described = results["machine"]
-    yield f"# Benchmark\n\nMade by {MADE_BY} on {results['date']}. {machine.title(described)}.\n"
-    yield "; ".join(f"{name} {value}" for name, value in described.items()) + "."
+    display_name = results["machine"]
+    yield f"# Benchmark\n\nMade by {MADE_BY} on {results['date']}. {machine.title(display_name)}.\n"
+    yield "; ".join(f"{name} {value}" for name, value in display_name.items()) + "."
     for model, parts in results["models"].items():
         yield f"\n## {model}\n"
         yield "| measure | target | seen | |\n|---|---|---|---|"
@@ -66,8 +66,8 @@ def _lines(results: Results) -> Iterator[str]:
 
 def _main(main: Mapping[str, Any]) -> Iterator[str]:
     rates = ("end_to_end", "training", "reference")
-    for profile, described in data.PROFILES.items():
-        yield f"\n### {described.title}: mean tokens of prompt, chosen, rejected {described.means}\n"
+    for profile, display_name in data.PROFILES.items():
+        yield f"\n### {display_name.title}: mean tokens of prompt, chosen, rejected {display_name.means}\n"
         yield (
             "| side | end to end, pairs/s | training, pairs/s | reference, pairs/s | first step, s | memory, "
             "training | memory, job | pairs |\n|---|---|---|---|---|---|---|---|"
@@ -135,9 +135,11 @@ def svg(results: Results) -> str:
     """The chart of end-to-end rates."""
     groups = []
     for model, parts in results["models"].items():
-        for profile, described in data.PROFILES.items():
+        for profile, display_name in data.PROFILES.items():
             if "main" in parts:
-                heading = "{}: prompts of {}, answers of {} and {} tokens".format(described.title, *described.means)
+                heading = "{}: prompts of {}, answers of {} and {} tokens".format(
+                    display_name.title, *display_name.means
+                )
                 heading += f"; {model}" if len(results["models"]) > 1 else ""
                 groups.append(chart.Group(heading, _bars(parts["main"]["runs"], profile)))
     model = next(iter(results["models"]))

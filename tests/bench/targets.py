@@ -80,11 +80,11 @@ def _times(runs: Sequence[Run], targets: Mapping[str, Mapping[str, float]]) -> I
 
 def _memory(runs: Sequence[Run], gpu: bool) -> Iterator[Verdict]:
     name, limit = ("gpu_memory", 1.0) if gpu else ("train_memory", 0.2)
-    for profile, described in data.PROFILES.items():
+    for profile, display_name in data.PROFILES.items():
         seen = ratio(pick(runs, profile=profile, side="raydpo"), pick(runs, profile=profile, side="default"), name)
         what = "memory of the GPU" if gpu else "memory of the training process"
         yield Verdict(
-            f"{described.title}, peak {what}, against TRL default",
+            f"{display_name.title}, peak {what}, against TRL default",
             f"≤ {limit:g}",
             f"{seen.median:.2f} ({seen.low:.2f} to {seen.high:.2f})",
             seen.median <= limit,
@@ -92,28 +92,28 @@ def _memory(runs: Sequence[Run], gpu: bool) -> Iterator[Verdict]:
 
 
 def _reference(runs: Sequence[Run]) -> Iterator[Verdict]:
-    for profile, described in data.PROFILES.items():
+    for profile, display_name in data.PROFILES.items():
         ours = pick(runs, profile=profile, side="raydpo")
         seen = Spread.of(run["reference"] / run["training"] for run in ours)
         yield Verdict(
-            f"{described.title}, reference against training", "≥ 3x its pairs/s", times(seen), seen.median >= 3
+            f"{display_name.title}, reference against training", "≥ 3x its pairs/s", times(seen), seen.median >= 3
         )
 
 
 def _waits(runs: Sequence[Run]) -> Iterator[Verdict]:
-    for profile, described in data.PROFILES.items():
+    for profile, display_name in data.PROFILES.items():
         seen = spread(pick(runs, profile=profile, side="raydpo"), "data_wait")
         assert seen is not None
         yield Verdict(
-            f"{described.title}, waiting for data", "< 2 % of the time", f"{seen.median:.2%}", seen.median < 0.02
+            f"{display_name.title}, waiting for data", "< 2 % of the time", f"{seen.median:.2%}", seen.median < 0.02
         )
 
 
 def _utilisation(runs: Sequence[Run]) -> Iterator[Verdict]:
-    for profile, described in data.PROFILES.items():
+    for profile, display_name in data.PROFILES.items():
         seen = spread(pick(runs, profile=profile, side="raydpo"), "mfu")
         share = seen.median if seen else 0.0
-        yield Verdict(f"{described.title}, MFU", "≥ 40 %", f"{share:.1%}" if seen else "not known", share >= 0.4)
+        yield Verdict(f"{display_name.title}, MFU", "≥ 40 %", f"{share:.1%}" if seen else "not known", share >= 0.4)
 
 
 def _equality(equality: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -34,7 +34,11 @@ def option_tables() -> list[str]:
 def loss_table() -> list[str]:
     """A row an objective."""
     rows = [
-        (f"`{name}`", kind.source, *("yes" if flag else "" for flag in (kind.divergence, kind.smoothing, kind.coupled)))
+        (
+            f"`{name}`",
+            kind.source,
+            *("yes" if flag else "" for flag in (kind.divergence, kind.smoothing, kind.needs_global_batch)),
+        )
         for name, kind in LOSS_TYPES.items()
     ]
     return ["", *table("`loss_type` | source | `f_divergence_type` | `label_smoothing` | whole global batch", rows)]

@@ -5,18 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydpo.data.dataset_logps import GivenLogps, fitted, read_given
+from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.pair import RowError
-from raydpo.data.tokenization import PairIds, Truncation
+from raydpo.data.tokenization import EncodedPair, Truncation
 
 NO_TAIL = np.zeros(0, dtype=np.int32)
 
 
-def pair(prompt: int, chosen: int, rejected: int) -> PairIds:
+def pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
     ids = [
         np.arange(start, start + count, dtype=np.int32) for start, count in ((0, prompt), (50, chosen), (90, rejected))
     ]
-    return PairIds(*ids, NO_TAIL)
+    return EncodedPair(*ids, NO_TAIL)
 
 
 def row(chosen: Any, rejected: Any = -1.0) -> dict[str, Any]:
@@ -25,14 +25,14 @@ def row(chosen: Any, rejected: Any = -1.0) -> dict[str, Any]:
 
 def test_values_are_cut_with_the_tokens() -> None:
     whole = pair(3, 2, 4)
-    given = read_given(row([-1.0, -2.0], [-1, -2.5, 0, -4]))
-    chosen, rejected = fitted(given, whole, Truncation(max_length=5).apply(whole), per_token=True)
+    given = read_dataset_logps(row([-1.0, -2.0], [-1, -2.5, 0, -4]))
+    chosen, rejected = align(given, whole, Truncation(max_length=5).apply(whole), per_token=True)
     assert (chosen.tolist(), rejected.tolist()) == ([-1.0, -2.0], [-1.0, -2.5])
 
 
 def test_a_sum_stands_for_all_tokens() -> None:
     whole = pair(3, 2, 4)
-    chosen, rejected = fitted(GivenLogps(-3.0, -7.5), whole, whole, per_token=False)
+    chosen, rejected = align(DatasetLogps(-3.0, -7.5), whole, whole, per_token=False)
     assert (len(chosen), chosen.sum()) == (2, -3.0)
     assert (len(rejected), rejected.sum()) == (4, -7.5)
 
@@ -50,18 +50,18 @@ def test_a_sum_stands_for_all_tokens() -> None:
 )
 def test_rows_without_log_probs(columns: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
-        read_given(columns)
+        read_dataset_logps(columns)
 
 
 @pytest.mark.parametrize(
     ("given", "per_token", "reason"),
     [
-        (GivenLogps([-1.0], -1.0), False, "'ref_chosen_logps' has 1 values for 2 tokens"),
-        (GivenLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, and ld_alpha needs a value a token"),
-        (GivenLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, of which max_length leaves 2"),
+        (DatasetLogps([-1.0], -1.0), False, "'ref_chosen_logps' has 1 values for 2 tokens"),
+        (DatasetLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, and ld_alpha needs a value a token"),
+        (DatasetLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, of which max_length leaves 2"),
     ],
 )
-def test_values_that_do_not_fit(given: GivenLogps, per_token: bool, reason: str) -> None:
+def test_values_that_do_not_fit(given: DatasetLogps, per_token: bool, reason: str) -> None:
     whole = pair(3, 2, 4)
     with pytest.raises(RowError, match=reason):
-        fitted(given, whole, Truncation(max_length=5).apply(whole), per_token=per_token)
+        align(given, whole, Truncation(max_length=5).apply(whole), per_token=per_token)

@@ -13,7 +13,7 @@ from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.files.rows import parse
 from raydpo.data.ray_stream import Slicing, raw_blocks
 from raydpo.data.shards import Shard
-from raydpo.data.tokenization import PairIds, tokenize
+from raydpo.data.tokenization import EncodedPair, tokenize
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HH = DATA / "hh-rlhf-harmless-base-test.jsonl.gz"
@@ -65,7 +65,7 @@ def test_hh_transcripts(chat: bool, chat_tokenizer: PreTrainedTokenizerFast) -> 
                 assert isinstance(pair.prompt, str)
                 assert pair.prompt.endswith("\n\nAssistant:")
     some = list(pairs.values())[:100]
-    assert all(isinstance(result, PairIds) for result in tokenize(chat_tokenizer, some))
+    assert all(isinstance(result, EncodedPair) for result in tokenize(chat_tokenizer, some))
 
 
 @needs_data

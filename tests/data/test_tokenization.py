@@ -8,15 +8,15 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from raydpo.data.dialects.pair import Pair, RowError
-from raydpo.data.tokenization import PairIds, Truncation, tokenize
+from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 
 USER = {"role": "user", "content": "hello world"}
 YES, NO = {"role": "assistant", "content": "hello"}, {"role": "assistant", "content": "no world"}
 
 
-def one(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> PairIds:
+def one(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> EncodedPair:
     (result,) = tokenize(tokenizer, [pair])
-    assert isinstance(result, PairIds)
+    assert isinstance(result, EncodedPair)
     return result
 
 
@@ -77,7 +77,7 @@ def test_faults_stay_with_their_row(chat_tokenizer: PreTrainedTokenizerFast) -> 
     reserved = Pair([USER], [YES], [NO], None, {"tokenize": False})
     blank = Pair("", "a", "b")
     results = list(tokenize(chat_tokenizer, [good, forbidden, Pair("x", "y", "z"), good, reserved, blank, good]))
-    assert [isinstance(result, PairIds) for result in results] == [True, False, True, True, False, False, True]
+    assert [isinstance(result, EncodedPair) for result in results] == [True, False, True, True, False, False, True]
     assert str(results[1]) == "refused by the chat template: TemplateError: no such role"
     assert str(results[4]) == "wrong chat_template_kwargs: ['tokenize'] are no variables of a chat template"
     assert str(results[5]).startswith("no prompt: ")
@@ -92,16 +92,16 @@ def test_order_and_number_hold_over_batches(text_tokenizer: PreTrainedTokenizerF
     assert list(tokenize(text_tokenizer, [])) == []
 
 
-def tokenized(prompt: int, chosen: int, rejected: int) -> PairIds:
+def tokenized(prompt: int, chosen: int, rejected: int) -> EncodedPair:
     """Ids that say where they stood: prompts from 0, chosen from 100, rejected from 200."""
     ids = [
         np.arange(start, start + count, dtype=np.int32)
         for start, count in ((0, prompt), (100, chosen), (200, rejected))
     ]
-    return PairIds(*ids, dropped_tail=np.zeros(0, dtype=np.int32))
+    return EncodedPair(*ids, dropped_tail=np.zeros(0, dtype=np.int32))
 
 
-def cut(pair: PairIds, **how: Any) -> list[list[int]]:
+def cut(pair: EncodedPair, **how: Any) -> list[list[int]]:
     result = Truncation(**how).apply(pair)
     return [result.prompt_ids.tolist(), result.chosen_ids.tolist(), result.rejected_ids.tolist()]
 
@@ -122,7 +122,7 @@ def test_truncation() -> None:
         (tokenized(4, 3, 5), {"max_length": 5, "truncation_mode": "keep_end"}, "completion too long: its 5 tokens"),
     ],
 )
-def test_truncation_that_leaves_nothing(pair: PairIds, how: dict[str, Any], reason: str) -> None:
+def test_truncation_that_leaves_nothing(pair: EncodedPair, how: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         Truncation(**how).apply(pair)
 

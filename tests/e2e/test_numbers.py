@@ -92,8 +92,8 @@ def test_so_do_padded_rows_in_small_forwards(tmp_path: Path, job: dict[str, Any]
 
 def test_trained_weights_equal_the_plain_loop(one_worker: Run, expected: Any, tiny_model: Path) -> None:
     start, end = load_file(tiny_model / "model.safetensors"), weights(one_worker)
-    moved = (end["lm_head.weight"] - start["lm_head.weight"]).norm() / start["lm_head.weight"].norm()
-    assert moved > 0.01, "training did next to nothing, so that the comparison would say nothing"
+    version = (end["lm_head.weight"] - start["lm_head.weight"]).norm() / start["lm_head.weight"].norm()
+    assert version > 0.01, "training did next to nothing, so that the comparison would say nothing"
     assert_weights_close(weights(one_worker), expected[1])
 
 

@@ -90,7 +90,7 @@ def test_a_second_run_with_other_options_scores_nothing(
     assert scored["completions_scored"] == 2 * run.summary["rows"]["pairs"]
     assert scored["forwards"] > 0
     added = write_rows(tmp_path / "added.jsonl", rows(5, seed=2))
-    ahead = score_ahead(tmp_path / "ahead", {**job, "dataset_name": [*shards, added]})["reference"]
+    ahead = score_only(tmp_path / "ahead", {**job, "dataset_name": [*shards, added]})["reference"]
     assert ahead["completions_reused"] == 2 * run.summary["rows"]["pairs"]
     assert ahead["completions_scored"] == 2 * 5, "only the added shard is scored"
 
@@ -101,20 +101,20 @@ def test_a_second_run_with_other_options_scores_nothing(
     assert second["identity"] == ahead["identity"] == scored["identity"]
 
 
-def score_ahead(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def score_only(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """jobs/score_reference.py, in this process."""
-    return pipeline.score_ahead(config.from_flat({**options, "output_dir": str(folder)}, "score_reference"))
+    return pipeline.score_only(config.from_flat({**options, "output_dir": str(folder)}, "score_reference"))
 
 
 def test_there_is_nothing_to_score_without_a_reference(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="loss_type=orpo takes no reference"):
-        score_ahead(tmp_path, {**job, "dataset_name": shards, "loss_type": "orpo"})
+        score_only(tmp_path, {**job, "dataset_name": shards, "loss_type": "orpo"})
 
 
 def test_a_policy_that_is_not_its_reference_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
     """As where the scorers' GPUs compute otherwise; here their scores are changed on disk."""
     data = {"dataset_name": write_rows(tmp_path / "pairs.jsonl", rows(8)), "cache_dir": str(tmp_path / "cache")}
-    score_ahead(tmp_path / "ahead", {**job, **data})
+    score_only(tmp_path / "ahead", {**job, **data})
     (file,) = (tmp_path / "cache" / "scored").rglob("*.parquet")
     columns = [column.to_pylist() for column in storage.read_table(str(file)).columns]
     write_scores(str(file), *([np.array(row, dtype=np.float32) - 0.5 for row in column] for column in columns))

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from raydpo.batching.flops import Work
-from raydpo.batching.planner import Cut
+from raydpo.batching.flops import FlopsModel
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks import schema
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block
 from raydpo.feed.batches import BatchSource, FeedSpec
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.readers import NoReference
+from raydpo.reference.readers import ZeroReference
 from raydpo.reference.store import ReferenceStore
 from raydpo.runtime import storage
 from raydpo.tr_dpo.schedule import SyncSchedule
-from raydpo.tr_dpo.version import Asked, AskedStore, MovedReference
-from raydpo.training.throughput import Rates
+from raydpo.tr_dpo.version import OnDemandReader, ReferenceVersion, ScoringRequest
+from raydpo.training.throughput import Throughput
 
-WORK = Work(token=2.0, completion_token=10.0, attention=())
+FLOPS = FlopsModel(token=2.0, completion_token=10.0, attention=())
 PAIRS = 24
 
 
@@ -56,12 +56,12 @@ def source(blocks: list[Block], **changes: Any) -> BatchSource:
         "sampling": "random",
         "window": 2,
         "global_batch": 6,
-        "cut": Cut(tokens=40, work=WORK, padded=False),
-        "update_work": WORK.trained(),
+        "planner": MicroBatchPlanner(tokens=40, flops=FLOPS, padded=False),
+        "update_flops": FLOPS.update(),
         "ranks": 2,
         **changes,
     }
-    return BatchSource(blocks, NoReference(), FeedSpec(**options))
+    return BatchSource(blocks, ZeroReference(), FeedSpec(**options))
 
 
 def epoch(feed: BatchSource, number: int = 0) -> list[str]:
@@ -92,7 +92,9 @@ def epoch_part(blocks: list[Block], position: int) -> list[str]:
 
 
 def test_a_grouped_batch_computes_its_prompt_once(blocks: list[Block]) -> None:
-    (batch,) = source(blocks, sampling="group_by_prompt", ranks=1, cut=Cut(100, WORK, padded=False)).rank_batches(0)
+    (batch,) = source(
+        blocks, sampling="group_by_prompt", ranks=1, planner=MicroBatchPlanner(100, FLOPS, padded=False)
+    ).rank_batches(0)
     assert batch.tokens == 6 * 2 * (6 + 3)
     assert batch.computed_tokens == 6 + 6 * 2 * 3
     assert batch.flops == 3 * (2 * batch.computed_tokens + 10 * 36)
@@ -109,11 +111,11 @@ def test_ranks_get_each_pair_once_in_as_many_forwards(blocks: list[Block]) -> No
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
 
 
-class ScoredAtOnce(AskedStore):
+class ScoredAtOnce(OnDemandReader):
     """Has what is asked for as soon as it is: a token's score is its id, and the reference's number after the point."""
 
-    def ask(self, asked: Asked) -> None:
-        """As `AskedStore`."""
+    def ask(self, asked: ScoringRequest) -> None:
+        """As `OnDemandReader`."""
         super().ask(asked)
         for block in asked.blocks:
             pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
@@ -132,7 +134,7 @@ def test_each_reference_scores_the_pairs_of_its_window_alone(
     for window, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
         store = ScoredAtOnce(ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}")))
         feed = BatchSource(blocks, store, spec)
-        reference = MovedReference(ReferenceIdentity(f"weights {window}", "", None, "{}"))
+        reference = ReferenceVersion(ReferenceIdentity(f"weights {window}", "", None, "{}"))
         for position in reversed(positions):  # from any position, as after a resume
             pairs = feed.pairs(position, reference)
             assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in usual.pairs(position)]
@@ -150,7 +152,7 @@ def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     (batch,) = source(blocks, ranks=1, sampling="sequential").rank_batches(0)
-    rates = Rates(peak_flops=1e4)
+    rates = Throughput(peak_flops=1e4)
     rates.add(batch)
     rates.wait(0.5)
     now = 102.0
@@ -162,4 +164,4 @@ def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest
     assert values["mfu"] == pytest.approx(batch.flops / 2 / 1e4)
     now = 103.0
     assert rates.values()["pairs_per_second"] == 0.0, "a line speaks of what came after the line before"
-    assert "mfu" not in Rates(peak_flops=None).values()
+    assert "mfu" not in Throughput(peak_flops=None).values()

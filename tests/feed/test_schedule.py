@@ -17,7 +17,7 @@ from raydpo.feed.schedule import Schedule
     ],
 )
 def test_length(pairs: int, batch: int, epochs: float, max_steps: int, steps: int, end: int) -> None:
-    schedule = Schedule.of(pairs, batch, num_train_epochs=epochs, max_steps=max_steps)
+    schedule = Schedule.from_options(pairs, batch, num_train_epochs=epochs, max_steps=max_steps)
     assert schedule.total_steps == steps
     assert schedule.end == end
     position = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raydpo.batching.collate import collate
 from raydpo.batching.micro_batch import MicroBatch
-from raydpo.batching.prefix_tree import grow
+from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import TokenizedPair
 from raydpo.models.attention.choice import IMPLEMENTATIONS
 from raydpo.models.attention.kernels import register_attention
@@ -43,7 +43,7 @@ def pairs() -> list[TokenizedPair]:
 
 def packed(members: list[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1) -> MicroBatch:
     """All of them in one row."""
-    return collate(grow(members, 10**6), members, with_prompts=with_prompts, multiple=multiple)
+    return collate(build_prompt_trees(members, 10**6), members, with_prompts=with_prompts, multiple=multiple)
 
 
 def sharing(model: Any) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from raydpo.models.completion_logps import CompletionLogps, completion_sums
-from raydpo.models.head import TokenLogps, Wanted, default_chunk_tokens
+from raydpo.models.head import TokenLogps, TokenStatsRequest, default_chunk_tokens
 from tests.models.packed import SHAPE as TINY
 from tests.models.packed import VOCABULARY, packed, pairs, plain_logits, sequences, sharing
 
@@ -56,8 +56,8 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, shares: bool, 
     model.zero_grad()
 
     policy = CompletionLogps(sharing(model) if shares else model, shares=shares, chunk_tokens=chunk_tokens)
-    wanted = Wanted(statistics=True, collision=True)
-    tokens = TokenLogps(*policy(batch, wanted)).pick(torch.from_numpy(batch.tokens))
+    wanted = TokenStatsRequest(statistics=True, collision=True)
+    tokens = TokenLogps(*policy(batch, wanted)).pick(torch.from_numpy(batch.target_index))
     (tokens.logps * weights).sum().backward()
 
     torch.testing.assert_close(tokens.logps, expected, rtol=1e-5, atol=1e-6)
@@ -87,7 +87,7 @@ def test_gradients_below_a_head_that_does_not_learn(name: str, chunk_tokens: int
 
     head.requires_grad_(False)
     policy = CompletionLogps(sharing(model), shares=True, chunk_tokens=chunk_tokens)
-    logps = policy(batch)[0][torch.from_numpy(batch.tokens)]
+    logps = policy(batch)[0][torch.from_numpy(batch.target_index)]
     torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-6)
     found = torch.autograd.grad((logps * weights).sum(), learning)
     for gradient, there in zip(found, gradients, strict=True):
@@ -104,8 +104,8 @@ def test_prompts_have_log_probs_where_they_are_targets(shares: bool) -> None:
         logps = model(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
         expected.append(logps[: prompt - 1].gather(1, ids[1:prompt, None])[:, 0].sum())
     policy = CompletionLogps(sharing(model) if shares else model, shares=shares)
-    logps = policy(batch)[0][torch.from_numpy(batch.prompt_tokens)]
-    found = completion_sums(logps, torch.from_numpy(batch.prompt), batch.pairs)
+    logps = policy(batch)[0][torch.from_numpy(batch.prompt_target_index)]
+    found = completion_sums(logps, torch.from_numpy(batch.prompt_pair_index), batch.pairs)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -133,7 +133,7 @@ class Largest(TorchDispatchMode):
 def test_no_more_logits_than_the_chunk_exist() -> None:
     policy = CompletionLogps(sharing(MODELS["llama"]()), shares=True, chunk_tokens=6)
     with Largest() as largest:
-        policy(packed(pairs()), Wanted(statistics=True, collision=True))[0].sum().backward()
+        policy(packed(pairs()), TokenStatsRequest(statistics=True, collision=True))[0].sum().backward()
     assert largest.rows == 6
 
 

@@ -16,8 +16,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from raydpo.batching.flops import Work
-from raydpo.models.model_flops import PEAK_FLOPS, peak_flops, work_of
+from raydpo.batching.flops import FlopsModel
+from raydpo.models.model_flops import PEAK_FLOPS, flops_model, peak_flops
 
 LLAMA = {
     "hidden_size": 8,
@@ -34,28 +34,28 @@ FULL = ((4.0 * 8 * 2, None),)  # 4 x heads x head size x layers
 
 
 def test_llama_is_the_sum_of_its_matrices() -> None:
-    assert work_of(LlamaConfig(**LLAMA)) == Work(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
-    assert work_of(LlamaConfig(**LLAMA, tie_word_embeddings=True)) == Work(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
+    assert flops_model(LlamaConfig(**LLAMA)) == FlopsModel(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
+    assert flops_model(LlamaConfig(**LLAMA, tie_word_embeddings=True)) == FlopsModel(2 * LLAMA_BODY, 2 * 8 * 11, FULL)
 
 
 def test_queries_may_be_wider_than_the_hidden_size() -> None:
     layer = (
         2 * 8 * (2 * 32) + 2 * 8 * 32 + 3 * 8 * 16 + 2 * 8 + 2 * 32
     )  # heads of 32, and a norm of queries and of keys
-    work = work_of(Qwen3Config(**LLAMA, head_dim=32))
-    assert work == Work(2 * (2 * layer + 8), 2 * 8 * 11, ((4.0 * 2 * 32 * 2, None),))
+    work = flops_model(Qwen3Config(**LLAMA, head_dim=32))
+    assert work == FlopsModel(2 * (2 * layer + 8), 2 * 8 * 11, ((4.0 * 2 * 32 * 2, None),))
 
 
 def test_gpt2_leaves_out_positions_too() -> None:
     config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=32)
     body = 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8  # a layer's matrices, its biases and norms; a norm at the end
-    assert work_of(config) == Work(2 * body, 2 * 8 * 11, FULL)
+    assert flops_model(config) == FlopsModel(2 * body, 2 * 8 * 11, FULL)
 
 
 def test_a_mixture_counts_the_experts_that_a_token_is_sent_to() -> None:
     config = MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=3)
     layer = 2 * 8 * 8 + 2 * 8 * 4 + 4 * 8 + 3 * (3 * 8 * 16) + 2 * 8  # the router sees all four, three are used
-    assert work_of(config).token == 2 * (2 * layer + 8)
+    assert flops_model(config).token == 2 * (2 * layer + 8)
 
 
 def test_an_expert_that_all_tokens_go_to_counts_in_full() -> None:
@@ -83,18 +83,18 @@ def test_an_expert_that_all_tokens_go_to_counts_in_full() -> None:
     keys_and_values = 8 * (5 + 2) + 5 + 5 * 2 * (3 + 4)
     attention = queries + keys_and_values + 2 * 4 * 8
     experts = 8 * 8 + (2 + 1) * 3 * 8 * 4  # the router, two of the eight, the shared one
-    work = work_of(DeepseekV3Config(**sizes))
+    work = flops_model(DeepseekV3Config(**sizes))
     assert work.token == 2 * (attention + experts + 2 * 8 + 8)
     assert work.attention == ((2.0 * 2 * ((3 + 2) + 4), None),)
 
 
 def test_windows_are_those_of_the_layers() -> None:
-    assert work_of(MistralConfig(**LLAMA, sliding_window=5)).attention == ((4.0 * 8 * 2, 5),)
-    assert work_of(MistralConfig(**LLAMA, sliding_window=None)).attention == FULL
-    assert work_of(Qwen2Config(**LLAMA, sliding_window=5, use_sliding_window=False)).attention == FULL
+    assert flops_model(MistralConfig(**LLAMA, sliding_window=5)).attention == ((4.0 * 8 * 2, 5),)
+    assert flops_model(MistralConfig(**LLAMA, sliding_window=None)).attention == FULL
+    assert flops_model(Qwen2Config(**LLAMA, sliding_window=5, use_sliding_window=False)).attention == FULL
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     sizes = LLAMA | {"num_hidden_layers": 3, "head_dim": 4, "layer_types": kinds, "sliding_window": 5}
-    assert dict((window, flops) for flops, window in work_of(Gemma3TextConfig(**sizes)).attention) == {
+    assert dict((window, flops) for flops, window in flops_model(Gemma3TextConfig(**sizes)).attention) == {
         5: 4.0 * 8 * 2,
         None: 4.0 * 8,
     }
@@ -108,12 +108,12 @@ def test_a_model_whose_code_is_not_in_transformers_is_taken_for_a_usual_one() ->
         num_attention_heads = 2
         vocab_size = 11
 
-    assert work_of(OwnConfig()) == Work(2 * 12 * 2 * 8 * 8, 2 * 8 * 11, FULL)
+    assert flops_model(OwnConfig()) == FlopsModel(2 * 12 * 2 * 8 * 8, 2 * 8 * 11, FULL)
 
 
 def test_a_config_stays_as_it_was() -> None:
     config = LlamaConfig(**LLAMA, attn_implementation="flash_attention_2")
-    work_of(config)
+    flops_model(config)
     assert config._attn_implementation == "flash_attention_2"
 
 
@@ -128,10 +128,10 @@ def test_torch_counts_the_same_in_forward_and_backward(frozen: bool) -> None:
         hidden = model(torch.arange(tokens)[None] % 11, use_cache=False).last_hidden_state
     with FlopCounterMode(display=False) as backward:
         hidden.sum().backward()
-    work = work_of(config)
+    work = flops_model(config)
     square = work.attention[0][0] * tokens**2  # torch multiplies the whole square, and the mask hides half
     assert forward.get_total_flops() == pytest.approx(work.token * tokens + square, rel=0.005)
-    both = work.trained(frozen=frozen)
+    both = work.update(frozen=frozen)
     expected = both.token * tokens + 3 * square
     assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(expected, rel=0.005)
 

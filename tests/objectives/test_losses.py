@@ -10,7 +10,7 @@ from torch import Tensor
 from raydpo.config import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.objectives.losses import LOSSES
-from raydpo.objectives.objective import at_reference, is_coupled, losses
+from raydpo.objectives.objective import at_reference, losses, needs_global_batch
 from raydpo.objectives.pairs import COLUMNS, from_table
 from tests.objectives.pairs import pairs_of, random_table
 
@@ -120,7 +120,7 @@ def test_the_order_of_pairs_does_not_matter(loss: LossConfig) -> None:
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     one, other = losses(from_table(table), loss), losses(from_table(table[order]), loss)
     assert one.mean().item() == pytest.approx(other.mean().item(), rel=1e-12)
-    if not is_coupled(loss):
+    if not needs_global_batch(loss):
         torch.testing.assert_close(one[order], other, rtol=1e-12, atol=0)
 
 

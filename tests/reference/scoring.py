@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.batching.flops import Work
-from raydpo.batching.planner import Cut
+from raydpo.batching.flops import FlopsModel
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks import schema
 from raydpo.blocks.schema import Block
 from raydpo.models.attention.choice import choose
 from raydpo.models.loading import load_config
 from raydpo.models.source import resolve_model
-from raydpo.reference.dedup import NO_LOANS, Loans
-from raydpo.reference.scorer import BlockScored, Scorer, ScorerSpec
+from raydpo.reference.dedup import NOTHING_REUSED, ReusedScores
+from raydpo.reference.scorer import Scorer, ScorerSpec, ScoringResult
 from raydpo.reference.store import ReferenceStore
 from raydpo.runtime import storage
-from raydpo.runtime.resources import Group
+from raydpo.runtime.resources import WorkerGroup
 
 PAIRS_A_BLOCK = 6
 
@@ -62,21 +62,23 @@ def spec_of(model: Path) -> ScorerSpec:
         trust_remote_code=False,
         quantization=None,
         gpus=0,
-        cut=Cut(tokens=256, work=Work(1.0, 1.0, ()), padded=False),
+        planner=MicroBatchPlanner(tokens=256, flops=FlopsModel(1.0, 1.0, ()), padded=False),
         logits_chunk_tokens=None,
         torch_compile=False,
     )
 
 
-def group_of(workers: int) -> Group:
+def group_of(workers: int) -> WorkerGroup:
     """Scorers that share the CPUs of the tests' Ray."""
-    return Group(workers, gpus=0, cpus=1, resources={}, label_selector={})
+    return WorkerGroup(workers, gpus=0, cpus=1, resources={}, label_selector={})
 
 
 class Poisoned(Scorer):
     """Dies of block 1, as by a fault in a kernel."""
 
-    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
+    def score_block(
+        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+    ) -> ScoringResult:
         """As `Scorer`."""
         if block.url.endswith("block-1.parquet"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -86,7 +88,9 @@ class Poisoned(Scorer):
 class Slow(Scorer):
     """Leaves time to be killed within a block."""
 
-    def score_block(self, block: Block, store: ReferenceStore, tokens: int, loans: Loans = NO_LOANS) -> BlockScored:
+    def score_block(
+        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+    ) -> ScoringResult:
         """As `Scorer`."""
         time.sleep(0.3)
         return super().score_block(block, store, tokens, loans)

@@ -10,10 +10,10 @@ import pytest
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block
 from raydpo.errors import ModelError, ReferenceMismatch, TrainingError
-from raydpo.reference.background import Ahead
+from raydpo.reference.background import BackgroundScoring
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.pool import ScoringReport, check_none_poisonous
-from raydpo.reference.readers import AwaitedStore
+from raydpo.reference.pool import ScoringReport, check_none_failed
+from raydpo.reference.readers import WaitingReader
 from raydpo.reference.store import ReferenceStore
 from tests.reference.scoring import make_blocks
 
@@ -45,8 +45,8 @@ def test_a_reader_waits_for_the_block_that_it_needs(store: ReferenceStore, tmp_p
         write(store, second)
         return ScoringReport(forwards=2)
 
-    with Ahead(score, lambda message: None) as ahead:
-        awaited = AwaitedStore(store)
+    with BackgroundScoring(score, lambda message: None) as ahead:
+        awaited = WaitingReader(store)
         assert len(awaited.read(first)) == first.pairs
         threading.Timer(0.3, asked.set).start()
         assert len(awaited.read(second)) == second.pairs
@@ -56,7 +56,7 @@ def test_a_reader_waits_for_the_block_that_it_needs(store: ReferenceStore, tmp_p
 
 def test_a_failure_reaches_the_reader_and_is_what_the_run_raises(store: ReferenceStore, tmp_path: Path) -> None:
     (block,) = make_blocks(tmp_path, 1)
-    awaited = AwaitedStore(store)
+    awaited = WaitingReader(store)
 
     def score(stopped: Callable[[], bool]) -> ScoringReport:
         raise ModelError("the reference has no memory")
@@ -69,25 +69,25 @@ def test_a_failure_reaches_the_reader_and_is_what_the_run_raises(store: Referenc
             awaited.read(block)
         raise TrainingError("training failed")
 
-    with pytest.raises(ModelError, match="the reference has no memory"), Ahead(score, fail):
+    with pytest.raises(ModelError, match="the reference has no memory"), BackgroundScoring(score, fail):
         train()
 
 
 def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: ReferenceStore, tmp_path: Path) -> None:
     (block,) = make_blocks(tmp_path, 1)
-    awaited = AwaitedStore(store)
+    awaited = WaitingReader(store)
 
     def fail(message: str) -> None:
         awaited.failure = message
 
     def score(stopped: Callable[[], bool]) -> ScoringReport:
-        report = ScoringReport(poisonous=(block,))
-        check_none_poisonous(report, "set reference_schedule=staged")
+        report = ScoringReport(failed_blocks=(block,))
+        check_none_failed(report, "set reference_schedule=staged")
         return report
 
     with (
         pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scorer.*reference_schedule=staged"),
-        Ahead(score, fail),
+        BackgroundScoring(score, fail),
     ):
         awaited.read(block)
 
@@ -100,6 +100,6 @@ def test_what_training_does_not_wait_for_is_not_scored() -> None:
             time.sleep(0.01)
         return ScoringReport(forwards=1)
 
-    with Ahead(score, lambda message: None) as ahead:
+    with BackgroundScoring(score, lambda message: None) as ahead:
         pass
     assert ahead.report.forwards == 1

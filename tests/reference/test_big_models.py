@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from raydpo import config
 from raydpo.batching.collate import collate
-from raydpo.batching.prefix_tree import grow
+from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.block import TokenizedBlock
 from raydpo.errors import ConfigError
 from raydpo.models.completion_logps import CompletionLogps
@@ -27,7 +27,7 @@ def test_layers_that_lie_elsewhere_score_alike(tiny_model: Path, tmp_path: Path)
     spec = spec_of(tiny_model)
     tokenized = TokenizedBlock(make_blocks(tmp_path, 1)[0])
     pairs = [tokenized.pair(row) for row in range(len(tokenized))]
-    micro_batch = collate(grow(pairs, 10**6), pairs)
+    micro_batch = collate(build_prompt_trees(pairs, 10**6), pairs)
     found = []
     for elsewhere in (False, True):
         model = load_causal_lm(

@@ -10,7 +10,7 @@ from raydpo.blocks import schema
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block, IntArray
 from raydpo.reference import dedup
-from raydpo.reference.dedup import NO_LOANS, Loans, complete, distinct, loans_of
+from raydpo.reference.dedup import NOTHING_REUSED, ReusedScores, fill_in, find_reused_scores, unique_completions
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.store import ReferenceStore
 from raydpo.runtime import storage
@@ -44,10 +44,10 @@ def blocks(tmp_path: Path) -> list[Block]:
     return found
 
 
-def score(store: ReferenceStore, block: Block, loans: Loans) -> Counter[tuple[int, ...]]:
+def score(store: ReferenceStore, block: Block, loans: ReusedScores) -> Counter[tuple[int, ...]]:
     """Write a stand-in for log-probs that tells what they are of, as a scorer would -> what was scored."""
     tokenized = TokenizedBlock(block)
-    different = distinct([tokenized.pair(row) for row in range(PAIRS)], loans)
+    different = unique_completions([tokenized.pair(row) for row in range(PAIRS)], loans)
     scored: Counter[tuple[int, ...]] = Counter()
     logps = {}
     for pair, places in zip(different.pairs, different.places, strict=True):
@@ -57,7 +57,7 @@ def score(store: ReferenceStore, block: Block, loans: Loans) -> Counter[tuple[in
     assert different.completions == scored.total()
     none = np.zeros(0, dtype=np.float32)
     sides = ([logps.get((row, side), none) for row in range(PAIRS)] for side in (0, 1))
-    write_scores(store.part_url(block) if loans.lenders else store.url(block), *sides)
+    write_scores(store.part_url(block) if loans.source_blocks else store.url(block), *sides)
     return scored
 
 
@@ -67,15 +67,15 @@ def test_each_completion_is_left_to_one_block(
 ) -> None:
     monkeypatch.setattr(dedup, "MOST_LENDERS", most)
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
-    loans = loans_of(blocks)
-    assert max(len(each.lenders) for each in loans.values()) == min(most, 3)
+    loans = find_reused_scores(blocks)
+    assert max(len(each.source_blocks) for each in loans.values()) == min(most, 3)
     scored: Counter[tuple[int, ...]] = Counter()
     for block in reversed(blocks):  # none waits for those before it
-        scored += score(store, block, loans.get(block.content, NO_LOANS))
+        scored += score(store, block, loans.get(block.content, NOTHING_REUSED))
     every = []
     for block in blocks:
         if block.content in loans:
-            assert complete(store, block, loans[block.content])
+            assert fill_in(store, block, loans[block.content])
             assert not Path(store.part_url(block)).exists()
         tokenized = TokenizedBlock(block)
         chosen, rejected = store.read_scores(store.url(block))
@@ -93,11 +93,11 @@ def test_each_completion_is_left_to_one_block(
 def test_a_block_is_not_filled_up_from_one_that_is_not_there(blocks: list[Block], tmp_path: Path) -> None:
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
     borrower = blocks[-1]
-    loans = loans_of(blocks)[borrower.content]
+    loans = find_reused_scores(blocks)[borrower.content]
     score(store, borrower, loans)
-    for lender in loans.lenders[:-1]:
-        score(store, lender, NO_LOANS)
-    assert not complete(store, borrower, loans)
-    Path(store.url(loans.lenders[-1])).write_bytes(b"PAR1, but cut off")
-    assert not complete(store, borrower, loans)
+    for lender in loans.source_blocks[:-1]:
+        score(store, lender, NOTHING_REUSED)
+    assert not fill_in(store, borrower, loans)
+    Path(store.url(loans.source_blocks[-1])).write_bytes(b"PAR1, but cut off")
+    assert not fill_in(store, borrower, loans)
     assert not Path(store.url(borrower)).exists()

@@ -8,7 +8,7 @@ import pytest
 from raydpo.blocks.schema import IntArray
 from raydpo.data.prepare import PreparedData
 from raydpo.errors import DataError
-from raydpo.reference.failed_blocks import set_aside
+from raydpo.reference.failed_blocks import quarantine_blocks
 from tests.reference.scoring import PAIRS_A_BLOCK, make_blocks
 
 
@@ -32,7 +32,7 @@ def decode(ids: IntArray) -> str:
 
 
 def test_its_pairs_are_in_quarantine(data: PreparedData, tmp_path: Path) -> None:
-    left = set_aside(data, data.blocks[1:2], str(tmp_path / "quarantine"), decode, max_bad_rows=8)
+    left = quarantine_blocks(data, data.blocks[1:2], str(tmp_path / "quarantine"), decode, max_bad_rows=8)
     assert left.blocks == (data.blocks[0], data.blocks[2])
     assert left.rows_read == left.pairs + left.rows_quarantined
     assert left.bad_reasons == {"empty completion": 2, "kills the scorer": PAIRS_A_BLOCK}
@@ -45,14 +45,14 @@ def test_its_pairs_are_in_quarantine(data: PreparedData, tmp_path: Path) -> None
 
 def test_too_many_are_an_error(data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"8 bad rows, more than max_bad_rows=7: 6 of them .* /data/shard-1\.jsonl"):
-        set_aside(data, data.blocks[1:2], str(tmp_path), decode, max_bad_rows=7)
+        quarantine_blocks(data, data.blocks[1:2], str(tmp_path), decode, max_bad_rows=7)
 
 
 def test_nothing_left_is_an_error(data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no good row is left"):
-        set_aside(data, data.blocks, str(tmp_path), decode, max_bad_rows=None)
+        quarantine_blocks(data, data.blocks, str(tmp_path), decode, max_bad_rows=None)
 
 
 def test_nothing_happens_without_poison(data: PreparedData, tmp_path: Path) -> None:
-    assert set_aside(data, (), str(tmp_path / "quarantine"), decode, max_bad_rows=0) == data
+    assert quarantine_blocks(data, (), str(tmp_path / "quarantine"), decode, max_bad_rows=0) == data
     assert not (tmp_path / "quarantine").exists()

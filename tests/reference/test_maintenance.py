@@ -13,7 +13,7 @@ from raydpo.blocks.block import write_scores
 from raydpo.blocks.schema import Block, FloatArray
 from raydpo.cli.reference_store import main
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.maintenance import damaged, holdings, prunable, prune
+from raydpo.reference.maintenance import damaged, prunable, prune, stored_references
 from raydpo.reference.store import ReferenceStore
 
 DAY = 86_400
@@ -49,26 +49,26 @@ def names(found: object) -> list[str]:
 
 def test_listed_by_reference_the_oldest_first(tmp_path: Path) -> None:
     stores = fill(str(tmp_path))
-    found = {holding.model: holding for holding in holdings(str(tmp_path))}
+    found = {holding.model: holding for holding in stored_references(str(tmp_path))}
     assert names(found["models/first"].blocks) == ["block-3", "block-2", "block-1"]
     assert found["models/second"].identity == stores["second"].digest
     assert found["models/first"].bytes == 3 * found["models/second"].bytes > 0
-    assert holdings(str(tmp_path / "nothing")) == []
+    assert stored_references(str(tmp_path / "nothing")) == []
 
 
 def test_a_store_behind_a_url() -> None:
     fill("memory://inventory")
-    found = holdings("memory://inventory")
+    found = stored_references("memory://inventory")
     assert [len(holding.blocks) for holding in sorted(found, key=lambda holding: holding.model)] == [3, 1]
     assert damaged(found[0].blocks) == []
     prune("memory://inventory", found[0].blocks)
-    assert [holding.identity for holding in holdings("memory://inventory")] == [found[1].identity]
+    assert [holding.identity for holding in stored_references("memory://inventory")] == [found[1].identity]
     fsspec.filesystem("memory").rm("/inventory", recursive=True)
 
 
 def test_pruned_by_age_and_by_size(tmp_path: Path) -> None:
     fill(str(tmp_path))
-    found = holdings(str(tmp_path))
+    found = stored_references(str(tmp_path))
     each = found[0].blocks[0].bytes
     assert names(prunable(found, older_than_days=1.5)) == ["block-3", "block-2"]
     assert names(prunable(found, max_bytes=3 * each)) == ["block-3"]

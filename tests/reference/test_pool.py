@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from raydpo.blocks import schema
+from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.block import ScoredBlock
 from raydpo.blocks.schema import Block
 from raydpo.errors import ModelError, TrainingError
@@ -125,7 +125,7 @@ def test_a_block_that_kills_is_set_aside(
 ) -> None:
     monkeypatch.setattr(pool, "Scorer", Poisoned)
     report = run(blocks, tiny_model, tmp_path)
-    assert report.poisonous == (blocks[1],)
+    assert report.failed_blocks == (blocks[1],)
     assert report.scorers_lost == 3
     for block in blocks[:1] + blocks[2:]:  # block 2, to which block 1 would have lent, has other last digits
         for found, expected in zip(scores(tmp_path, block), scores(undisturbed[0], block), strict=True):
@@ -152,7 +152,7 @@ def test_too_little_memory_halves_the_forward(
     model: Any = scorer._model
 
     def with_room_for(tokens: int) -> Any:
-        def forward(micro_batch: schema.MicroBatch) -> Any:
+        def forward(micro_batch: MicroBatch) -> Any:
             if len(micro_batch.input_ids) > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
             return model(micro_batch)

@@ -8,7 +8,7 @@ from raydpo.config import LossConfig, ReferenceConfig
 from raydpo.stages.summarize import check_first_loss
 
 
-def setting(loss: LossConfig | None = None, *, starts: bool = True) -> Any:
+def plan(loss: LossConfig | None = None, *, starts: bool = True) -> Any:
     return SimpleNamespace(
         job=SimpleNamespace(loss=loss or LossConfig(), reference=ReferenceConfig()),
         policy=SimpleNamespace(precision="float32"),
@@ -18,20 +18,20 @@ def setting(loss: LossConfig | None = None, *, starts: bool = True) -> Any:
 
 
 def test_ln_2_is_right() -> None:
-    assert check_first_loss(setting(), log(2) + 1e-6) == ""
+    assert check_first_loss(plan(), log(2) + 1e-6) == ""
 
 
 def test_anything_else_is_told() -> None:
-    assert "0.700000 and not 0.693147" in check_first_loss(setting(), 0.7)
+    assert "0.700000 and not 0.693147" in check_first_loss(plan(), 0.7)
 
 
 def test_other_objectives_begin_elsewhere() -> None:
-    hinge = setting(LossConfig(loss_type="hinge"))
+    hinge = plan(LossConfig(loss_type="hinge"))
     assert check_first_loss(hinge, 1.0) == ""
     assert "0.693147 and not 1.000000" in check_first_loss(hinge, log(2))
-    assert check_first_loss(setting(LossConfig(loss_type="sft")), 3.1) == "", "that depends on the data"
+    assert check_first_loss(plan(LossConfig(loss_type="sft")), 3.1) == "", "that depends on the data"
 
 
 def test_another_reference_has_no_known_first_loss() -> None:
-    assert check_first_loss(setting(starts=False), 0.7) == ""
-    assert check_first_loss(setting(), None) == ""
+    assert check_first_loss(plan(starts=False), 0.7) == ""
+    assert check_first_loss(plan(), None) == ""

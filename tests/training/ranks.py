@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.micro_batch import MicroBatch
-from raydpo.batching.prefix_tree import grow
+from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import ScoredPair
 from raydpo.config import LossConfig
 from raydpo.feed.batches import RankBatch
@@ -20,7 +20,7 @@ from raydpo.models.attention.kernels import register_attention
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.objectives.objective import counts_prompts
 from raydpo.training.global_batch_loss import RewardMean
-from raydpo.training.metric_sums import Sums
+from raydpo.training.metric_sums import MetricSums
 from raydpo.training.step import Objective, train_micro_batches
 
 PAIRS = 16
@@ -107,7 +107,7 @@ def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
 
     def packed(group: Sequence[int]) -> MicroBatch:
         members = [pairs[index] for index in group]
-        return collate_scored(grow(members, 10**6), members, with_prompts=prompts)
+        return collate_scored(build_prompt_trees(members, 10**6), members, with_prompts=prompts)
 
     return RankBatch(
         start=0,
@@ -125,7 +125,7 @@ def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, s
     """This rank's part of an update -> what came of it over all ranks."""
     policy = CompletionLogps(model(dropout, shares), shares=shares)
     engine = Engine(policy)
-    objective, sums = Objective(loss, 0.0, RewardMean()), Sums()
+    objective, sums = Objective(loss, 0.0, RewardMean()), MetricSums()
     batch = batch_of(split, loss, rank)
     for _ in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=True):
         pass

@@ -7,12 +7,12 @@ import pytest
 
 from raydpo import config
 from raydpo.errors import ConfigError
-from raydpo.training.deepspeed_engine import zero_config
+from raydpo.training.deepspeed_engine import deepspeed_config
 
 
 def test_flags() -> None:
     job = config.from_flat({"zero_stage": 3, "offload": "all", "max_grad_norm": 0.5, "per_device_train_batch_size": 4})
-    told = zero_config(job, "bfloat16", gpu=True, num_workers=2)
+    told = deepspeed_config(job, "bfloat16", gpu=True, num_workers=2)
     assert told["zero_optimization"]["stage"] == 3
     assert told["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert told["zero_optimization"]["offload_param"]["device"] == "cpu"
@@ -33,7 +33,7 @@ def test_a_file_wins_key_by_key_and_auto_leaves_ours(tmp_path: Path) -> None:
         )
     )
     job = config.from_flat({"zero_stage": 3, "deepspeed": str(file), "per_device_train_batch_size": 4})
-    told = zero_config(job, "float32", gpu=False, num_workers=2)
+    told = deepspeed_config(job, "float32", gpu=False, num_workers=2)
     assert told["zero_optimization"] == {"stage": 1, "overlap_comm": True}
     assert told["gradient_clipping"] == 2.0
     assert told["train_micro_batch_size_per_gpu"] == 4
@@ -53,7 +53,7 @@ def test_a_file_that_cannot_be_used(content: str | None, message: str, tmp_path:
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        zero_config(config.from_flat({"deepspeed": str(file)}), "float32", gpu=False, num_workers=2)
+        deepspeed_config(config.from_flat({"deepspeed": str(file)}), "float32", gpu=False, num_workers=2)
 
 
 @pytest.mark.parametrize(
@@ -70,5 +70,5 @@ def test_a_file_that_cannot_be_used(content: str | None, message: str, tmp_path:
 def test_nothing_is_spread_where_there_is_nothing_to_spread(
     options: dict[str, object], precision: str, workers: int, stage: int
 ) -> None:
-    told = zero_config(config.from_flat(options), precision, gpu=False, num_workers=workers)
+    told = deepspeed_config(config.from_flat(options), precision, gpu=False, num_workers=workers)
     assert told["zero_optimization"]["stage"] == stage

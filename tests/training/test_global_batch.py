@@ -17,7 +17,7 @@ from raydpo.config import LossConfig
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.objectives.objective import losses
 from raydpo.training.global_batch_loss import RewardMean
-from raydpo.training.metric_sums import Sums
+from raydpo.training.metric_sums import MetricSums
 from raydpo.training.step import Objective, forward, train_micro_batches
 from tests.training.ranks import (
     PAIRS,
@@ -172,7 +172,7 @@ def test_both_forwards_drop_the_same() -> None:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("logging", [False, True])
 def test_the_vocabulary_is_gone_through_for_metrics_on_logging_steps_only(logging: bool) -> None:
-    engine, sums = Engine(CompletionLogps(model(shares=True), shares=True)), Sums()
+    engine, sums = Engine(CompletionLogps(model(shares=True), shares=True)), MetricSums()
     objective = Objective(CASES[0][0], 0.0, RewardMean())
     batch = batch_of(ONE_RANK[0], objective.loss, 0)
     for _, tokens in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=logging):

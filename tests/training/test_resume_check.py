@@ -9,10 +9,10 @@ import pytest
 
 from raydpo import config
 from raydpo.errors import ResumeError
-from raydpo.runtime.resources import Group
+from raydpo.runtime.resources import WorkerGroup
 from raydpo.training.trainer import check_resume
 
-ONE, TWO = (Group(workers, 0, 1, {}, {}) for workers in (1, 2))
+ONE, TWO = (WorkerGroup(workers, 0, 1, {}, {}) for workers in (1, 2))
 
 
 def task(folder: Path) -> Any:

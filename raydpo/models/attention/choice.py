@@ -34,7 +34,7 @@ WINDOW_IN_MASK = frozenset({"qwen2_moe"})
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Values in a config's `layer_types` that packed rows can do."""
 
-WISHES = {
+REQUESTABLE = {
     "sdpa": "sdpa",
     "varlen": "varlen",
     "flash_attention_2": "varlen",
@@ -73,7 +73,7 @@ def choose(
     wish = attn_implementation
     _check_wish(wish, gpu, dtype)
     obstacle = why_not_shared(config) if share_prompts else "share_prompts is off"
-    if obstacle is None and wish is not None and wish not in WISHES:
+    if obstacle is None and wish is not None and wish not in REQUESTABLE:
         obstacle = f"{wish} attention has no form for packed rows"
     if obstacle is not None:
         # "varlen" is the one name that transformers does not know.
@@ -103,7 +103,7 @@ def _backend(config: Any, wish: str | None, gpu: bool, dtype: str) -> tuple[str,
     """The backend for packed rows, and the reason."""
     if wish is None and not (gpu and dtype in HALVES):
         return "sdpa", "flash attention takes bfloat16 or float16" if gpu else "there is no GPU"
-    backend = "varlen" if wish is None else WISHES[wish]
+    backend = "varlen" if wish is None else REQUESTABLE[wish]
     lacking = _lacking(config, backend)
     if lacking is not None:
         return "sdpa", lacking
@@ -128,7 +128,7 @@ def _lacking(config: Any, backend: str) -> str | None:
 
 
 def _check_wish(wish: str | None, gpu: bool, dtype: str) -> None:
-    backend = WISHES.get(wish or "")
+    backend = REQUESTABLE.get(wish or "")
     if backend == "varlen" and not gpu:
         raise ModelError(f"attn_implementation={wish} needs a GPU; leave it out, or set it to sdpa")
     if backend == "varlen" and dtype not in HALVES:

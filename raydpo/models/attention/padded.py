@@ -17,7 +17,7 @@ class PlainRows:
     """[R, W]; padded with 0, which the attention mask hides."""
     attention_mask: IntArray
     """[R, W]; 1 for a token, 0 for padding."""
-    uses: IntArray
+    multiplicity: IntArray
     """[R, W]; in how many of the 2B sequences the row's completion stands; 0 for padding."""
     predictors: IntArray
     """[N]; index into the flattened R * W of the token that predicts each of `MicroBatch.targets`."""
@@ -29,12 +29,12 @@ def unroll(batch: MicroBatch) -> PlainRows:
     spans = [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
     lengths = [end - begin + stop - start for begin, end, start, stop in spans]
     width = padded_width(max(lengths))
-    input_ids, attention_mask, uses = (np.zeros((len(spans), width), dtype=np.int64) for _ in range(3))
+    input_ids, attention_mask, multiplicity = (np.zeros((len(spans), width), dtype=np.int64) for _ in range(3))
     for row, ((begin, end, start, stop), length) in enumerate(zip(spans, lengths, strict=True)):
         input_ids[row, :length] = np.concatenate([batch.input_ids[begin:end], batch.input_ids[start:stop]])
         attention_mask[row, :length] = 1
-        uses[row, :length] = batch.uses[start] if stop > start else 0
-    return PlainRows(input_ids, attention_mask, uses, _predictors(batch, width))
+        multiplicity[row, :length] = batch.multiplicity[start] if stop > start else 0
+    return PlainRows(input_ids, attention_mask, multiplicity, _predictors(batch, width))
 
 
 def _predictors(batch: MicroBatch, width: int) -> IntArray:

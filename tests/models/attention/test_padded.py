@@ -13,14 +13,14 @@ def micro_batch(row: list[int], uses: list[int], layout: Layout, targets: list[i
     return MicroBatch(
         input_ids=np.array(row),
         position_ids=NONE,
-        uses=np.array(uses),
+        multiplicity=np.array(uses),
         layout=layout,
         predictors=NONE,
         targets=np.array(targets, dtype=np.int64),
-        tokens=NONE,
-        completion=NONE,
-        prompt_tokens=NONE,
-        prompt=NONE,
+        target_index=NONE,
+        sequence_index=NONE,
+        prompt_target_index=NONE,
+        prompt_pair_index=NONE,
         ref_logps=np.zeros(0, dtype=np.float32),
         pair_ids=("pair",),
     )
@@ -42,7 +42,7 @@ def test_a_row_a_completion_padded_to_a_multiple_of_eight() -> None:
         [41, 42, 51, 0, 0, 0, 0, 0, 0, *filling],
     ]
     assert rows.attention_mask.tolist() == [[1] * 5 + [0] * 11, [1] * 9 + [0] * 7, [1] * 3 + [0] * 13]
-    assert rows.uses.tolist() == [[3] * 5 + [0] * 11, [1] * 9 + [0] * 7, [2] * 3 + [0] * 13]
+    assert rows.multiplicity.tolist() == [[3] * 5 + [0] * 11, [1] * 9 + [0] * 7, [2] * 3 + [0] * 13]
     assert rows.predictors.tolist() == [2, 3, 18, 19, 20, 21, 22, 23, 33]
 
 
@@ -61,5 +61,5 @@ def test_a_batch_without_pairs_gives_one_visible_token() -> None:
     rows = unroll(micro_batch([0], [0], Layout(prompts=((0, 1),), completions=()), []))
     assert rows.input_ids.tolist() == [[0] * 8]
     assert rows.attention_mask.tolist() == [[1] + [0] * 7]
-    assert rows.uses.sum() == 0
+    assert rows.multiplicity.sum() == 0
     assert len(rows.predictors) == 0

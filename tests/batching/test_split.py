@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from raydpo.batching.flops import Work
-from raydpo.batching.planner import Cut
+from raydpo.batching.flops import FlopsModel
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks.schema import TokenizedPair
 
-WORK = Work(token=1.0, completion_token=1.0, attention=((0.01, None),))
+FLOPS = FlopsModel(token=1.0, completion_token=1.0, attention=((0.01, None),))
 
 
 def pairs(count: int, prompts: int) -> list[TokenizedPair]:
@@ -22,19 +22,19 @@ def pairs(count: int, prompts: int) -> list[TokenizedPair]:
 
 
 def test_a_prompt_is_shared_as_far_as_the_budget_goes() -> None:
-    (micro_batches,) = Cut(tokens=100, work=WORK, padded=False).of(pairs(8, prompts=1), ranks=1)
+    (micro_batches,) = MicroBatchPlanner(tokens=100, flops=FLOPS, padded=False).split(pairs(8, prompts=1), ranks=1)
     # 50 tokens of prompt leave room for 2 pairs of 20
     assert [[tree.tokens for tree in trees] for trees in micro_batches] == [[90]] * 4
     assert sorted(trees[0].pairs for trees in micro_batches) == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 def test_pairs_of_one_prompt_do_not_leave_ranks_idle() -> None:
-    ranks = Cut(tokens=10_000, work=WORK, padded=False).of(pairs(16, prompts=1), ranks=4)
+    ranks = MicroBatchPlanner(tokens=10_000, flops=FLOPS, padded=False).split(pairs(16, prompts=1), ranks=4)
     assert all(len(micro_batches) == 1 and micro_batches[0] for micro_batches in ranks)
-    loads = [sum(map(WORK.of, trees)) for (trees,) in ranks]
+    loads = [sum(map(FLOPS.forward, trees)) for (trees,) in ranks]
     assert max(loads) / min(loads) < 1.5
 
 
 def test_nothing_is_shared_in_padded_rows() -> None:
-    ((trees,),) = Cut(tokens=10_000, work=WORK, padded=True).of(pairs(6, prompts=2), ranks=1)
+    ((trees,),) = MicroBatchPlanner(tokens=10_000, flops=FLOPS, padded=True).split(pairs(6, prompts=2), ranks=1)
     assert sorted(tree.pairs for tree in trees) == [(index,) for index in range(6)]
