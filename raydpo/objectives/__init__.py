@@ -1,1 +1,1 @@
-"""Objectives as pure torch functions: per-pair log-probs in, per-pair losses out."""
+"""Objectives as pure torch functions: log-probs per pair in, a loss per pair out."""

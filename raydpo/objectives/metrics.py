@@ -1,4 +1,4 @@
-"""What is reported of a batch of pairs, under TRL's names."""
+"""The metrics of a batch of pairs, under TRL's names."""
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,15 @@ from raydpo.objectives.pairs import PairLogps
 
 
 def pair_metrics(pairs: PairLogps, loss: LossConfig) -> dict[str, Tensor]:
-    """Per-pair values, each [B] and detached; their mean over pairs is what is logged.
+    """Return the value of each metric for each pair, [B] and detached; the mean over pairs is what is logged.
 
-    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7); for simpo, orpo and ipo without a reference,
-    which is CPO's, beta times the mean log-prob a token. An accuracy is 1 where the chosen completion has the higher
-    reward, so equal rewards (the untrained policy) count 0, as in TRL.
+    A reward is beta times a log-ratio (Rafailov et al. 2023, below eq. 7). For simpo, orpo and CPO (ipo without a
+    reference) it is beta times the mean log-prob per token. An accuracy is 1 where the chosen completion has the higher
+    reward; equal rewards, as before the first update, count 0, as in TRL.
     """
     pairs = pairs.detached()
-    of_cpo = loss.reference_free and "ipo" in loss.loss_type
-    if all(LOSS_TYPES[name].reference for name in loss.loss_type) and not of_cpo:
+    is_cpo = loss.reference_free and "ipo" in loss.loss_type
+    if all(LOSS_TYPES[name].reference for name in loss.loss_type) and not is_cpo:
         chosen, rejected = pairs.chosen, pairs.rejected
         chosen_rewards, rejected_rewards = loss.beta * pairs.chosen_logratios, loss.beta * pairs.rejected_logratios
     else:

@@ -1,4 +1,4 @@
-"""What an objective sees of a batch: a few numbers a pair."""
+"""What the objectives compute with: a few numbers per pair."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probs of B pairs' completions, natural log: vectors [B] in float32 or float64.
+    """Log-probs (natural log) of the completions of B pairs, as vectors [B] in float32 or float64.
 
     x is a prompt, y+ its chosen and y- its rejected completion, pi the policy, ref the reference. A completion's
-    log-prob is the sum over its tokens, those of LD-DPO's tail counted with `ld_alpha`.
+    log-prob is the sum over its tokens, in which LD-DPO weights the tokens of the tail by `ld_alpha`.
     """
 
     chosen: Tensor
@@ -20,54 +20,54 @@ class PairLogps:
     rejected: Tensor
     """log pi(y- | x)"""
     ref_chosen: Tensor
-    """log ref(y+ | x); 0 without a reference."""
+    """log ref(y+ | x); 0 if the objective takes no reference."""
     ref_rejected: Tensor
-    """log ref(y- | x); 0 without a reference."""
+    """log ref(y- | x); 0 if the objective takes no reference."""
     chosen_tokens: Tensor
-    """Tokens of y+."""
+    """Number of tokens of y+."""
     rejected_tokens: Tensor
-    """Tokens of y-."""
+    """Number of tokens of y-."""
     nll: Tensor
-    """-log pi, summed over the tokens that the likelihood term counts: those of y+, with orpo those of x and y+."""
+    """-log pi summed over the tokens that the likelihood term counts: those of y+, and with orpo those of x too."""
     nll_tokens: Tensor
-    """How many these are; the first token of x is predicted by nothing and not counted."""
+    """Number of tokens summed in `nll`; the first token of x is not counted, as nothing predicts it."""
     weights: Tensor
-    """WPO's weight of the pair, without gradient; 1 where it is off."""
+    """WPO's weight of the pair, without gradient; 1 without `use_weighting`."""
     mean_nll_tokens: float
-    """Mean of `nll_tokens` over the pairs of the global batch, of which these B may be a part."""
+    """Mean of `nll_tokens` over the whole global batch, of which these B pairs may be a part."""
     reward_mean: float = 0.0
     """BCO's delta: the mean of all rewards so far, or 0."""
 
     @property
     def chosen_logratios(self) -> Tensor:
-        """log pi(y+ | x) - log ref(y+ | x), [B]."""
+        """Log-ratio log pi(y+ | x) - log ref(y+ | x), [B]."""
         return self.chosen - self.ref_chosen
 
     @property
     def rejected_logratios(self) -> Tensor:
-        """log pi(y- | x) - log ref(y- | x), [B]."""
+        """Log-ratio log pi(y- | x) - log ref(y- | x), [B]."""
         return self.rejected - self.ref_rejected
 
     @property
     def chosen_mean(self) -> Tensor:
-        """log pi(y+ | x) a token, [B]."""
+        """Mean of log pi over the tokens of y+, [B]."""
         return self.chosen / self.chosen_tokens
 
     @property
     def rejected_mean(self) -> Tensor:
-        """log pi(y- | x) a token, [B]."""
+        """Mean of log pi over the tokens of y-, [B]."""
         return self.rejected / self.rejected_tokens
 
     def detached(self) -> "PairLogps":
-        """The same numbers without gradient."""
+        """Return the same numbers without gradient."""
         return replace(self, **{name: getattr(self, name).detach() for name in COLUMNS})
 
     def table(self) -> Tensor:
-        """The vectors as columns, [B, 9], to be sent to other ranks."""
+        """Return the vectors as the columns of a table [B, 9], which can be sent to other ranks."""
         return torch.stack([getattr(self, name) for name in COLUMNS], dim=1)
 
     def with_reward_mean(self, mean: float) -> "PairLogps":
-        """The same pairs under another delta of BCO."""
+        """Return the same pairs with another value of BCO's delta."""
         return replace(self, reward_mean=mean)
 
 
@@ -82,22 +82,24 @@ COLUMNS = (
     "nll_tokens",
     "weights",
 )
-"""The vectors of `PairLogps`, in the order of its table."""
+"""Names of the vectors of `PairLogps`, in the order of the columns of its table."""
 
 
 def from_table(table: Tensor) -> PairLogps:
-    """The pairs of a table [B, 9] that holds a whole global batch."""
+    """Return the pairs of a table [B, 9] that holds a whole global batch."""
     values: dict[str, Any] = dict(zip(COLUMNS, table.unbind(dim=1), strict=True))
     return PairLogps(**values, mean_nll_tokens=float(values["nll_tokens"].detach().mean()))
 
 
-def tail_weights(completion: Tensor, pairs: int, ld_alpha: float) -> Tensor:
-    """LD-DPO's weight of each completion token, [N]: 1 up to the length of the shorter of the two, then ld_alpha.
+def tail_weights(sequence_index: Tensor, pairs: int, ld_alpha: float) -> Tensor:
+    """Return LD-DPO's weight of each completion token [N]: 1 up to the shorter completion's length, then ld_alpha.
 
-    Liu et al. 2024 (Length Desensitization in Direct Preference Optimization, arXiv 2409.06411). `completion` [N] says
-    which of the 2B completions (B chosen, then B rejected) a token belongs to; the tokens of one stand together.
+    Liu et al. 2024 (Length Desensitization in Direct Preference Optimization, arXiv 2409.06411). `sequence_index` [N]
+    gives the completion (0 to B-1 chosen, B to 2B-1 rejected) of each token; a completion's tokens are contiguous.
     """
-    lengths = torch.bincount(completion, minlength=2 * pairs)
-    position = torch.arange(len(completion), device=completion.device) - (lengths.cumsum(0) - lengths)[completion]
+    lengths = torch.bincount(sequence_index, minlength=2 * pairs)
+    position = (
+        torch.arange(len(sequence_index), device=sequence_index.device) - (lengths.cumsum(0) - lengths)[sequence_index]
+    )
     shared = torch.minimum(lengths[:pairs], lengths[pairs:]).repeat(2)
-    return torch.where(position < shared[completion], 1.0, ld_alpha)
+    return torch.where(position < shared[sequence_index], 1.0, ld_alpha)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpo.data.prepare import PreparedData
-from raydpo.objectives.objective import at_reference
+from raydpo.objectives.objective import loss_at_reference
 from raydpo.reference.pool import ScoringReport
 from raydpo.reference.readers import DatasetReference, Unscored, ZeroReference
 from raydpo.reference.store import ReferenceStore
@@ -136,7 +136,7 @@ def check_first_loss(plan: RunPlan, first_loss: float | None) -> str:
 
     For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
-    expected = at_reference(plan.job.loss)
+    expected = loss_at_reference(plan.job.loss)
     if first_loss is None or expected is None or not plan.starts_from_reference:
         return ""
     if plan.job.reference.reference_quantization:  # another model than the policy, if a near one

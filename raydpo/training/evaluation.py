@@ -6,7 +6,7 @@ import torch
 
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.feed.schedule import Schedule
-from raydpo.objectives.objective import losses
+from raydpo.objectives.objective import pair_losses
 from raydpo.objectives.pairs import from_table
 from raydpo.training.global_batch_loss import gather_rows
 from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
@@ -34,5 +34,5 @@ def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objec
     engine.train()
     everyone, own = gather_rows(torch.cat(tables))
     every_pair = from_table(everyone).with_reward_mean(objective.rewards.value)
-    sums.add("loss", losses(every_pair, objective.loss)[own].double().sum(), own.stop - own.start)
+    sums.add("loss", pair_losses(every_pair, objective.loss)[own].double().sum(), own.stop - own.start)
     return {f"eval_{name}": value for name, value in sums.means(engine.device).items()}

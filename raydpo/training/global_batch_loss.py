@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config import LossConfig
-from raydpo.objectives.objective import losses
+from raydpo.objectives.objective import pair_losses
 from raydpo.objectives.pairs import PairLogps, from_table
 
 
@@ -57,6 +57,6 @@ def weights_of(tables: Sequence[Tensor], loss: LossConfig, rewards: RewardMean) 
     if loss.bco_running_mean:
         rewards.add(pairs, loss.beta)
         pairs = pairs.with_reward_mean(rewards.value)
-    values = losses(pairs, loss)
+    values = pair_losses(pairs, loss)
     (weights,) = torch.autograd.grad(values.mean(), everyone)
     return list(weights[own].split([len(table) for table in tables])), values[own].detach()

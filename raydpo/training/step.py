@@ -13,7 +13,7 @@ from raydpo.feed.batches import RankBatch
 from raydpo.models.completion_logps import completion_sums
 from raydpo.models.device import to_device
 from raydpo.models.head import TokenLogps, TokenStatsRequest
-from raydpo.objectives.objective import counts_prompts, losses, needs_global_batch
+from raydpo.objectives.objective import counts_prompts, needs_global_batch, pair_losses
 from raydpo.objectives.pairs import PairLogps, tail_weights
 from raydpo.training.global_batch_loss import RewardMean, weights_of
 from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
@@ -52,7 +52,7 @@ def train_micro_batches(
         if weights is not None:
             part = (pairs.table() * weights[index]).sum()
         else:
-            values = losses(pairs, loss)
+            values = pair_losses(pairs, loss)
             part = values.sum() / batch.pairs
             sums.add("loss", values.detach().double().sum(), len(values))
         # A dummy micro-batch has no share, but must take part in the backward.

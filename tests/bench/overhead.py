@@ -61,7 +61,7 @@ def bare(capture: Path, result: Path) -> None:
     import torch
 
     from raydpo.feed.batches import BatchSource
-    from raydpo.objectives.objective import losses
+    from raydpo.objectives.objective import pair_losses
     from raydpo.training import deepspeed_engine
     from raydpo.training import policy as policies
     from raydpo.training.step import forward
@@ -81,7 +81,7 @@ def bare(capture: Path, result: Path) -> None:
         values = []
         for micro_batch in batch.micro_batches:
             _, pairs = forward(engine, micro_batch, loss, batch.mean_nll_tokens, with_statistics=logging)
-            part = losses(pairs, loss).sum() / batch.pairs
+            part = pair_losses(pairs, loss).sum() / batch.pairs
             part.backward()
             values.append(part.detach())
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), optim.max_grad_norm)

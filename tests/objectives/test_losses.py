@@ -9,8 +9,7 @@ from torch import Tensor
 
 from raydpo.config import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
-from raydpo.objectives.losses import LOSSES
-from raydpo.objectives.objective import at_reference, losses, needs_global_batch
+from raydpo.objectives.objective import LOSSES, loss_at_reference, needs_global_batch, pair_losses
 from raydpo.objectives.pairs import COLUMNS, from_table
 from tests.objectives.pairs import pairs_of, random_table
 
@@ -67,7 +66,7 @@ VALUES: list[tuple[str, dict[str, Any], float]] = [
 @pytest.mark.parametrize(("name", "options", "expected"), VALUES)
 def test_value(name: str, options: dict[str, Any], expected: float) -> None:
     loss = LossConfig(**{"beta": BETA, "loss_type": (name,), **options})
-    assert losses(pairs_of({}), loss).tolist() == pytest.approx([expected], rel=1e-12, abs=1e-12)
+    assert pair_losses(pairs_of({}), loss).tolist() == pytest.approx([expected], rel=1e-12, abs=1e-12)
 
 
 def test_every_loss_has_a_value_above() -> None:
@@ -109,7 +108,7 @@ def test_gradient(loss: LossConfig) -> None:
     def objective(policy: Tensor) -> Tensor:
         whole = table.clone()
         whole[:, columns] = policy
-        return losses(from_table(whole), loss)
+        return pair_losses(from_table(whole), loss)
 
     assert torch.autograd.gradcheck(objective, table[:, columns].clone().requires_grad_(), eps=1e-6, atol=1e-7)
 
@@ -118,7 +117,7 @@ def test_gradient(loss: LossConfig) -> None:
 def test_the_order_of_pairs_does_not_matter(loss: LossConfig) -> None:
     table = random_table(6)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    one, other = losses(from_table(table), loss), losses(from_table(table[order]), loss)
+    one, other = pair_losses(from_table(table), loss), pair_losses(from_table(table[order]), loss)
     assert one.mean().item() == pytest.approx(other.mean().item(), rel=1e-12)
     if not needs_global_batch(loss):
         torch.testing.assert_close(one[order], other, rtol=1e-12, atol=0)
@@ -148,8 +147,8 @@ def test_constant_at_the_reference(name: str) -> None:
     table[:, COLUMNS.index("ref_chosen")] = table[:, COLUMNS.index("chosen")]
     table[:, COLUMNS.index("ref_rejected")] = table[:, COLUMNS.index("rejected")]
     loss = LossConfig(beta=0.3, loss_type=(name,))
-    assert losses(from_table(table), loss).tolist() == pytest.approx([AT_REFERENCE[name]] * 4, rel=1e-12)
-    assert at_reference(loss) == pytest.approx(AT_REFERENCE[name], rel=1e-12)
+    assert pair_losses(from_table(table), loss).tolist() == pytest.approx([AT_REFERENCE[name]] * 4, rel=1e-12)
+    assert loss_at_reference(loss) == pytest.approx(AT_REFERENCE[name], rel=1e-12)
 
 
 def test_what_depends_on_the_data_has_no_constant() -> None:
@@ -161,15 +160,15 @@ def test_what_depends_on_the_data_has_no_constant() -> None:
         {"use_weighting": True},
         {"reference_free": True},
     ]
-    assert [at_reference(LossConfig(**one)) for one in options] == [None] * len(options)
+    assert [loss_at_reference(LossConfig(**one)) for one in options] == [None] * len(options)
 
 
 def test_label_smoothing_leaves_the_constant_ln_2() -> None:
-    assert at_reference(LossConfig(label_smoothing=0.3)) == pytest.approx(log(2), rel=1e-12)
+    assert loss_at_reference(LossConfig(label_smoothing=0.3)) == pytest.approx(log(2), rel=1e-12)
 
 
 def mean(loss: LossConfig, *rows: dict[str, float]) -> float:
-    return losses(pairs_of(*rows), loss).mean().item()
+    return pair_losses(pairs_of(*rows), loss).mean().item()
 
 
 def test_aot_transports_the_batch() -> None:
@@ -212,7 +211,7 @@ def test_weights_multiply_the_preference_and_not_the_likelihood() -> None:
 def test_rewards_of_bco_count_from_their_mean() -> None:
     pairs = pairs_of({}).with_reward_mean(0.75)
     loss = LossConfig(beta=BETA, loss_type="bco_pair", bco_running_mean=True)
-    assert losses(pairs, loss).tolist() == pytest.approx([-ls(1.0 - 0.75) - ls(0.5 + 0.75)], rel=1e-12)
+    assert pair_losses(pairs, loss).tolist() == pytest.approx([-ls(1.0 - 0.75) - ls(0.5 + 0.75)], rel=1e-12)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "alpha_divergence"])
@@ -220,9 +219,9 @@ def test_rewards_of_bco_count_from_their_mean() -> None:
 def test_divergences_stay_finite(divergence: str, logratio: float) -> None:
     loss = LossConfig(f_divergence_type=divergence)
     pairs = pairs_of({"chosen": logratio, "ref_chosen": 0.0})
-    assert torch.isfinite(losses(pairs, loss)).all()
+    assert torch.isfinite(pair_losses(pairs, loss)).all()
 
 
 def test_log_odds_of_a_completion_known_by_heart_stay_finite() -> None:
     loss = LossConfig(loss_type="orpo")
-    assert torch.isfinite(losses(pairs_of({"chosen": 0.0, "nll": 0.0}), loss)).all()
+    assert torch.isfinite(pair_losses(pairs_of({"chosen": 0.0, "nll": 0.0}), loss)).all()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.config import LossConfig
-from raydpo.objectives.objective import losses
+from raydpo.objectives.objective import pair_losses
 from raydpo.objectives.pairs import PairLogps
 from tests.parity.sides import BETA, ROWS, Sides
 from tests.parity.trl_side import needs_trl
@@ -78,7 +78,7 @@ def test_label_smoothing_of_sigmoid_is_heeded(sides: Sides) -> None:
     pairs = PairLogps(x / BETA, zeros, zeros, zeros, ones, ones, zeros, ones, ones, mean_nll_tokens=1.0)
     config = LossConfig(loss_type=("sigmoid",), beta=BETA, label_smoothing=0.2)
     expected = 0.8 * torch.log1p(torch.exp(-x)) + 0.2 * torch.log1p(torch.exp(x))
-    torch.testing.assert_close(losses(pairs, config), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(pair_losses(pairs, config), expected, rtol=1e-12, atol=0)
 
 
 def first_logits(sides: Sides) -> tuple[Tensor, Tensor, Tensor]:

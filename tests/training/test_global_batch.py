@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raydpo.config import LossConfig
 from raydpo.models.completion_logps import CompletionLogps
-from raydpo.objectives.objective import losses
+from raydpo.objectives.objective import pair_losses
 from raydpo.training.global_batch_loss import RewardMean
 from raydpo.training.metric_sums import MetricSums
 from raydpo.training.step import Objective, forward, train_micro_batches
@@ -161,7 +161,7 @@ def test_both_forwards_drop_the_same() -> None:
     batch = batch_of(split, loss, 0)
     torch.manual_seed(SEED)
     _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch.mean_nll_tokens, with_statistics=False)
-    losses(pairs, loss).mean().backward()
+    pair_losses(pairs, loss).mean().backward()
     gradient = gradient_of(policy)
     found = update(split, loss, 0, dropout=0.3)
     assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
