@@ -6,11 +6,12 @@ PYTHON ?= python3
 ARGS ?=
 PIP = DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-fast bench lint clean
 
 help:
 	@echo "make demo    train on the built-in preferences; options go in ARGS='--max_steps 10'"
 	@echo "make test    run the tests; pytest's options go in ARGS='-k config'"
+	@echo "make test-fast   the tests without Ray, under two minutes"
 	@echo "make bench   against TRL, an hour on two cores; ARGS='--help' lists its options"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make clean   remove .venv and the caches"
@@ -29,6 +30,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
+
+test-fast: .venv/ready
+	.venv/bin/python -m pytest -m "not ray and not slow" $(ARGS)
 
 bench: .venv/ready
 	@.venv/bin/python -m tests.bench $(ARGS)

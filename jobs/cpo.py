@@ -5,4 +5,4 @@ import sys
 from raydpo.cli.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(job="cpo"))
+    sys.exit(main(program="cpo"))

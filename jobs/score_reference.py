@@ -5,4 +5,4 @@ import sys
 from raydpo.cli.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(job="score_reference"))
+    sys.exit(main(program="score_reference"))

@@ -1,32 +1,32 @@
-"""Errors that a user can cause, and so can mend.
+"""Errors that a user can cause and can fix.
 
-Each message says the value that was met, the rule it broke and the remedy. Each class is also the builtin that a
-caller would expect, so that `except ValueError` works for those who do not know this package.
+Each message gives the value that was found, the rule it breaks and the remedy. Each class also derives from the
+matching builtin exception, so that `except ValueError` works without knowledge of this package.
 """
 
 
 class RaydpoError(Exception):
-    """Base of all errors below; the command line prints it as one line, without a traceback."""
+    """The base class of raydpo's errors; the command line prints them as one line, without a traceback."""
 
 
 class ConfigError(RaydpoError, ValueError):
-    """A flag or a YAML key is unknown, out of range or at odds with another."""
+    """A flag or a YAML key is unknown, out of range or in conflict with another."""
 
 
 class DataError(RaydpoError, ValueError):
-    """The preference data cannot be read, or holds more bad rows than `max_bad_rows` allows."""
+    """The preference data cannot be read, or contains more bad rows than `max_bad_rows` allows."""
 
 
 class ModelError(RaydpoError, ValueError):
-    """A model or tokenizer cannot be loaded, or has a shape that this package cannot train."""
+    """A model or tokenizer cannot be loaded, or has an architecture that raydpo cannot train."""
 
 
 class ReferenceMismatch(RaydpoError, RuntimeError):
-    """The stored reference log-probs belong to other weights or numerics than those now asked for."""
+    """Stored reference log-probs belong to other weights, numerics or pairs than those of this run."""
 
 
 class ResumeError(RaydpoError, RuntimeError):
-    """A checkpoint cannot be continued: it is incomplete, or the run it belongs to had other settings."""
+    """A run cannot be resumed from a checkpoint: it is incomplete, or belongs to a run with other options."""
 
 
 class StorageError(RaydpoError, OSError):
@@ -34,8 +34,8 @@ class StorageError(RaydpoError, OSError):
 
 
 class DamagedFile(StorageError):
-    """A file is not as it was written."""
+    """The content of a file differs from what was written to it."""
 
 
 class TrainingError(RaydpoError, RuntimeError):
-    """Training cannot go on: the loss is not a number, or workers were lost more often than `max_failures` allows."""
+    """Training cannot continue: the loss is not a number, or workers failed more often than `max_failures` allows."""

@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share: one Ray instance, a tiny model."""
+"""Fixtures that all rooms share (one Ray instance, a tiny model), and the marker of the lane without Ray."""
 
 import os
 from collections.abc import Iterator
@@ -13,6 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # An actor a run, which imports Ray Train to look out for a cloud's notice that a node will go.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that uses the shared Ray instance, so that the fast lane can leave it out."""
+    for item in items:
+        if "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")

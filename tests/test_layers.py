@@ -1,13 +1,15 @@
 """Which room may import which, and who may touch Ray, DeepSpeed and torch: read from the source, functions included."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "raydpo"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "raydpo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go down this list only, or stay in the room.
@@ -150,6 +152,29 @@ def test_public_functions_are_documented(path: Path) -> None:
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
                 if isinstance(node, ast.ClassDef):
                     scopes.append(node)
+
+
+FRAGMENTS = re.compile(r"Of |As `|The same|-> ")
+"""Beginnings of a docstring that is no sentence of its own."""
+
+
+@each_module
+def test_docstrings_are_sentences(path: Path) -> None:
+    """Strings that stand alone document what is above them or around them."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            text = node.value.value.strip()
+            assert not FRAGMENTS.match(text), f"line {node.lineno}: {text}"
+            assert not text.rstrip(".").endswith("for people"), f"line {node.lineno}: {text}"
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_module_is_imported(path: Path) -> None:
+    """What tests share lies in modules of its own, so that a test can be read and moved by itself."""
+    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = name.split(".")
+        shared = parts[0] != "tests" or not any(part.startswith("test_") or part == "conftest" for part in parts)
+        assert shared, f"{name} belongs to a test module; move what is shared into a module of its own"
 
 
 @each_module

@@ -1,1 +1,1 @@
-"""Which pairs a step takes, in which order, and how ranks share them: pure numpy."""
+"""The order of pairs in an epoch and their division among steps, ranks and micro-batches, in pure numpy."""

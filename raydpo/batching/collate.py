@@ -1,4 +1,4 @@
-"""Trees of pairs to the packed row that one forward takes."""
+"""Collation of prompt trees into the packed row of one forward."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +14,10 @@ from raydpo.blocks.schema import FloatArray, IntArray, ScoredPair, TokenizedPair
 def collate(
     trees: Sequence[PromptTree], pairs: Sequence[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1
 ) -> MicroBatch:
-    """The pairs of some trees in one packed row (see `MicroBatch`); without trees, a dummy.
+    """Return the pairs of the trees in one packed row (see `MicroBatch`), or a dummy batch if there are no trees.
 
-    `pairs` is the batch that the trees were grown from. `with_prompts` makes the prompts' tokens targets too. The row
-    is filled up to a `multiple` of tokens with a segment that no other sees.
+    `pairs` is the batch that the trees were built from. With `with_prompts`, the tokens of prompts are targets as well.
+    The row is filled up to a multiple of `multiple` tokens with a segment that no other segment attends to.
     """
     lengths = np.array([n for tree in trees for n in (len(tree.prompt), *tree.lengths)], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -27,7 +27,7 @@ def collate(
 
     first, length = completions[:, 0], completions[:, 1] - completions[:, 0]
     predictors = _ranges(first - 1, length)
-    position = np.cumsum(length) - length  # of each completion's first token among the N
+    position = np.cumsum(length) - length  # index of each completion's first token among the N targets
     predictors[position] = prompt_spans[completions[:, 2], 1] - 1
     targets = _ranges(first, length)
 
@@ -70,28 +70,25 @@ def collate(
 def collate_scored(
     trees: Sequence[PromptTree], pairs: Sequence[ScoredPair], *, with_prompts: bool = False, multiple: int = 1
 ) -> MicroBatch:
-    """As `collate`, with the reference's log-probs."""
+    """Return the pairs of the trees in one packed row, with their reference log-probs (see `collate`)."""
     batch = collate(trees, pairs, with_prompts=with_prompts, multiple=multiple)
     members = [pairs[index] for tree in trees for index in tree.pairs]
     scores = [pair.ref_chosen_logps for pair in members] + [pair.ref_rejected_logps for pair in members]
     return replace(batch, ref_logps=np.concatenate(scores)) if members else batch
 
 
-def by_pair(
-    logps: FloatArray, trees: Sequence[PromptTree], micro_batch: MicroBatch
-) -> dict[int, tuple[FloatArray, FloatArray]]:
-    """What a forward said of the N targets -> the part of the chosen and of the rejected completion, by pair's index.
+def split_by_completion(values: FloatArray, trees: Sequence[PromptTree]) -> list[list[FloatArray]]:
+    """Split the values of a forward for the N completion tokens: for each tree, an array [tokens] per completion.
 
-    `micro_batch` is what `collate` made of the trees.
+    `trees` are those that the row was collated from, without prompts as targets.
     """
-    ends = np.cumsum(np.bincount(micro_batch.sequence_index, minlength=2 * micro_batch.pairs))
-    sides = np.split(logps[micro_batch.target_index], ends[:-1])
-    members = [index for tree in trees for index in tree.pairs]
-    return {index: (sides[row], sides[row + len(members)]) for row, index in enumerate(members)}
+    lengths = [length for tree in trees for length in tree.lengths]
+    parts = iter(np.split(values, np.cumsum(lengths)[:-1]))
+    return [[next(parts) for _ in tree.completions] for tree in trees]
 
 
 def _layout(trees: Sequence[PromptTree], starts: IntArray, lengths: IntArray) -> Layout:
-    """`starts`, `lengths`: of each tree's prompt and completions, tree by tree."""
+    """Return the layout of segments with these starts and lengths: per tree, the prompt and then its completions."""
     spans = iter([(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)])
     prompts: list[tuple[int, int]] = []
     completions: list[tuple[int, int, int]] = []
@@ -102,7 +99,7 @@ def _layout(trees: Sequence[PromptTree], starts: IntArray, lengths: IntArray) ->
 
 
 def _sides(trees: Sequence[PromptTree]) -> IntArray:
-    """[2B]: of all trees' completions, which is each pair's chosen one, then which is its rejected one."""
+    """Return the index, [2B], among all trees' completions of each pair's chosen one, then of its rejected one."""
     before = np.cumsum([0, *(len(tree.completions) for tree in trees)])
     chosen = [before[index] + choice for index, tree in enumerate(trees) for choice in tree.chosen]
     rejected = [before[index] + choice for index, tree in enumerate(trees) for choice in tree.rejected]
@@ -110,23 +107,25 @@ def _sides(trees: Sequence[PromptTree]) -> IntArray:
 
 
 def _offsets(trees: Sequence[PromptTree]) -> IntArray:
-    """Position that each prompt and completion starts at, tree by tree."""
+    """Return the position id of the first token of each prompt and completion, tree by tree."""
     offsets = [offset for tree in trees for offset in (0, *[len(tree.prompt)] * len(tree.completions))]
     return np.array(offsets, dtype=np.int64)
 
 
 def _multiplicity(trees: Sequence[PromptTree], side: IntArray) -> IntArray:
-    """In how many of the 2B sequences each prompt and completion stands, tree by tree."""
-    counts = iter(np.bincount(side).tolist())
+    """Return the number of the 2B sequences that contain each prompt and completion, tree by tree."""
+    completions = sum(len(tree.completions) for tree in trees)
+    counts = iter(np.bincount(side, minlength=completions).tolist())
     uses = [use for tree in trees for use in (2 * len(tree.pairs), *(next(counts) for _ in tree.completions))]
     return np.array(uses, dtype=np.int64)
 
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """start, start + 1 ... of each length, one after the other."""
+    """Return the ranges start, start + 1, ... of the given lengths, concatenated."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
 
 
 def _filled(values: IntArray, width: int) -> IntArray:
+    """Return the values, padded with zeros to `width`."""
     return np.concatenate([values, np.zeros(width - len(values), dtype=np.int64)])

@@ -1,4 +1,4 @@
-"""The packed row that one forward takes."""
+"""The packed row that is the input of one forward: its arrays, and the spans of prompts and completions in it."""
 
 from dataclasses import dataclass
 
@@ -7,54 +7,67 @@ from raydpo.blocks.schema import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class Layout:
-    """Where prompts and completions stand in a packed row of T tokens.
+    """The spans of the prompts and completions in a packed row of T tokens.
 
-    Each token sees its own segment up to itself, and a completion sees its prompt beside. A prompt stands right before
-    the first of its completions; positions go on from the prompt in each of them.
+    Each span is a segment. A token attends to the tokens of its own segment up to and including itself; a completion's
+    token also attends to its whole prompt. A prompt stands directly before the first of its completions, and the
+    position ids of each completion continue from the end of its prompt.
     """
 
     prompts: tuple[tuple[int, int], ...]
-    """Of each prompt: index of its first token in the row, and after its last."""
+    """(start, stop) of each prompt in the row, in tokens."""
     completions: tuple[tuple[int, int, int], ...]
-    """Of each completion: first, after its last, and the index of its prompt."""
+    """(start, stop, prompt) of each completion: its span in the row, in tokens, and the index of its prompt in
+    `prompts`."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward takes: B pairs in one packed row of T tokens, in which each prompt stands once, and each
-    completion of it once, whichever pairs they are of.
+    """The input of one forward: B pairs in one packed row of T tokens.
 
-    N tokens are predicted, M are counted: the tokens of the 2B completions (B chosen, then B rejected); and P more, of
-    the pairs' prompts, where the objective counts their likelihood too (else P is 0). A rank that has no pair left in a
-    global batch gets a batch with `pairs == 0` and a row of one token, so that all ranks make the same number of
-    forwards (collectives in ZeRO-3 hang otherwise); its N is 0.
+    Pairs share tokens: each prompt of a tree is in the row once, and so is each distinct completion of it, however many
+    pairs use them. The forward therefore computes N log-probs, one per distinct target token, and two sets of indices
+    into these N log-probs distribute them to the pairs:
+
+    - `target_index` and `sequence_index`, [M]: the tokens of the pairs' 2B completions, where M is the sum of their
+      lengths. Completions 0 .. B-1 are the chosen ones and B .. 2B-1 the rejected ones, in the order of `pair_ids`.
+    - `prompt_target_index` and `prompt_pair_index`, [P]: the tokens of the B pairs' prompts, if the objective includes
+      the likelihood of prompts; otherwise P is 0.
+
+    A rank that has no pair left in a global batch gets a dummy batch: `pairs == 0`, N = 0 and at least one token in the
+    row. It makes all ranks run the same number of forwards; otherwise collectives in ZeRO-3 hang.
     """
 
     input_ids: IntArray
-    """[T]"""
+    """[T]: token ids of the row."""
     position_ids: IntArray
-    """[T]; position of the token in its prompt + completion, from 0."""
+    """[T]: position of each token in its prompt + completion, from 0."""
     multiplicity: IntArray
-    """[T]; in how many of the 2B sequences the token stands; 1 in a dummy, so that means over it are finite."""
+    """[T]: number of the 2B sequences (prompt + completion) that contain the token, and 0 for filler tokens at the end
+    of the row. It is 1 in a dummy batch, so that means weighted by it are finite."""
     layout: Layout
     predictors: IntArray
-    """[N]; the token in the row that predicts each target; the last of a prompt predicts its completions' first."""
+    """[N]: index in the row of the token whose output predicts each target. It is the token before the target in the
+    sequence: the last token of a prompt predicts the first token of each of its completions."""
     targets: IntArray
-    """[N]; the completions' tokens, then, where they are wanted, the prompts' but the first of each."""
+    """[N]: token ids to predict: those of the distinct completions and then, if prompts are included, those of the
+    prompts without the first token of each, which nothing predicts."""
     target_index: IntArray
-    """[M]; which of the N each token of the 2B completions is."""
+    """[M]: index (0 .. N-1) in `targets` of each token of the 2B completions."""
     sequence_index: IntArray
-    """[M]; completion (0 .. 2B-1) that it belongs to; the tokens of one stand together and in order."""
+    """[M]: completion (0 .. 2B-1) that each entry of `target_index` belongs to. It ascends, and the entries of
+    a completion are in the order of its tokens."""
     prompt_target_index: IntArray
-    """[P]; which of the N each token of the pairs' prompts is."""
+    """[P]: index (0 .. N-1) in `targets` of each token of the B pairs' prompts, first tokens excluded."""
     prompt_pair_index: IntArray
-    """[P]; pair (0 .. B-1) that it belongs to."""
+    """[P]: pair (0 .. B-1) that each entry of `prompt_target_index` belongs to."""
     ref_logps: FloatArray
-    """[M]; the reference's log-prob of each completion token; [0] where the reference itself is being scored."""
+    """[M]: reference log-prob of each entry of `target_index`; [0] in a batch for the scoring workers, which compute
+    these."""
     pair_ids: tuple[str, ...]
-    """The B pairs."""
+    """Ids of the B pairs."""
 
     @property
     def pairs(self) -> int:
-        """B, or 0 for a rank's dummy batch."""
+        """Number of pairs (B); 0 in a dummy batch."""
         return len(self.pair_ids)

@@ -1,4 +1,7 @@
-"""Pairs of one prompt as a tree: the prompt is the root, each different completion a branch, each computed once."""
+"""Prompt trees: completions of the same prompt share it as the root, and each distinct completion is a branch.
+
+A forward of a tree computes the prompt and each distinct completion once.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,41 +12,42 @@ from raydpo.blocks.schema import IntArray, TokenizedPair
 
 @dataclass(frozen=True)
 class PromptTree:
-    """Some pairs of one prompt, which go into the same forward."""
+    """Completions of a prompt that go into the same forward, and the pairs that they belong to."""
 
     prompt: IntArray
-    """[tokens]"""
+    """Token ids of the prompt, [tokens]."""
     completions: tuple[IntArray, ...]
-    """The different ones, each [tokens]."""
+    """Token ids of each distinct completion, each [tokens]."""
     pairs: tuple[int, ...]
-    """Indices of the pairs in the batch that the tree was grown from."""
+    """Indices of the pairs in the batch that the tree was built from; empty if the completions have no pairs."""
     chosen: tuple[int, ...]
-    """Of each pair, which completion is its chosen one."""
+    """Index in `completions` of each pair's chosen completion."""
     rejected: tuple[int, ...]
+    """Index in `completions` of each pair's rejected completion."""
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each completion."""
+        """Number of tokens of each completion."""
         return tuple(len(completion) for completion in self.completions)
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens in a packed row: the prompt and each completion once."""
+        """Number of tokens in a packed row: the prompt and each completion once."""
         return len(self.prompt) + sum(self.lengths)
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with its longest completion."""
+        """Number of tokens of the prompt with its longest completion."""
         return len(self.prompt) + max(self.lengths)
 
 
 def build_prompt_trees(
     pairs: Sequence[TokenizedPair], max_tokens: int, max_pairs: int | None = None
 ) -> list[PromptTree]:
-    """Trees that hold each of the pairs once, in the order of their first pairs.
+    """Return trees that contain each of the pairs once, in the order of the first pair of each prompt.
 
-    Pairs of one prompt share a tree as long as that has at most `max_tokens`, though a single pair may be longer, and
-    at most `max_pairs`.
+    Pairs with the same prompt share a tree of at most `max_tokens` tokens (a single pair may be longer) and at most
+    `max_pairs` pairs.
     """
     by_prompt: dict[bytes, list[int]] = {}
     for index, pair in enumerate(pairs):
@@ -53,8 +57,27 @@ def build_prompt_trees(
     return [tree for part in parts for tree in _trees(pairs, part, max_tokens)]
 
 
+def build_completion_trees(
+    prompt: IntArray, completions: Sequence[IntArray], max_tokens: int, *, one_pair: bool
+) -> list[PromptTree]:
+    """Return trees, without pairs, that contain each of a prompt's distinct completions once, in the given order.
+
+    A tree takes two completions at a time, as many as `max_tokens` tokens have room for but at least two; with
+    `one_pair`, it takes two at most.
+    """
+    trees: list[PromptTree] = []
+    held: list[IntArray] = []
+    for first in range(0, len(completions), 2):
+        added = list(completions[first : first + 2])
+        if held and (one_pair or len(prompt) + sum(map(len, held + added)) > max_tokens):
+            trees.append(PromptTree(prompt, tuple(held), (), (), ()))
+            held = []
+        held += added
+    return [*trees, PromptTree(prompt, tuple(held), (), (), ())] if held else trees
+
+
 def _trees(pairs: Sequence[TokenizedPair], members: Iterable[int], max_tokens: int) -> Iterable[PromptTree]:
-    """The pairs `members` have the same prompt."""
+    """Yield the trees of the pairs `members`, which have the same prompt."""
     completions: dict[bytes, tuple[int, IntArray]] = {}
     taken: list[tuple[int, int, int]] = []
     tokens = 0
@@ -79,6 +102,7 @@ def _tree(
     taken: Sequence[tuple[int, int, int]],
     completions: dict[bytes, tuple[int, IntArray]],
 ) -> PromptTree:
+    """Return the tree of the pairs `taken`, each given as (pair, chosen completion, rejected completion)."""
     members, chosen, rejected = zip(*taken, strict=True)
     different = tuple(ids for _, ids in completions.values())
     return PromptTree(pairs[members[0]].prompt_ids, different, tuple(members), tuple(chosen), tuple(rejected))

@@ -1,4 +1,4 @@
-"""Tokenized blocks and their scores, read from and written to Parquet files."""
+"""Tokenized blocks and their scores (reference log-probs), read from and written to Parquet files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from raydpo.runtime import storage
 
 
 class Lists:
-    """A list column with cheap access to a row."""
+    """A list column of an Arrow table with cheap access to single rows."""
 
     def __init__(self, table: pa.Table, name: str) -> None:
         column = table.column(name).combine_chunks()
@@ -33,10 +33,10 @@ class TokenizedBlock:
     """The pairs of one tokenized block, or of a part of it, read into memory."""
 
     def __init__(self, block: Block) -> None:
-        """Read the block's Parquet file (`schema.TOKENIZED_SCHEMA`)."""
-        whole = storage.read_table(block.url)
-        self.table = table = whole if block.rows is None else whole.take(list(block.rows))
-        """All columns of the file: with `reference_from_dataset` it has scores too."""
+        """Read the block's Parquet file, which has the columns of `schema.TOKENIZED_SCHEMA`."""
+        all_rows = storage.read_table(block.url)
+        self.table = table = all_rows if block.rows is None else all_rows.take(list(block.rows))
+        """The block's rows with all columns of the file, which include scores with `reference_from_dataset`."""
         self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
         self._prompts = Lists(table, schema.PROMPT_IDS)
         self._chosen = Lists(table, schema.CHOSEN_IDS)
@@ -46,11 +46,11 @@ class TokenizedBlock:
         return len(self.pair_ids)
 
     def prompt(self, row: int) -> IntArray:
-        """The prompt's token ids in a row."""
+        """Return the token ids of the prompt in a row, [tokens]."""
         return self._prompts[row].astype(np.int64)
 
     def pair(self, row: int) -> TokenizedPair:
-        """The pair in a row."""
+        """Return the pair in a row."""
         return TokenizedPair(
             pair_id=self.pair_ids[row],
             prompt_ids=self.prompt(row),
@@ -60,10 +60,13 @@ class TokenizedBlock:
 
 
 class ScoredBlock:
-    """The pairs of a tokenized block together with their scores, joined row by row."""
+    """The pairs of a tokenized block joined row by row with their scores."""
 
     def __init__(self, tokenized: TokenizedBlock, scores: pa.Table, url: str) -> None:
-        """`scores` is what was read from `url`, which messages name."""
+        """Join the block with the table of scores that was read from `url`; error messages name the URL.
+
+        Raises ReferenceMismatch if the numbers of rows differ.
+        """
         self._tokenized = tokenized
         self._url = url
         self._chosen = Lists(scores, schema.REF_CHOSEN_LOGPS)
@@ -75,15 +78,18 @@ class ScoredBlock:
         return len(self._tokenized)
 
     def prompt(self, row: int) -> IntArray:
-        """The prompt's token ids in a row."""
+        """Return the token ids of the prompt in a row, [tokens]."""
         return self._tokenized.prompt(row)
 
     def pair(self, row: int) -> ScoredPair:
-        """The pair in a row, with its scores."""
+        """Return the pair in a row, with its scores.
+
+        Raises ReferenceMismatch if the numbers of scores and completion tokens differ.
+        """
         pair = self._tokenized.pair(row)
         chosen, rejected = self._chosen[row], self._rejected[row]
         if (len(chosen), len(rejected)) != (len(pair.chosen_ids), len(pair.rejected_ids)):
-            raise self._mismatch(f"row {row} holds other numbers of tokens than {pair.pair_id}")
+            raise self._mismatch(f"row {row} has a different number of tokens than pair {pair.pair_id}")
         return ScoredPair(
             pair_id=pair.pair_id,
             prompt_ids=pair.prompt_ids,
@@ -93,16 +99,17 @@ class ScoredBlock:
             ref_rejected_logps=rejected,
         )
 
-    def _mismatch(self, what: str) -> ReferenceMismatch:
-        return ReferenceMismatch(f"the scores in {self._url} do not fit their block: {what}; delete that file")
+    def _mismatch(self, problem: str) -> ReferenceMismatch:
+        """Return the error for scores that belong to another block."""
+        return ReferenceMismatch(f"the scores in {self._url} do not match their block: {problem}; delete that file")
 
 
 def scores_table(chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> pa.Table:
-    """A block's scores: for each pair, the log-prob of each token of its two completions."""
+    """Return a block's scores as a table: one row per pair, with the log-prob of each token of its completions."""
     columns = [pa.array(list(values), type=pa.list_(pa.float32())) for values in (chosen, rejected)]
     return pa.Table.from_arrays(columns, schema=schema.SCORES_SCHEMA)
 
 
 def write_scores(url: str, chosen: Sequence[FloatArray], rejected: Sequence[FloatArray]) -> None:
-    """Write a block's scores, as `scores_table` has them."""
+    """Write a block's scores to a Parquet file with the columns of `schema.SCORES_SCHEMA`."""
     storage.write_table(url, scores_table(chosen, rejected))

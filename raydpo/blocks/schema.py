@@ -1,4 +1,4 @@
-"""Column names, and the records that pass from one stage to the next."""
+"""Column names and schemas of blocks, and the records that stages pass to each other."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-# Columns of the tokenized blocks and of their scores. The names are those of TRL's DPOTrainer.
+# Columns of tokenized blocks and of their scores, named as in TRL's DPOTrainer.
 PAIR_ID = "pair_id"
 PROMPT_IDS = "prompt_ids"
 CHOSEN_IDS = "chosen_ids"
@@ -24,7 +24,7 @@ TOKENIZED_SCHEMA = pa.schema(
         pa.field(REJECTED_IDS, pa.list_(pa.int32()), nullable=False),
     ]
 )
-"""A tokenized pair: `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are the two sequences."""
+"""Columns of a tokenized pair, whose two sequences are `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`."""
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -32,10 +32,10 @@ SCORES_SCHEMA = pa.schema(
         pa.field(REF_REJECTED_LOGPS, pa.list_(pa.float32()), nullable=False),
     ]
 )
-"""The reference's log-prob of each completion token (natural log), row by row as in the tokenized block."""
+"""Columns of scores: the reference log-prob (natural log) of each completion token, one row per row of the block."""
 
 DATASET_LOGPS_SCHEMA = pa.schema([*TOKENIZED_SCHEMA, *SCORES_SCHEMA])
-"""A tokenized pair with the scores that its row carries."""
+"""Columns of a tokenized pair with the reference log-probs from its row of the dataset (`reference_from_dataset`)."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -43,25 +43,28 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Block:
-    """Up to `block_pairs` tokenized pairs of one shard: the unit of scoring, of retry and of the shuffle window."""
+    """Up to `block_pairs` tokenized pairs of one shard: the unit of scoring, of retries and of the shuffle window."""
 
     content: str
-    """SHA-256 (hex) of the pairs' token ids: what the scores depend on, and the name of the block's file."""
+    """SHA-256 (hex) of the pairs' token ids. The scores depend on it, and it names the block's file."""
     shard: str
-    """Name of the shard the rows came from, unique in the run."""
+    """Name of the shard that the pairs come from, unique in the run."""
     index: int
-    """Position among the blocks of that shard, from 0."""
+    """Position of the block in its shard, from 0."""
     pairs: int
-    """Good pairs in the block (at least 1)."""
+    """Number of valid pairs in the block (at least 1)."""
     tokens: int
-    """Tokens in the block: prompt + chosen + rejected, each prompt counted once."""
+    """Number of tokens in the block: prompt + chosen + rejected of each pair, with the prompt counted once."""
     url: str
-    """Where the tokenized Parquet file lies."""
+    """Path or URL of the tokenized Parquet file."""
     rows: tuple[int, ...] | None = None
-    """Of a part of a block: its rows in the file, in order. None: all of them."""
+    """Rows of the file that form the block, in order, if it is a part of another block (None: all rows)."""
 
     def part(self, rows: Sequence[int]) -> "Block":
-        """Some rows of the block, given in order, as a block with scores of its own; the block itself if it is all."""
+        """Return some rows of the block, given in order, as a block with scores of its own.
+
+        Return the block itself if these are all of its rows.
+        """
         if len(rows) == self.pairs:
             return self
         content = hashlib.sha256(f"{self.content}:{','.join(map(str, rows))}".encode()).hexdigest()
@@ -70,7 +73,7 @@ class Block:
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """A pair as the reference takes it: token ids, each [tokens]."""
+    """A pair as the reference model reads it: token ids, each [tokens]."""
 
     pair_id: str
     prompt_ids: IntArray
@@ -79,13 +82,13 @@ class TokenizedPair:
 
     @property
     def length(self) -> int:
-        """Tokens of the longer of the two sequences."""
+        """Number of tokens of the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 @dataclass(frozen=True)
 class ScoredPair(TokenizedPair):
-    """A pair as training takes it: with the reference's log-prob of each completion token, each [tokens]."""
+    """A pair as training reads it: with the reference log-prob of each completion token, each [tokens]."""
 
     ref_chosen_logps: FloatArray
     ref_rejected_logps: FloatArray

@@ -1,4 +1,4 @@
-"""The command line of jobs/reference_store.py: what is in a store of reference scores, and what of it may go."""
+"""The command line of jobs/reference_store.py: list, verify and prune the store of reference scores."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ GIGABYTE = 10**9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List, verify or prune -> exit status: 1 where blocks are damaged or the store cannot be read."""
+    """List, verify or prune; return the exit status, 1 where blocks are damaged or the store cannot be read."""
     flags = _parser().parse_args(argv)
     cache_dir = storage.absolute(flags.cache_dir)
     try:
@@ -30,20 +30,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--cache_dir", default=DataConfig().cache_dir, help="of the jobs (default: %(default)s)")
-    common.add_argument("--identity", help="only this reference: its digest, or how that begins")
+    common.add_argument(
+        "--cache_dir", default=DataConfig().cache_dir, help="cache_dir of the jobs (default: %(default)s)"
+    )
+    common.add_argument("--identity", help="only this reference: its digest, or the beginning of it")
     parser = argparse.ArgumentParser(prog="python jobs/reference_store.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", parents=[common], help="what there is, by reference")
-    commands.add_parser("verify", parents=[common], help="read every block; a damaged one is scored again by itself")
+    commands.add_parser(
+        "list", parents=[common], help="list the references with the number, size and age of their blocks"
+    )
+    commands.add_parser("verify", parents=[common], help="read every block; the next run scores a damaged one again")
     pruning = commands.add_parser(
         "prune",
         parents=[common],
         help="remove blocks, by age, by size or of one reference; not while a job reads them",
     )
-    pruning.add_argument("--older_than_days", type=float, help="blocks that were scored longer ago")
-    pruning.add_argument("--max_gigabytes", type=float, help="the oldest blocks beyond so many gigabytes")
-    pruning.add_argument("--dry_run", action="store_true", help="only say what would go")
+    pruning.add_argument("--older_than_days", type=float, help="remove blocks that were scored longer ago than this")
+    pruning.add_argument(
+        "--max_gigabytes", type=float, help="remove the oldest blocks until the store is no larger than this"
+    )
+    pruning.add_argument("--dry_run", action="store_true", help="only print what would be removed")
     return parser
 
 
@@ -69,7 +75,7 @@ def _verify(cache_dir: str, found: list[StoredReference], flags: argparse.Namesp
 def _prune(cache_dir: str, found: list[StoredReference], flags: argparse.Namespace) -> int:
     limited = flags.older_than_days is not None or flags.max_gigabytes is not None
     if not limited and not flags.identity:
-        print("error: say what may go: --older_than_days, --max_gigabytes or --identity", file=sys.stderr)
+        print("error: prune needs a limit: give --older_than_days, --max_gigabytes or --identity", file=sys.stderr)
         return 2
     if limited:
         most = None if flags.max_gigabytes is None else int(flags.max_gigabytes * GIGABYTE)

@@ -1,4 +1,4 @@
-"""The command line: options to a run, Ray started or joined, errors as one line, a short summary at the end."""
+"""The command line of the programs in jobs/ that run stages: options, Ray, errors as one line, a short report."""
 
 import contextlib
 import logging
@@ -9,74 +9,87 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from raydpo import config
-from raydpo.config import JobConfig
+from raydpo.config import JobConfig, ParsedOptions
 from raydpo.errors import ConfigError, RaydpoError
 from raydpo.runtime import storage
 
 BAD_INPUT = 2
-"""Exit status where the options are wrong, as argparse has it; other failures exit with 1."""
+"""Exit status for wrong options, as in argparse; other failures exit with 1."""
 SCORE_REFERENCE = "score_reference"
-"""The job that does not train."""
+"""The program that scores the reference and does not train."""
+STARTER = "starter"
+"""The value of model_name_or_path that names the small built-in model."""
 
 
-def main(argv: Sequence[str] | None = None, job: str = "dpo") -> int:
-    """Run one of jobs/ as the flags describe -> exit status."""
+def main(argv: Sequence[str] | None = None, program: str = "dpo") -> int:
+    """Run a program of jobs/ with these flags (None: those of the process) and return its exit status."""
     try:
-        given = with_output_dir(config.parse(sys.argv[1:] if argv is None else argv, job), job)
-        for notice in given.notices:
+        parsed = with_output_dir(config.parse(sys.argv[1:] if argv is None else argv, program), program)
+        check_model_named(parsed.job)
+        for notice in parsed.notices:
             print(f"note: {notice}")
-        # Imported here, so that `--help` and wrong flags answer at once.
+        # Imported here, so that `--help` and wrong flags are answered at once.
         from raydpo import pipeline
-        from raydpo.stages.summarize import tell
+        from raydpo.stages.summarize import print_summary
 
-        completed, told = complete(given)
-        start_ray(completed)
-        summary = (pipeline.score_only if job == SCORE_REFERENCE else pipeline.run)(completed)
-        tell(summary)
-        if told and job != SCORE_REFERENCE:
+        job, is_demo = complete(parsed)
+        start_ray(job)
+        summary = (pipeline.score_only if program == SCORE_REFERENCE else pipeline.run)(job)
+        print_summary(summary)
+        if is_demo and program != SCORE_REFERENCE:
             from raydpo.demo import story
 
-            story.tell(completed, summary)
+            story.print_answers(job, summary)
     except RaydpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, ConfigError) else 1
     return 0
 
 
-def with_output_dir(given: JobConfig, job: str = "dpo") -> JobConfig:
-    """The config with its output folder settled: a new one in runs/, called after the job, where none is given."""
-    name = given.run.run_name or time.strftime(f"{job}-%Y%m%d-%H%M%S")
-    return config.with_defaults(given, {"output_dir": storage.join("runs", name)})
+def with_output_dir(parsed: ParsedOptions, program: str = "dpo") -> ParsedOptions:
+    """Return the options with output_dir set: by default a new folder in runs/, named after the program and time."""
+    name = parsed.job.run.run_name or time.strftime(f"{program}-%Y%m%d-%H%M%S")
+    return parsed.with_defaults({"output_dir": storage.join("runs", name)})
 
 
-def complete(job: JobConfig) -> tuple[JobConfig, bool]:
-    """The job with a model and data where it names none -> job, whether the demonstration's story is to be told."""
-    if job.model.model_name_or_path and job.data.dataset_name:
-        return job, False
+def check_model_named(job: JobConfig) -> None:
+    """Raise ConfigError where there is a data set and no model: a run must not train another model than was meant."""
+    if job.data.dataset_name and not job.model.model_name_or_path:
+        raise ConfigError(
+            f"dataset_name={','.join(job.data.dataset_name)} is set and model_name_or_path is not; name the model to "
+            f"train, or set model_name_or_path={STARTER} for the small built-in one"
+        )
+
+
+def complete(parsed: ParsedOptions) -> tuple[JobConfig, bool]:
+    """Return the job with the built-in model and pairs where it names none, and whether it is the demonstration."""
+    model = parsed.job.model.model_name_or_path
+    if model and model != STARTER and parsed.job.data.dataset_name:
+        return parsed.job, False
     from raydpo.demo import story
 
-    return story.complete(job)
+    return story.complete(parsed, use_starter=model in (None, STARTER))
 
 
 KEPT_BYTES = 2**30
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
-    "MALLOC_ARENA_MAX": "1",  # other arenas, which threads get, keep nothing of this size
+    "MALLOC_ARENA_MAX": "1",  # the arenas of further threads do not keep blocks of this size
 }
-"""Settings of glibc for the workers of a Ray that is started here. On a CPU each activation is a fresh allocation,
-which glibc by default takes from the system, page by page, and gives back at once: a softmax over the vocabulary takes
-three times as long for it."""
+"""Settings of glibc for the workers of a Ray that is started here. On a CPU each activation is a new allocation, which
+glibc by default takes from the system page by page and returns at once: a softmax over the vocabulary then takes three
+times as long."""
 
 
 def start_ray(job: JobConfig) -> None:
     """Join the cluster that this process belongs to (RAY_ADDRESS, a submitted job), or start Ray on this machine.
 
-    Without `--verbose`, what Ray and its libraries say stays out of the console; it is in Ray's logs all the same.
+    Without `--verbose` the messages of Ray and its libraries stay out of the console; Ray's logs have them.
     """
     if not job.run.verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of Ray's C++ parts, which write to stderr
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, otherwise announced
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ parts write to stderr
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next default, announced otherwise
     for name, value in KEEP_FREED_MEMORY.items():
         os.environ.setdefault(name, value)
     import ray
@@ -98,14 +111,14 @@ def start_ray(job: JobConfig) -> None:
 
 @contextlib.contextmanager
 def muted_stderr() -> Iterator[None]:
-    """Drop what is written to file descriptor 2: Ray's C++ parts announce there that they were told to be quiet."""
+    """Discard what is written to file descriptor 2, where Ray's C++ parts announce that their log level was set."""
     sys.stderr.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
-        os.close(nowhere)
+        os.close(devnull)
         os.close(kept)

@@ -1,13 +1,23 @@
-"""The options of a run: one frozen dataclass a concern, collected in `JobConfig`.
+"""The options of a run: one frozen dataclass per concern, collected in `JobConfig`.
 
 Names and defaults are those of TRL's DPOConfig, ModelConfig and ScriptArguments and of Hugging Face's
-TrainingArguments wherever these have them; where a default or a meaning differs, the option's help says so.
+TrainingArguments where those have them; where a default or a meaning differs, the option's help says so.
 """
 
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import SCHEDULERS, OptimConfig
-from raydpo.config.parsing import FLAGS, JOBS, from_flat, help_text, parse, to_flat, to_yaml, with_defaults
+from raydpo.config.parsing import (
+    FLAGS,
+    JOBS,
+    ParsedOptions,
+    from_flat,
+    help_text,
+    parse,
+    parse_options,
+    to_flat,
+    to_yaml,
+)
 from raydpo.config.sections import (
     BASE,
     AdapterConfig,
@@ -32,12 +42,13 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "ParsedOptions",
     "ReferenceConfig",
     "RunConfig",
     "from_flat",
     "help_text",
     "parse",
+    "parse_options",
     "to_flat",
     "to_yaml",
-    "with_defaults",
 ]

@@ -1,7 +1,8 @@
-"""How an option is declared, read from flags or YAML, checked and shown; config/ says which options there are.
+"""Declare options, read them from flags and YAML, check them and print their help; other files of config/ define them.
 
 An option is one field of a frozen dataclass: `beta: float = option(0.1, "Strength of ...", above(0))`. Flags and YAML
-scalars arrive as text, values from Python as they are; `Section` turns both into the field's type at construction.
+scalars arrive as text, values set in Python in their own type; `Section` converts both to the field's type when it is
+constructed.
 """
 
 import contextlib
@@ -21,35 +22,35 @@ import yaml
 from raydpo.errors import ConfigError
 
 TRUE, FALSE, UNSET = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
-# A comma separates, unless it stands in braces, brackets or parentheses: `part-{a,b}.jsonl`, `in(h100,h200)`.
+# A comma separates list items, except inside braces, brackets or parentheses: `part-{a,b}.jsonl`, `in(h100,h200)`.
 COMMA = re.compile(r",(?![^{\[(]*[}\])])")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must hold, as a test and in words ("at least 1")."""
+    """A condition on a value, as a function and as text for messages ("at least 1")."""
 
     text: str
     holds: Callable[[Any], bool]
 
 
 def at_least(low: float) -> Rule:
-    """low <= value."""
+    """Return the rule low <= value."""
     return Rule(f"at least {low}", lambda value: value >= low)
 
 
 def above(low: float) -> Rule:
-    """low < value."""
+    """Return the rule low < value."""
     return Rule(f"above {low}", lambda value: value > low)
 
 
 def within(low: float, high: float) -> Rule:
-    """low <= value < high."""
+    """Return the rule low <= value < high."""
     return Rule(f"at least {low} and below {high}", lambda value: low <= value < high)
 
 
 def one_of(*choices: Any) -> Rule:
-    """The value, or each element of a list, is one of the choices."""
+    """Return the rule that the value, or each element of a list, is one of the choices."""
 
     def holds(value: Any) -> bool:
         return all(item in choices for item in value) if isinstance(value, tuple) else value in choices
@@ -58,7 +59,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def option(default: Any, text: str, rule: Rule | None = None, unit: str = "") -> Any:
-    """A dataclass field with its help text, the rule its values keep (None passes always) and the unit they are in."""
+    """Return a dataclass field for an option: default, help text, rule for its values (None always passes) and unit."""
     metadata = {"help": text, "rule": rule, "unit": unit}
     if isinstance(default, dict):  # a dataclass refuses a shared mutable default
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -67,7 +68,7 @@ def option(default: Any, text: str, rule: Rule | None = None, unit: str = "") ->
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Base of the sections: each field is brought to its type and checked; ConfigError says what is wrong with it."""
+    """Base class of the groups of options: converts each field to its type and checks it. Raises ConfigError."""
 
     def __post_init__(self) -> None:
         hints = hints_of(type(self))
@@ -77,18 +78,18 @@ class Section:
 
 
 def hints_of(section: type[Section]) -> dict[str, Any]:
-    """Type of each option of the section, by name."""
+    """Return the type of each option of a section, by name."""
     return get_type_hints(section)
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """The field's default value."""
+    """Return the default value of a field."""
     factory = field.default_factory
     return field.default if factory is dataclasses.MISSING else factory()
 
 
 def checked(field: "dataclasses.Field[Any]", hint: Any, value: object) -> Any:
-    """The value in the field's type; ConfigError with value, rule and remedy where it does not fit."""
+    """Return the value in the field's type. Raises ConfigError, with value, rule and remedy, if it does not fit."""
     rule: Rule | None = field.metadata["rule"]
     shown = show(value) if not isinstance(value, str) else value
     remedy = f"change it, or leave it out for the default ({show(default_of(field))})"
@@ -102,10 +103,10 @@ def checked(field: "dataclasses.Field[Any]", hint: Any, value: object) -> Any:
 
 
 def convert(value: object, hint: Any) -> Any:
-    """The value as `hint` (str, int, float, bool, a tuple or dict of these, or such a type | None) has it.
+    """Convert a value to the type `hint`: str, int, float, bool, a tuple or dict of these, or one of them | None.
 
-    Under Any, text that reads as a number, a truth value or none becomes that. ValueError says in words what was
-    expected.
+    With the hint Any, text that looks like a number, a boolean or none is converted to that. Raises ValueError, whose
+    message is the expected kind of value ("a whole number").
     """
     if isinstance(hint, UnionType):
         if value is None or (isinstance(value, str) and value.lower() in UNSET):
@@ -193,7 +194,7 @@ def _read_mapping(text: str, expected: str) -> Any:
 
 
 def show(value: object) -> str:
-    """A value as a user would write it after a flag."""
+    """Return a value as the user would write it after a flag; unset for None and empty collections."""
     if value is None or value in ((), {}):
         return "unset"
     if isinstance(value, bool):
@@ -204,23 +205,26 @@ def show(value: object) -> str:
 
 
 def unknown(name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is no option, with the nearest known one."""
+    """Return the error for an unknown option name; it suggests the most similar known one."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return ConfigError(f"{name} is not an option; the nearest is {close[0]}, and --help lists all")
+    return ConfigError(f"{name} is not an option; the nearest is {close[0]}; --help lists all of them")
 
 
 def read_flags(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
-    """Command-line flags as {name: text}, the last of a repeated one; list values are joined by commas.
+    """Return command-line flags as {name: text}; the last of repeated flags wins, list values are joined by commas.
 
-    Takes --name value, --name=value, --name for a boolean, --no_name for false, and dashes for underscores; the hint
-    `object` takes any words, or none for true. ConfigError for an unknown flag, a missing or a surplus value.
+    Accepts --name value, --name=value, --name (true) and --no_name (false) for booleans, and dashes for underscores. A
+    flag whose hint is `object` takes any number of words; without words it is true. Raises ConfigError for an unknown
+    flag, and for missing or surplus values.
     """
     found: dict[str, str] = {}
     words = list(argv)
     while words:
         flag, separator, text = words.pop(0).partition("=")
         if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag}; options are written --name value, and --help lists them")
+            raise ConfigError(
+                f"unexpected argument {flag}; write options as --name value, and see --help for their names"
+            )
         values = [text] if separator else []
         while not separator and words and not words[0].startswith("--"):
             values.append(words.pop(0))
@@ -248,32 +252,33 @@ def _flag_text(name: str, hint: Any, values: list[str]) -> str:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file as {name: text, or lists and mappings of text}; ConfigError for one that cannot be read.
+    """Read a YAML file as {name: text, or lists and mappings of text}. Raises ConfigError if that fails.
 
-    Scalars stay text, so that `eval_strategy: no` and `learning_rate: 1e-6` mean what they say (YAML 1.1 reads the
-    first as false and the second as a string).
+    Scalars stay text, because YAML 1.1 would read `eval_strategy: no` as false and `learning_rate: 1e-6` as a string.
     """
     try:
         with open(path, encoding="utf-8") as stream:
             text = stream.read()
         root = yaml.compose(text, Loader=yaml.BaseLoader)
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # builds only str, list and dict
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # BaseLoader builds only str, list and dict
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the config file {path}: {error}") from error
     if content in (None, ""):
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"the config file {path} must hold `name: value` lines, not a {type(content).__name__}")
+        raise ConfigError(
+            f"the config file {path} must contain `name: value` lines, not a {type(content).__name__}; correct it"
+        )
     keys = [str(key.value) for key, _ in root.value]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ConfigError(f"the config file {path} gives {twice[0]} twice; remove one of the lines")
+        raise ConfigError(f"the config file {path} sets {twice[0]} twice; remove one of the lines")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
 def help_section(title: str, section: type[Section], defaults: Mapping[str, Any], width: int = 100) -> str:
-    """The section's options as indented text: flag, what it does, default with unit, rule.
+    """Return the help text of a section: each option's flag, description, default, unit and rule, indented.
 
-    `defaults` go before those of the section.
+    `defaults` take precedence over the defaults of the section.
     """
     lines = [f"{title}: {(section.__doc__ or '').splitlines()[0]}"]
     for field in dataclasses.fields(section):
@@ -287,7 +292,7 @@ def help_section(title: str, section: type[Section], defaults: Mapping[str, Any]
 
 
 def kind_of(hint: Any) -> str:
-    """A type in one word for the help text."""
+    """Return the placeholder for values of a type in the help text, such as INTEGER."""
     if isinstance(hint, UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is tuple:

@@ -1,4 +1,4 @@
-"""All options of a run together, and what must hold between them."""
+"""All options of a run together, and the rules between options of different sections."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from raydpo.config.sections import (
 from raydpo.errors import ConfigError
 
 GPU_TOKENS, CPU_TOKENS = 16384, 2048
-"""Tokens of a forward that keep a GPU or a CPU busy; more only take memory."""
+"""Tokens per forward that keep a GPU or a CPU busy; more of them only need more memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """All options of a run, by concern."""
+    """All options of a run, in one section per concern."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -36,10 +36,6 @@ class JobConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    explicit: frozenset[str] = field(default=frozenset(), compare=False)
-    """Names of the options that the user set, in flags or YAML."""
-    notices: tuple[str, ...] = field(default=(), compare=False)
-    """What is to be said once: keys without meaning here, and what a user of TRL would not expect."""
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -49,12 +45,12 @@ class JobConfig:
         self._check_sync()
         if self.model.torch_compile and self.cluster.zero_stage == 3:
             raise ConfigError(
-                "torch_compile=true does not go with zero_stage=3, which exchanges the weights under it; "
+                "torch_compile=true does not work with zero_stage=3, which replaces the weights of compiled layers; "
                 "set zero_stage=2, or leave torch_compile out"
             )
         if self.reference.reference_from_dataset and self.reference.reference_model:
             raise ConfigError(
-                f"reference_model={self.reference.reference_model} is not scored with reference_from_dataset=true; "
+                f"reference_model={self.reference.reference_model} would not be used with reference_from_dataset=true; "
                 "leave one of them out"
             )
         if self.optim.eval_strategy == "steps" and self.optim.eval_steps is None:
@@ -65,7 +61,7 @@ class JobConfig:
         longest, prompt = self.data.max_length, self.data.max_prompt_length
         if longest is not None and prompt is not None and prompt >= longest:
             raise ConfigError(
-                f"max_prompt_length={prompt} must be below max_length={longest}, which counts the completion too; "
+                f"max_prompt_length={prompt} must be below max_length={longest}, which includes the completion; "
                 "lower it or raise max_length"
             )
 
@@ -88,19 +84,19 @@ class JobConfig:
         }
         if adapter is not None and own:
             raise ConfigError(
-                f"{min(own)}={own[min(own)]} is of a new adapter, and model_adapter_name={adapter} has its own; leave "
+                f"{min(own)}={own[min(own)]} is for a new adapter, and model_adapter_name={adapter} names one; leave "
                 "one of them out"
             )
         if adapter == BASE:
-            raise ConfigError("model_adapter_name=base names no adapter; leave it out and set use_peft for a new one")
+            raise ConfigError("model_adapter_name=base names no adapter; leave it out, and set use_peft for a new one")
 
     def _check_unscored(self) -> None:
-        """No option of a reference that is scored, where none is."""
+        """Raise ConfigError where an option applies to a scored reference, and none is scored."""
         for name in ("ref_adapter_name", "reference_quantization", "sync_ref_model"):
             value = getattr(self.reference, name)
             if value and not self.scores_reference:
                 raise ConfigError(
-                    f"{name}={fields.show(value)} is of a reference that is scored, and here none is; leave it out"
+                    f"{name}={fields.show(value)} is for a scored reference, and this run scores none; leave it out"
                 )
 
     def _check_sync(self) -> None:
@@ -110,26 +106,26 @@ class JobConfig:
         if reference.reference_schedule == "staged":
             raise ConfigError(
                 "reference_schedule=staged scores all pairs before training, but with sync_ref_model=true their scores "
-                "depend on it; leave one of them out"
+                "depend on training; leave one of them out"
             )
         if self.adapter.use_peft and reference.reference_model:
             raise ConfigError(
                 f"reference_model={reference.reference_model} cannot be mixed with an adapter of another base, as "
-                "sync_ref_model=true would have it; leave reference_model out, or train without use_peft"
+                "sync_ref_model=true requires; leave reference_model out, or train without use_peft"
             )
         if not self.adapter.use_peft and reference.ref_adapter_name not in (None, BASE):
             raise ConfigError(
                 f"ref_adapter_name={reference.ref_adapter_name} cannot be mixed with whole weights, as "
-                "sync_ref_model=true would have it; merge it into its base and name that as reference_model"
+                "sync_ref_model=true requires; merge it into its base, and name the result as reference_model"
             )
         if self.adapter.use_dora or self.adapter.lora_modules_to_save:
             raise ConfigError(
-                "sync_ref_model=true adds up LoRA's terms, and use_dora or lora_modules_to_save have other weights; "
+                "sync_ref_model=true adds up LoRA products, and use_dora and lora_modules_to_save add other weights; "
                 "leave them out, or train without use_peft"
             )
 
     def precision(self, gpu: bool) -> str:
-        """Type that the policy computes in: float32, bfloat16 or float16; `gpu` says if they have one."""
+        """Return the dtype that the policy computes in (float32, bfloat16 or float16), on GPUs or on CPUs."""
         if self.model.dtype != "auto":
             return self.model.dtype
         if self.optim.fp16:
@@ -139,24 +135,24 @@ class JobConfig:
 
     @property
     def scores_reference(self) -> bool:
-        """True where the objective takes a reference that is to be scored, and not one that the rows carry."""
+        """Whether the objective needs a reference whose log-probs are scored, and do not come with the rows."""
         return self.loss.needs_reference and not self.reference.reference_from_dataset
 
     def reference_precision(self, gpu: bool) -> str:
-        """Type that the reference computes in."""
+        """Return the dtype that the reference computes in."""
         chosen = self.reference.reference_dtype
         return self.precision(gpu) if chosen == "auto" else chosen
 
     def gradient_checkpointing(self, gpu: bool) -> bool:
-        """True where the backward computes activations again."""
+        """Return whether the backward recomputes activations."""
         chosen = self.optim.gradient_checkpointing
         return gpu if chosen is None else chosen
 
     def tokens_per_micro_batch(self, gpu: bool) -> int:
-        """Tokens of one forward.
+        """Return the token budget of a forward.
 
-        Without a number of the user's, no more than the padded rows of his per_device_train_batch_size could hold, as
-        he may have chosen that for the memory that there is.
+        The default is at most what padded rows of per_device_train_batch_size pairs would take, as that option may have
+        been chosen for the memory of the device.
         """
         if self.optim.tokens_per_micro_batch is not None:
             return self.optim.tokens_per_micro_batch
@@ -166,7 +162,7 @@ class JobConfig:
         return min(enough, 2 * self.data.max_length * self.optim.per_device_train_batch_size)
 
     def zero_stage(self, num_workers: int, precision: str) -> int:
-        """ZeRO's stage; without a number of the user's, 0 where nothing could be spread nor need be summed wider."""
+        """Return ZeRO's stage. The default is 0 for one float32 worker without offload, else DEFAULT_ZERO_STAGE."""
         cluster = self.cluster
         if cluster.zero_stage is not None:
             return cluster.zero_stage
@@ -174,7 +170,7 @@ class JobConfig:
         return 0 if alone else DEFAULT_ZERO_STAGE
 
     def global_batch(self, num_workers: int) -> int:
-        """Pairs in one update."""
+        """Return the number of pairs per update."""
         return self.optim.per_device_train_batch_size * self.optim.gradient_accumulation_steps * num_workers
 
 
@@ -189,4 +185,4 @@ SECTIONS: dict[str, type[Section]] = {
     "run": RunConfig,
 }
 HINTS: dict[str, Any] = {name: hint for section in SECTIONS.values() for name, hint in fields.hints_of(section).items()}
-"""Type of each option by its flat name."""
+"""Type of each option, by flat name."""

@@ -1,22 +1,23 @@
-"""The objectives by name, and what options go with each; their formulas are the functions in objectives/losses.py."""
+"""The values of `loss_type` and their properties; the functions of the same names in objectives/losses.py compute them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LossType:
-    """One value of `loss_type`; its function in objectives/losses.py has the same name."""
+    """The properties of one value of `loss_type`."""
 
     source: str
-    """Name, paper and, where it is the formula as it stands, equation."""
+    """Name, paper and, if the loss is exactly one of its equations, that equation."""
     divergence: bool = False
-    """It is a function of the gap between the two log-ratios, which an f-divergence may reshape (f_divergence_type)."""
+    """Whether f_divergence_type applies: the loss is a function of the difference of the two log-ratios, which an
+    f-divergence may transform."""
     smoothing: bool = False
-    """It has a form for labels that are wrong with probability label_smoothing."""
+    """Whether label_smoothing applies: the loss is defined for labels that are wrong with that probability."""
     needs_global_batch: bool = False
-    """It is no sum over pairs: a pair's part depends on all other pairs of the global batch."""
+    """Whether a pair's loss depends on the other pairs of the global batch, so that it is no sum over pairs."""
     reference: bool = True
-    """It holds the policy against a reference; else it takes the mean log-prob a token of the policy alone."""
+    """Whether the loss compares the policy with a reference; else it uses the policy's mean log-probs per token only."""
 
 
 LOSS_TYPES = {
@@ -27,7 +28,7 @@ LOSS_TYPES = {
     "nca_pair": LossType("NCA, arXiv 2402.05369, two completions"),
     "robust": LossType("Robust DPO, arXiv 2403.00409", divergence=True, smoothing=True),
     "bco_pair": LossType("BCO, arXiv 2404.04656"),
-    "sppo_hard": LossType("SPPO, arXiv 2405.00675, eq. 4.7 with P of 1 and 0"),
+    "sppo_hard": LossType("SPPO, arXiv 2405.00675, eq. 4.7 with win probabilities 1 and 0"),
     "aot": LossType("AOT, arXiv 2406.05882, paired", smoothing=True, needs_global_batch=True),
     "aot_unpaired": LossType("AOT, arXiv 2406.05882, unpaired", smoothing=True, needs_global_batch=True),
     "apo_zero": LossType("APO, arXiv 2408.06266, eq. 7"),
@@ -38,8 +39,8 @@ LOSS_TYPES = {
     "simpo": LossType("SimPO, arXiv 2405.14734, eq. 6", smoothing=True, reference=False),
     "orpo": LossType("ORPO, arXiv 2403.07691, eq. 6 and 7", reference=False),
 }
-"""The names are TRL's; `aot_pair`, its old name of `aot_unpaired`, is understood too."""
+"""The properties of each value of `loss_type`, by TRL's names; `OLD_NAMES` has those that TRL used before."""
 
 OLD_NAMES = {"aot_pair": "aot_unpaired"}
-EXO_LABEL_SMOOTHING = 1e-3  # exo_pair has the logarithm of it, so it cannot do with 0
+EXO_LABEL_SMOOTHING = 1e-3  # default for exo_pair, which takes its logarithm, so that it must not be 0
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")

@@ -1,4 +1,4 @@
-"""The options of the optimisation."""
+"""The options of the optimisation: batches, learning rate, AdamW, precision and evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -27,70 +27,87 @@ SCHEDULERS: dict[str, tuple[str, ...]] = {
         "num_cycles",
     ),
 }
-"""Learning-rate schedules of transformers that look at no metric, and what each takes in lr_scheduler_kwargs."""
-RAMPS = ("linear", "cosine", "1-sqrt")  # of warmup_type and decay_type
-POLYNOMIAL_END = 1e-7  # the learning rate that transformers' polynomial schedule ends at, unless lr_end says another
+"""Arguments in lr_scheduler_kwargs of each of transformers' learning-rate schedules, except those that follow a metric."""
+RAMPS = ("linear", "cosine", "1-sqrt")  # values of warmup_type and decay_type
+POLYNOMIAL_END = 1e-7  # default of lr_end, the final learning rate of transformers' polynomial schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Section):
-    """The optimisation: batches, schedule, AdamW, precision, evaluation."""
+    """The optimisation: batches, learning rate, AdamW, precision and evaluation."""
 
     per_device_train_batch_size: int = option(
         8,
-        "Pairs of a worker. Global batch = per_device_train_batch_size x gradient_accumulation_steps x num_workers; "
-        "tokens_per_micro_batch cuts it into forwards.",
+        "Pairs per train worker and accumulation step. The global batch is per_device_train_batch_size x "
+        "gradient_accumulation_steps x num_workers pairs; tokens_per_micro_batch divides it into micro-batches.",
         at_least(1),
         "pairs",
     )
     per_device_eval_batch_size: int = option(
-        8, "Pairs of a worker that are evaluated together, before the next are asked for.", at_least(1), "pairs"
+        8,
+        "Pairs per train worker that are fetched together for evaluation; results do not depend on it.",
+        at_least(1),
+        "pairs",
     )
-    gradient_accumulation_steps: int = option(1, "Multiplies the global batch.", at_least(1))
+    gradient_accumulation_steps: int = option(
+        1, "Factor of the global batch; see per_device_train_batch_size.", at_least(1)
+    )
     tokens_per_micro_batch: int | None = option(
         None,
-        "Tokens of a forward, each prompt counted once; only a longer pair is above it. Unset: 16384 on GPUs and 2048 "
-        "on CPUs, but no more than 2 x max_length x per_device_train_batch_size.",
+        "Largest number of tokens per micro-batch (one forward), with each prompt counted once; only a pair that is "
+        "longer on its own exceeds it. Unset: 16384 on GPUs and 2048 on CPUs, but at most 2 x max_length x "
+        "per_device_train_batch_size.",
         at_least(1),
         "tokens",
     )
-    num_train_epochs: float = option(3.0, "Times that each pair is trained on.", above(0), "epochs")
+    num_train_epochs: float = option(3.0, "Number of passes over the pairs.", above(0), "epochs")
     max_steps: int = option(
         -1,
-        "Updates to stop after, whatever num_train_epochs says; -1: no such limit.",
+        "Number of updates to stop after, which overrides num_train_epochs; -1: num_train_epochs decides.",
         fields.Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
         "updates",
     )
     learning_rate: float = option(1e-6, "Peak learning rate.", at_least(0))
     lr_scheduler_type: str = option("linear", "Learning-rate schedule after the warm-up.", one_of(*SCHEDULERS))
     lr_scheduler_kwargs: dict[str, Any] = option(
-        {}, "What the schedule takes beside the warm-up, such as num_cycles=2 or min_lr_rate=0.1."
+        {}, "Arguments of the schedule in addition to the warm-up, such as num_cycles=2 or min_lr_rate=0.1."
     )
     warmup_steps: float = option(
         0,
-        "Updates over which the learning rate rises from 0; a fraction below 1 is a share of all updates.",
+        "Number of warm-up updates, in which the learning rate rises from 0; a fraction below 1 is a share of all updates.",
         fields.Rule(
             "a whole number, or a fraction below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0)
         ),
         "updates",
     )
-    warmup_ratio: float = option(0.0, "Share of all updates over which the learning rate rises from 0.", within(0, 1))
-    weight_decay: float = option(0.0, "AdamW's weight decay; biases and norms have none.", at_least(0))
-    adam_beta1: float = option(0.9, "AdamW's decay of the gradient's running mean.", within(0, 1))
-    adam_beta2: float = option(0.999, "AdamW's decay of the squared gradient's running mean.", within(0, 1))
+    warmup_ratio: float = option(
+        0.0, "Warm-up as a share of all updates; set either this or warmup_steps.", within(0, 1)
+    )
+    weight_decay: float = option(0.0, "AdamW's weight decay; not applied to biases and norms.", at_least(0))
+    adam_beta1: float = option(0.9, "AdamW's beta1: decay rate of the running mean of the gradient.", within(0, 1))
+    adam_beta2: float = option(
+        0.999, "AdamW's beta2: decay rate of the running mean of the squared gradient.", within(0, 1)
+    )
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.", above(0))
-    max_grad_norm: float = option(1.0, "Norm that the gradient is clipped to; 0: not clipped.", at_least(0))
-    seed: int = option(42, "Seed of the order of pairs and of all that is drawn at random.", at_least(0))
-    data_seed: int | None = option(None, "Seed of the order of pairs alone. Unset: seed.", at_least(0))
-    bf16: bool | None = option(None, "Compute in bfloat16. Unset: where there is a GPU (TRL: everywhere).")
+    max_grad_norm: float = option(
+        1.0, "Largest gradient norm; larger gradients are clipped to it. 0: no clipping.", at_least(0)
+    )
+    seed: int = option(42, "Seed of the order of the pairs and of all other random numbers.", at_least(0))
+    data_seed: int | None = option(None, "Seed of the order of the pairs. Unset: seed.", at_least(0))
+    bf16: bool | None = option(
+        None, "Compute in bfloat16. Unset: true on GPUs, false on CPUs. TRL: true unless fp16 is set."
+    )
     fp16: bool = option(False, "Compute in float16, with loss scaling.")
     gradient_checkpointing: bool | None = option(
         None,
-        "Recompute activations in the backward: less memory, more time. Unset: where there is a GPU (TRL: everywhere).",
+        "Recompute activations in the backward pass, which takes less memory and more time. Unset: true on GPUs, false "
+        "on CPUs. TRL: true.",
     )
-    eval_strategy: str = option("no", "When to evaluate on the held-out pairs.", one_of("no", "steps", "epoch"))
+    eval_strategy: str = option(
+        "no", "When to evaluate on the held-out pairs during training.", one_of("no", "steps", "epoch")
+    )
     eval_steps: int | None = option(
-        None, "Updates between evaluations with eval_strategy steps. Unset: logging_steps.", at_least(1), "updates"
+        None, "Updates between two evaluations, with eval_strategy=steps. Unset: logging_steps.", at_least(1), "updates"
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +116,7 @@ class OptimConfig(Section):
             raise ConfigError("bf16=true and fp16=true exclude each other; set one of them")
         if self.warmup_steps and self.warmup_ratio:
             raise ConfigError(
-                f"warmup_steps={self.warmup_steps:g} and warmup_ratio={self.warmup_ratio:g} say the same thing twice; "
+                f"warmup_steps={self.warmup_steps:g} and warmup_ratio={self.warmup_ratio:g} set the same thing twice; "
                 "set one of them"
             )
         self._check_schedule()
@@ -110,7 +127,7 @@ class OptimConfig(Section):
         shown = f"lr_scheduler_kwargs={fields.show(given)}"
         if foreign := sorted(given.keys() - set(taken)):
             raise ConfigError(
-                f"{shown} names {foreign[0]}, which lr_scheduler_type {name} does not take; "
+                f"{shown} contains {foreign[0]}, which lr_scheduler_type {name} does not take; "
                 + (f"it takes {', '.join(taken)}" if taken else "leave it out")
             )
         for key, value in given.items():
@@ -120,25 +137,27 @@ class OptimConfig(Section):
                 raise ConfigError(f"{shown}: {key} must be {rule}, not {value}; change it, or leave it out")
         if "min_lr_rate" in taken and ("min_lr" in given) == ("min_lr_rate" in given):
             raise ConfigError(
-                f"{shown} must give lr_scheduler_type {name} its end, as min_lr (a learning rate) or as min_lr_rate "
-                "(a share of learning_rate); give one of them"
+                f"{shown} must contain the final learning rate of lr_scheduler_type {name}, as min_lr or as "
+                "min_lr_rate (a share of learning_rate); set one of them"
             )
         if "num_decay_steps" in taken and "num_decay_steps" not in given:
-            raise ConfigError(f"{shown} must give lr_scheduler_type {name} num_decay_steps, the updates of its end")
+            raise ConfigError(
+                f"{shown} must contain num_decay_steps, the number of updates of the decay, for lr_scheduler_type {name}; set it"
+            )
         end = given.get("lr_end", POLYNOMIAL_END)
         if name == "polynomial" and self.learning_rate <= end:
             raise ConfigError(
-                f"learning_rate={self.learning_rate:g} must be above {end:g}, where the polynomial schedule ends; "
+                f"learning_rate={self.learning_rate:g} must be above {end:g}, the polynomial schedule's final learning rate; "
                 "raise it or choose another lr_scheduler_type"
             )
 
     @property
     def order_seed(self) -> int:
-        """Seed of the order of pairs."""
+        """Seed of the order of the pairs."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def warmup_updates(self, total: int) -> int:
-        """Updates of warm-up in a run of `total` updates."""
+        """Return the number of warm-up updates in a run of `total` updates."""
         if self.warmup_steps >= 1:
             return int(self.warmup_steps)
         return math.ceil(total * (self.warmup_steps or self.warmup_ratio))

@@ -1,6 +1,5 @@
-"""From flags and YAML to a `JobConfig`, and back to text."""
+"""From command-line flags and YAML to a `JobConfig`, and from a `JobConfig` back to text."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,98 +14,116 @@ from raydpo.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Job:
-    """What sets one of jobs/ apart from the others."""
+class Program:
+    """The differences between one program in jobs/ and the others."""
 
     title: str
     defaults: Mapping[str, Any]
-    """Options whose defaults it changes."""
+    """Options with another default than the others have."""
     loss_types: tuple[str, ...] = tuple(LOSS_TYPES)
-    """Objectives that it takes."""
+    """The values of loss_type that it accepts."""
 
 
 JOBS = {
-    "dpo": Job("Direct preference optimisation, with any loss_type", {}),
-    "orpo": Job("Odds-ratio preference optimisation, as TRL's ORPOConfig has it", {"loss_type": ("orpo",)}, ("orpo",)),
-    "score_reference": Job("The reference's log-probs ahead of training, for jobs/dpo.py to find", {}),
-    "cpo": Job(
-        "Contrastive preference optimisation and SimPO, as TRL's CPOConfig has them",
+    "dpo": Program("Direct preference optimisation, with any loss_type", {}),
+    "orpo": Program("Odds-ratio preference optimisation, like TRL's ORPOTrainer", {"loss_type": ("orpo",)}, ("orpo",)),
+    "score_reference": Program("Score the reference log-probs ahead of training, for jobs/dpo.py to reuse", {}),
+    "cpo": Program(
+        "Contrastive preference optimisation and SimPO, like TRL's CPOTrainer",
         {"reference_free": True, "cpo_alpha": 1.0},
         ("sigmoid", "hinge", "ipo", "simpo"),
     ),
 }
-"""By the name of the file in jobs/."""
+"""The programs, by the name of their file in jobs/."""
 
 FLAGS: dict[str, Any] = {
     **{key: trl_compat.kind(key) for key in trl_compat.KEYS - trl_compat.RENAMED.keys()},
     **{key: HINTS[name] for key, name in trl_compat.RENAMED.items()},
     **HINTS,
 }
-"""Type of all that flags and YAML may name."""
+"""Type of every name that flags and YAML may use, by name."""
 
 
-def parse(argv: Sequence[str], job: str = "dpo") -> JobConfig:
-    """The config that command-line flags say, over those of `--config run.yaml`; ConfigError where they are wrong.
+@dataclass(frozen=True)
+class ParsedOptions:
+    """The options of a run, and what the parser learned about how they were given."""
 
-    `job` is a name of `JOBS`. `-h` and `--help` print the options and raise SystemExit(0).
+    job: JobConfig
+    explicit: frozenset[str]
+    """Names of the options that the user set, in flags or YAML."""
+    notices: tuple[str, ...]
+    """Messages to print once: keys that have no meaning here, and behaviour that a TRL user would not expect."""
+
+    def with_defaults(self, values: Mapping[str, Any]) -> "ParsedOptions":
+        """Return the options with `values` (by flat name) as the defaults of those that the user did not set."""
+        return self.with_values({name: value for name, value in values.items() if name not in self.explicit})
+
+    def with_values(self, values: Mapping[str, Any]) -> "ParsedOptions":
+        """Return the options with `values` (by flat name) set, whether the user set them or not."""
+        flat = to_flat(self.job)
+        if "eval_steps" not in self.explicit and self.job.optim.eval_steps == self.job.run.logging_steps:
+            flat["eval_steps"] = None  # its default is logging_steps, which `values` may change
+        return ParsedOptions(from_flat({**flat, **values}), self.explicit, self.notices)
+
+
+def parse(argv: Sequence[str], program: str = "dpo") -> ParsedOptions:
+    """Parse command-line flags over the options of `--config run.yaml`. Raises ConfigError where one is wrong.
+
+    `program` is a key of `JOBS`. `-h` and `--help` print the options and raise SystemExit(0).
     """
     if "-h" in argv or "--help" in argv:
-        print(help_text(job))
+        print(help_text(program))
         raise SystemExit(0)
     flags = fields.read_flags(argv, {"config": str, **FLAGS})
     path = flags.pop("config", None)
     written = fields.read_yaml(path) if path is not None else {}
-    return from_flat({**trl_compat.translated(written), **trl_compat.translated(flags)}, job)
+    return parse_options({**trl_compat.translated(written), **trl_compat.translated(flags)}, program)
 
 
-def from_flat(values: Mapping[str, Any], job: str = "dpo") -> JobConfig:
-    """The config with these options set, by flat name, in their types or as text; ConfigError where one is wrong.
+def parse_options(values: Mapping[str, Any], program: str = "dpo") -> ParsedOptions:
+    """Parse options given by flat name, in their types or as text. Raises ConfigError where one is wrong.
 
-    Names of TRL's that are no options here are taken too, as `trl_keys` has it.
+    Names of TRL that are no options here are accepted too, as `trl_compat` defines.
     """
     for name in values:
         if name not in FLAGS:
             raise fields.unknown(name, FLAGS)
-    said = trl_compat.notices(values)
-    given = {name: value for name, value in trl_compat.translated(values).items() if name in HINTS}
-    known = {**JOBS[job].defaults, **given}
+    notices = trl_compat.notices(values)
+    explicit = {name: value for name, value in trl_compat.translated(values).items() if name in HINTS}
+    known = {**JOBS[program].defaults, **explicit}
     sections: dict[str, Any] = {
         title: section(**{name: known[name] for name in fields.hints_of(section) if name in known})
         for title, section in SECTIONS.items()
     }
-    _check_job(job, sections["loss"])
+    _check_program(program, sections["loss"])
     if sections["reference"].reference_model and not sections["loss"].needs_reference:
-        said.append("reference_model has no meaning here: the objective takes no reference, and none is scored")
-    return JobConfig(**sections, explicit=frozenset(given), notices=(*said, *sections["loss"].notices()))
+        notices.append("reference_model has no meaning here: the objective takes no reference, so none is scored")
+    return ParsedOptions(JobConfig(**sections), frozenset(explicit), (*notices, *sections["loss"].notices()))
 
 
-def _check_job(job: str, loss: LossConfig) -> None:
-    taken = JOBS[job].loss_types
-    if other := [name for name in loss.loss_type if name not in taken]:
+def from_flat(values: Mapping[str, Any], program: str = "dpo") -> JobConfig:
+    """Return the config with these options set, by flat name. Raises ConfigError where one is wrong."""
+    return parse_options(values, program).job
+
+
+def _check_program(program: str, loss: LossConfig) -> None:
+    accepted = JOBS[program].loss_types
+    if other := [name for name in loss.loss_type if name not in accepted]:
         raise ConfigError(
-            f"loss_type={other[0]} is not for jobs/{job}.py, which takes {', '.join(taken)}; leave it out, or use "
-            "jobs/dpo.py"
+            f"loss_type={other[0]} is not for jobs/{program}.py, which takes {', '.join(accepted)}; leave it out, or "
+            "use jobs/dpo.py"
         )
-    if JOBS[job].defaults.get("reference_free") and not loss.reference_free:
-        raise ConfigError(f"reference_free=false is not for jobs/{job}.py; leave it out, or use jobs/dpo.py")
+    if JOBS[program].defaults.get("reference_free") and not loss.reference_free:
+        raise ConfigError(f"reference_free=false is not for jobs/{program}.py; leave it out, or use jobs/dpo.py")
 
 
 def to_flat(config: JobConfig) -> dict[str, Any]:
-    """Every option by its flat name."""
+    """Return the value of every option by its flat name."""
     return {name: value for title in SECTIONS for name, value in vars(getattr(config, title)).items()}
 
 
-def with_defaults(config: JobConfig, values: Mapping[str, Any]) -> JobConfig:
-    """The config with other defaults: `values` (by flat name) for the options that the user did not set."""
-    flat = to_flat(config)
-    if "eval_steps" not in config.explicit and config.optim.eval_steps == config.run.logging_steps:
-        flat["eval_steps"] = None  # it followed logging_steps, and shall follow a new one
-    new = {name: value for name, value in values.items() if name not in config.explicit}
-    return dataclasses.replace(from_flat({**flat, **new}), explicit=config.explicit, notices=config.notices)
-
-
 def to_yaml(config: JobConfig) -> str:
-    """The config as YAML, a comment a section; `--config` with it repeats the run."""
+    """Return the config as YAML, with a comment per section; `--config` with this file repeats the run."""
     parts = []
     for title in SECTIONS:
         flat = {
@@ -117,14 +134,14 @@ def to_yaml(config: JobConfig) -> str:
     return "\n".join(parts)
 
 
-def help_text(job: str = "dpo") -> str:
-    """What `--help` of a job prints: usage, then every option by section with default, unit and rule."""
+def help_text(program: str = "dpo") -> str:
+    """Return the text of `--help`: usage, then every option by section with its default, unit and rule."""
     usage = (
-        f"usage: python jobs/{job}.py [--config run.yaml] [--name value ...]\n\n{JOBS[job].title}.\n\n"
-        "Flags win over the config file, whose keys are the same names. Dashes may stand for underscores; --name\n"
-        "alone turns a boolean on and --no_name off; lists are separated by spaces or commas; mappings are\n"
-        "name=value,... or JSON; `none` unsets what may be unset. Other keys of TRL's commands are taken as\n"
-        "jobs/README.md says."
+        f"usage: python jobs/{program}.py [--config run.yaml] [--name value ...]\n\n{JOBS[program].title}.\n\n"
+        "Flags override the config file, whose keys are the same names. Dashes may replace underscores; --name alone\n"
+        "sets a boolean and --no_name clears it; lists are separated by spaces or commas; mappings are name=value,...\n"
+        "or JSON; `none` unsets an option that may be unset. jobs/README.md says which other keys of TRL's commands\n"
+        "are accepted."
     )
-    sections = (fields.help_section(title, section, JOBS[job].defaults) for title, section in SECTIONS.items())
+    sections = (fields.help_section(title, section, JOBS[program].defaults) for title, section in SECTIONS.items())
     return "\n\n".join([usage, *sections])

@@ -1,1 +1,1 @@
-"""From preference shards to tokenized blocks."""
+"""Read preference shards, convert their rows to pairs and write tokenized blocks."""

@@ -1,4 +1,4 @@
-"""Shards to tokenized blocks: the stage that other stages call."""
+"""Convert shards to tokenized blocks on the Ray cluster. The tokenize stage calls this."""
 
 import logging
 from collections import Counter
@@ -21,46 +21,49 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizationRequest:
-    """How shards become blocks."""
+    """The settings for converting shards to tokenized blocks."""
 
     tokenizer: PreTrainedTokenizerBase
     cache_dir: str
-    """Folder or URL, reached from every node, for the tokenized blocks."""
+    """Folder or URL for tokenized blocks, reachable from every node."""
     quarantine_dir: str
-    """Folder or URL, reached from every node, for bad rows. It belongs to the call: what it held is removed."""
+    """Folder or URL for bad rows, reachable from every node. `prepare` removes its previous contents."""
     dialect: str = "auto"
-    """One of `formats.DIALECTS` for all shards, or auto: told from the first rows of each."""
+    """One of `detect.DIALECTS` for all shards, or auto: detected from the first rows of each shard."""
     truncation: Truncation = field(default_factory=Truncation)
+    """Length limits of the pairs."""
     block_pairs: int = 4096
-    """Rows in a raw block at most; a block has the good ones of them."""
+    """Maximum number of rows per raw block; the tokenized block contains the good ones."""
     dataset_logps: bool = False
-    """True where rows carry the reference's log-probs."""
+    """Whether the reference log-probs come from the rows."""
     per_token: bool = False
-    """True where these must be a value a token."""
+    """Whether these must be one value per token instead of a sum per completion."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The blocks of a data set, and what was met on the way."""
+    """The tokenized blocks of a dataset, and statistics of its rows."""
 
     blocks: tuple[Block, ...]
-    """In the order of shards and rows. The index of a block whose rows were all bad is missing."""
+    """The blocks in the order of shards and rows, without those whose rows were all bad (their indices are missing)."""
     rows_read: int
+    """Number of good and bad rows."""
     rows_quarantined: int
+    """Number of bad rows."""
     bad_reasons: Mapping[str, int]
-    """Bad rows by the kind of fault, the most frequent first."""
+    """Number of bad rows by kind of fault, the most frequent first."""
     dialects: Mapping[str, str]
-    """By name of the shard; shards without rows are missing."""
+    """Dialect by shard name; shards without rows are missing."""
     files: Mapping[str, str]
-    """Path or URL, by name of the shard."""
+    """Path or URL by shard name."""
     dropped_prompt_tails: int
-    """Pairs whose prompt lost its last tokens because they do not stand before the completions."""
+    """Number of pairs whose prompt lost its last tokens because prompt + completion is tokenized differently there."""
     longest: int
-    """Tokens of the longest sequence, after truncation."""
+    """Length of the longest sequence in tokens, after truncation."""
 
     @property
     def pairs(self) -> int:
-        """Good pairs of all blocks together."""
+        """Number of good pairs in all blocks."""
         return sum(block.pairs for block in self.blocks)
 
 
@@ -72,9 +75,9 @@ def prepare(
 ) -> PreparedData:
     """Read and tokenize every row of the shards on the running Ray cluster.
 
-    `on_progress` is told the rows done so far as blocks finish. Raises DataError if there are more than `max_bad_rows`
-    bad rows (stopping early; None: no limit), if no good row is left, if a shard cannot be read, or if the tokenizer
-    lacks a chat template that the rows need.
+    `on_progress` is called with the number of rows done so far whenever a block finishes. Raises DataError if there are
+    more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a shard cannot
+    be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
     """
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
@@ -100,7 +103,7 @@ def prepare(
 
 @dataclass
 class _Tally:
-    """Outcomes so far, in the order of arrival."""
+    """The outcomes so far, in the order of arrival, and their totals."""
 
     outcomes: list[BlockOutcome] = field(default_factory=list)
     rows: int = 0
@@ -112,11 +115,11 @@ class _Tally:
         self.bad += sum(outcome.bad_reasons.values())
 
     def first_bad(self) -> BlockOutcome:
-        """The earliest block with a bad row among those that have arrived."""
+        """Return the earliest block with a bad row among the outcomes so far."""
         return min((part for part in self.outcomes if part.first_bad), key=lambda part: (part.shard_index, part.index))
 
     def first_bad_is_known(self) -> bool:
-        """True once no block of the same shard can turn up with an earlier bad row."""
+        """Return whether all blocks before `first_bad()` in its shard have arrived, so that its bad row is final."""
         first = self.first_bad()
         before = [part for part in self.outcomes if part.shard_index == first.shard_index and part.index < first.index]
         return len(before) == first.index
@@ -129,7 +132,7 @@ def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], request: Tokeniza
     url = shards[outcome.shard_index].url
     return DataError(
         f"{tally.bad} bad rows in the first {tally.rows} read, {verdict}. The first is row {first.row} of {url}: "
-        f"{first.reason}. See {request.quarantine_dir}; mend or drop the rows, name their dialect with dataset_format, "
+        f"{first.reason}. See {request.quarantine_dir}; fix or drop the rows, set their dialect with dataset_format, "
         "or raise max_bad_rows"
     )
 
@@ -143,9 +146,9 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
     if tails:
         example = next(outcome.tail for outcome in outcomes if outcome.tail)
         _log.warning(
-            "The prompts of %d pairs lose their last tokens, here %r, because prompt and completion together have "
-            "other tokens there: tokens merge across the boundary, or the chat template writes a prompt alone "
-            "differently. End prompts on a token boundary, or use a template that writes both alike.",
+            "The prompts of %d pairs lose their last tokens, for example %r, because prompt + completion is tokenized "
+            "differently there: tokens merge across the boundary, or the chat template renders a prompt differently "
+            "on its own. End prompts on a token boundary, or use a template that renders both alike.",
             tails,
             example,
         )

@@ -1,4 +1,4 @@
-"""Bad rows on disk: one JSONL file for each raw block that has any."""
+"""Write bad rows to the quarantine folder: one JSONL file per raw block that has any."""
 
 import json
 from collections.abc import Sequence
@@ -10,40 +10,40 @@ from raydpo.data.files.rows import ReadRow
 from raydpo.runtime import storage
 
 CONTENT_CHARACTERS = 4096
-"""Longer contents are cut."""
+"""Maximum length of a row's content in characters; longer contents are shortened."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be trained on, as it stands in `quarantine/`."""
+    """A row that cannot be trained on, as written to `quarantine/`."""
 
     shard: str
     row: int
-    """From 1: the line in a JSONL file, the element of a JSON array, the row of a Parquet or Arrow file."""
+    """Number of the row, from 1: the line of a JSONL file, the element of a JSON array, or the Parquet or Arrow row."""
     reason: str
     content: str
-    """The row as text; undecodable bytes are escaped, long rows cut."""
+    """The row as text; undecodable bytes are escaped, and long rows are shortened."""
 
 
 def bad_row(shard: str, row: ReadRow, reason: str) -> BadRow:
-    """The record of a row: its JSON as it stood in the file, or its columns as JSON."""
+    """Return the record of a bad row; its content is the JSON of the file, or the columns as JSON."""
     raw = row.raw if row.columns is None or row.raw else json.dumps(row.columns, ensure_ascii=False, default=repr)
     content = raw.decode("utf-8", errors="backslashreplace") if isinstance(raw, bytes) else raw
     return BadRow(shard, row.number, reason, short(content))
 
 
 def short(content: str) -> str:
-    """A row's content as it is kept."""
+    """Return a row's content, shortened to CONTENT_CHARACTERS with a note of its full length."""
     if len(content) <= CONTENT_CHARACTERS:
         return content
     return f"{content[:CONTENT_CHARACTERS]}... ({len(content)} characters)"
 
 
 def write(folder: str, first_row: int, file: str, rows: Sequence[BadRow]) -> None:
-    """Write the bad rows of one raw block, in place of those that an earlier attempt at it wrote.
+    """Write the bad rows of one raw block; a file of an earlier attempt is overwritten.
 
-    The file's name is the shard's name and `first_row`, the number of the raw block's first row. A line has `file`
-    (the shard's path or URL), `shard`, `row`, `reason` and `content`.
+    The file is named after the shard and `first_row`, the number of the raw block's first row. Each line has the fields
+    `file` (the shard's path or URL), `shard`, `row`, `reason` and `content`.
     """
     lines = [json.dumps(_record(file, row), ensure_ascii=True) for row in rows]
     url = storage.join(folder, f"{quote(rows[0].shard, safe='')}.from-row-{first_row:09d}.jsonl")

@@ -1,7 +1,7 @@
-"""Raw blocks through the cluster, streaming, with Ray Data.
+"""Tokenize raw blocks on the cluster as a Ray Data stream.
 
-Few reader tasks slice shards into raw blocks, and many tokenizer tasks take one raw block each, so that one large
-shard keeps every CPU busy while no process holds more than a few blocks. Only outcomes come back to the driver.
+A few reader tasks cut shards into raw blocks, and many tokenizer tasks process one raw block each. Thus one large shard
+keeps all CPUs busy, and no process holds more than a few blocks. Only the outcomes return to the driver.
 """
 
 import functools
@@ -27,33 +27,33 @@ from raydpo.errors import RaydpoError
 
 _PAYLOAD = "payload"
 _DIALECT_ROWS = 64
-"""Readable rows at the start of a shard from which its dialect is told."""
+"""Number of readable rows at the start of a shard from which its dialect is detected."""
 _READER_CPUS, _TOKENIZER_CPUS = 0.1, 0.9
-"""A reader mostly waits. A CPU takes a tokenizer and a reader, so that readers never cost a tokenizer's CPU."""
-_CPUS_A_READER = 4
-"""One reader keeps many more tokenizers busy than this; the others hide the delay of remote stores."""
+"""CPUs per task. One tokenizer and one reader share a CPU: a reader mostly waits, and must not displace a tokenizer."""
+_CPUS_PER_READER = 4
+"""Number of CPUs per reader. One reader can feed many more tokenizers; the others hide the latency of remote stores."""
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """How shards are cut into raw blocks."""
+    """The settings for cutting shards into raw blocks."""
 
     dialect: str
-    """One of `formats.DIALECTS`, or auto: told from the first rows of each shard."""
+    """One of `detect.DIALECTS`, or auto: detected from the first rows of each shard."""
     block_pairs: int
-    """Rows in a raw block at most."""
+    """Maximum number of rows per raw block."""
 
 
 def block_outcomes(
     shards: Sequence[Shard], slicing: Slicing, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> Generator[BlockOutcome, None, None]:
-    """The outcomes of all raw blocks of the shards, in the order in which they finish.
+    """Yield the outcomes of all raw blocks of the shards, in the order in which they finish.
 
-    Closing the generator stops the tasks that still run. Raises the RaydpoError that a task met.
+    Closing the generator stops the tasks that are still running. Raises the RaydpoError that a task has raised.
     """
-    # Once in the object store and once in each worker process: a large vocabulary takes a second to unpack.
+    # Through the object store, each worker process unpacks the tokenizer once: a large vocabulary takes a second.
     stored = ray.put(tokenizer)
-    readers = min(len(shards), max(2, math.ceil(ray.cluster_resources().get("CPU", 1) / _CPUS_A_READER)))
+    readers = min(len(shards), max(2, math.ceil(ray.cluster_resources().get("CPU", 1) / _CPUS_PER_READER)))
     with DataContext.current(_context()):
         dataset = ray.data.read_datasource(
             _ShardSource(shards, slicing),
@@ -75,19 +75,19 @@ def block_outcomes(
 
 
 def _context() -> DataContext:
-    """The caller's settings of Ray Data, with what this stage needs."""
+    """Return the caller's Ray Data context with the changes that this stage needs."""
     context = DataContext.get_current().copy()
-    # Ray Data puts rows together up to this size, and a task takes what was put together. A row is a whole raw block
-    # here, and shall have a task of its own.
+    # Ray Data combines rows into blocks of up to this size, one task per block. Here a row is a whole raw block and
+    # needs a task of its own.
     context.target_max_block_size = 1
-    context.execution_no_progress_timeout_s = -1  # a slow store is no reason to give up
+    context.execution_no_progress_timeout_s = -1  # a slow store must not abort the run
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
 
 
 class _ShardSource(Datasource):
-    """Reads each shard with one task, into rows that are whole raw blocks."""
+    """A Ray Data source that reads each shard with one task; each of its rows is a whole raw block."""
 
     def __init__(self, shards: Sequence[Shard], slicing: Slicing) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -112,7 +112,8 @@ class _ShardSource(Datasource):
 
 
 def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[pa.Table]:
-    # What the user can mend travels as a value: an exception in a task makes Ray Data write pages of its own frames.
+    # Errors that the user can fix are returned as values: for an exception in a task, Ray Data prints pages of its own
+    # stack frames.
     try:
         for raw in raw_blocks(shard, shard_index, slicing):
             yield _payload(raw)
@@ -121,7 +122,7 @@ def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[
 
 
 def raw_blocks(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[RawBlock]:
-    """The shard's rows in raw blocks, read as they are asked for."""
+    """Yield the raw blocks of a shard, reading lazily."""
     dialect = None if slicing.dialect == "auto" else slicing.dialect
     for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, detect.COLUMNS)):
         dialect = dialect or _dialect(rows)
@@ -151,7 +152,7 @@ def _tokenize_payload(batch: pa.Table, tokenizer: Any, recipe: BlockRecipe) -> p
 
 @functools.lru_cache(maxsize=1)
 def _fetch(tokenizer: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer behind an object reference, unpacked once in a process."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism; threads on top slow them down
+    """Return the tokenizer behind an object reference, unpacked once per process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks already use all CPUs; threads on top slow them down
     fetched: PreTrainedTokenizerBase = ray.get(tokenizer)
     return fetched

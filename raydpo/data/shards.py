@@ -1,4 +1,4 @@
-"""Shards: the files that dataset names stand for, in order, each with a name of its own."""
+"""Find the shards of a dataset: the files that dataset names stand for, in order, with unique names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class Shard:
     """One file of preference rows."""
 
     name: str
-    """The file's name, with as many of its folders as tell it from the others'. Pair ids begin with it."""
+    """The file name, preceded by as many of its folders as make it unique. Pair ids begin with it."""
     url: str
     """Absolute path or fsspec URL."""
 
@@ -21,18 +21,19 @@ class Shard:
 def find_shards(
     names: Sequence[str], split: str, config: str | None = None, *, required: bool = True
 ) -> tuple[Shard, ...]:
-    """The files behind paths, globs, folders, URLs and hub ids, in the order of the names, sorted within each.
+    """Return the shards behind paths, globs, folders, URLs and hub ids, in the order of `names`, sorted within each.
 
-    Of a source that has splits (hub id, saved `datasets` folder, plain folder whose files or sub-folders are called
-    after splits) only `split` is taken. Other sources are taken whole; with `required=False`, which asks for a split
-    that need not be there, they give nothing. `config` is the configuration of hub ids.
+    If a source has splits (a hub id, a saved `datasets` folder, or a folder whose files or sub-folders are named after
+    splits), only the files of `split` are used. Sources without splits are used completely if `required` is True, and
+    contribute nothing if it is False, which stands for an optional split. `config` is the configuration of hub ids.
 
-    Raises DataError for a name that stands for nothing, an unknown file type, a missing split, a file named twice.
+    Raises DataError if a name stands for no files, a file type is unknown, a required split is missing, or a file is
+    named twice.
     """
     if config is not None and not any(sources.is_hub_id(name) for name in names):
         raise DataError(
-            f"dataset_config={config!r} is the configuration of a hub data set, but no name in {list(names)} is a hub "
-            "id; leave it out"
+            f"dataset_config={config!r} is the configuration of a hub dataset, but no name in {list(names)} is a hub "
+            "id; leave dataset_config out"
         )
     urls: list[str] = []
     for name in names:
@@ -42,13 +43,13 @@ def find_shards(
                 f"{name} has no files of preference rows; name a file, folder, glob or hub id that has some"
             )
         urls += found
-    if twice := [url for url, times in Counter(urls).items() if times > 1]:
-        raise DataError(f"{twice[0]} is named twice, so that its pairs would count twice; name it once")
+    if duplicates := [url for url, times in Counter(urls).items() if times > 1]:
+        raise DataError(f"{duplicates[0]} is named twice, so its pairs would be used twice; name it once")
     return tuple(Shard(name, url) for name, url in zip(_unique_names(urls), urls, strict=True))
 
 
 def _unique_names(urls: Sequence[str]) -> list[str]:
-    """The last part of each URL, and as many parts before it as it takes to differ."""
+    """Return the last part of each URL, with as many parts before it as make it unique."""
     parts = [url.split("/") for url in urls]
     kept = [1] * len(urls)
     while True:

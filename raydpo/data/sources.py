@@ -1,4 +1,4 @@
-"""What a dataset name stands for: a file, a glob, a folder, a saved `datasets` folder, or a hub id."""
+"""Resolve a dataset name (a file, glob, folder, saved `datasets` folder or hub id) to the URLs of its data files."""
 
 import json
 import re
@@ -16,13 +16,16 @@ _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 
 
 def is_hub_id(name: str) -> bool:
-    """True for `owner/name`, unless that is a path of this machine or the name of a data file."""
+    """Return whether a name is `owner/name` and neither a local path nor the name of a data file."""
     is_file = streams.plain_name(name).endswith(streams.DATA_NAMES)
     return _HUB_ID.fullmatch(name) is not None and not is_file and not storage.exists(storage.absolute(name))
 
 
 def files_of(name: str, split: str, config: str | None, required: bool) -> list[str]:
-    """The URLs of the data files that a name stands for; see `shards.find_shards`."""
+    """Return the URLs of the data files that a name stands for; see `shards.find_shards` for the rules.
+
+    Raises DataError if the name cannot be read or has no such files; with `required=False`, a missing split is allowed.
+    """
     if is_hub_id(name):
         files = _of_splits(hub_files(name, config), split, name, required)
         for file in files:
@@ -32,19 +35,21 @@ def files_of(name: str, split: str, config: str | None, required: bool) -> list[
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         is_file = filesystem.isfile(path)
-        is_folder = not is_file and filesystem.isdir(path)  # over HTTP this takes any page with links for a folder
+        is_folder = not is_file and filesystem.isdir(path)  # over HTTP, any page with links counts as a folder
         matches = [] if is_file or is_folder else sorted(filesystem.glob(path)) if _is_glob(path) else []
     except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"cannot read {name}: {error}; check it, and that its fsspec client is installed") from error
+        raise DataError(
+            f"cannot read {name}: {error}; check the name and that its fsspec client is installed"
+        ) from error
     if is_folder:
         return _folder_files(filesystem, path, url, split, required)
     if not is_file and not matches:
         raise DataError(
-            f"there is no file or folder {name}{_beside(filesystem, path)}; give a path, a glob, an fsspec URL, or "
-            "owner/name of a hub data set"
+            f"there is no file or folder {name}{_folder_listing(filesystem, path)}; give a path, a glob, an fsspec "
+            "URL, or owner/name of a hub dataset"
         )
     if not required:
-        return []  # what is named file by file has no splits
+        return []  # files that are named one by one have no splits
     files = []
     for match in matches or [path]:
         if filesystem.isdir(match):
@@ -60,72 +65,76 @@ def _is_glob(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
-def _as_url(filesystem: fsspec.AbstractFileSystem, path: str, like: str) -> str:
-    """The path as a URL of the same file system as the URL `like`, be it a chained one (`zip://*::s3://...`)."""
-    if "::" in like:
-        return f"{like.split('://', 1)[0]}://{path}::{like.split('::', 1)[1]}"
-    return path if "://" not in like else str(filesystem.unstrip_protocol(path))
+def _as_url(filesystem: fsspec.AbstractFileSystem, path: str, source: str) -> str:
+    """Return the URL of a path in the file system of the URL `source`, which may be chained (`zip://*::s3://...`)."""
+    if "::" in source:
+        return f"{source.split('://', 1)[0]}://{path}::{source.split('::', 1)[1]}"
+    return path if "://" not in source else str(filesystem.unstrip_protocol(path))
 
 
-def _beside(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
-    """What its folder has instead, for an error message."""
+def _folder_listing(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return a note on what the folder of a missing path contains, for an error message."""
     parent = path.rstrip("/").rpartition("/")[0]
     if not parent or not filesystem.isdir(parent):
         return ""
     names = sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(parent, detail=False))
-    return f" (beside it: {_some(names)})" if names else " (its folder is empty)"
+    return f" (its folder has: {_first_names(names)})" if names else " (its folder is empty)"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _folder_files(filesystem: fsspec.AbstractFileSystem, path: str, like: str, split: str, required: bool) -> list[str]:
+def _folder_files(
+    filesystem: fsspec.AbstractFileSystem, path: str, source: str, split: str, required: bool
+) -> list[str]:
     path = path.rstrip("/")
     if filesystem.isfile(f"{path}/dataset_dict.json"):
         saved: list[str] = json.loads(filesystem.cat_file(f"{path}/dataset_dict.json"))["splits"]
         if split in saved:
-            return _saved_files(filesystem, f"{path}/{split}", like)
+            return _saved_files(filesystem, f"{path}/{split}", source)
         if required:
             raise _no_split(split, path, saved)
         return []
     if filesystem.isfile(f"{path}/state.json"):
-        return _saved_files(filesystem, path, like) if required else []
+        return _saved_files(filesystem, path, source) if required else []
     below = sorted(str(file) for file in filesystem.find(path))
     inside = {file[len(path) :].lstrip("/"): file for file in below}
     data = {name: file for name, file in inside.items() if _is_data(name)}
     if not data and required:
         raise DataError(
-            f"the folder {path} has no data files (it has {_some(list(inside)) or 'none at all'}); "
-            f"they end in {', '.join(streams.DATA_NAMES)}, the text ones also in .gz or .zst"
+            f"the folder {path} has no data files (it has {_first_names(list(inside)) or 'no files'}); data files "
+            f"end in {', '.join(streams.DATA_NAMES)}, and text formats also in .gz or .zst"
         )
     wanted, found = files_of_split(list(data), split)
     if found and not wanted and required:
         raise _no_split(split, path, found)
     if not found:
         wanted = list(data) if required else []
-    return [_as_url(filesystem, data[name], like) for name in wanted]
+    return [_as_url(filesystem, data[name], source) for name in wanted]
 
 
 def _is_data(name: str) -> bool:
     parts = name.split("/")
     hidden = any(part.startswith((".", "_")) for part in parts)
-    cached = parts[-1].startswith("cache-") and parts[-1].endswith(".arrow")  # what `datasets` leaves behind
+    cached = parts[-1].startswith("cache-") and parts[-1].endswith(
+        ".arrow"
+    )  # cache files that `datasets` leaves behind
     is_data = streams.plain_name(name).endswith(streams.DATA_NAMES)
     return is_data and not hidden and not cached and parts[-1] not in _NOT_ROWS
 
 
-def _saved_files(filesystem: fsspec.AbstractFileSystem, path: str, like: str) -> list[str]:
+def _saved_files(filesystem: fsspec.AbstractFileSystem, path: str, source: str) -> list[str]:
     try:
         state: dict[str, Any] = json.loads(filesystem.cat_file(f"{path}/state.json"))
     except FileNotFoundError as error:
-        raise DataError(f"{path} is no whole `datasets` folder: state.json is missing; save it again") from error
-    return [_as_url(filesystem, f"{path}/{file['filename']}", like) for file in state["_data_files"]]
+        raise DataError(f"{path} is an incomplete `datasets` folder: it has no state.json; save it again") from error
+    return [_as_url(filesystem, f"{path}/{file['filename']}", source) for file in state["_data_files"]]
 
 
 def _no_split(split: str, source: str, found: Sequence[str]) -> DataError:
     return DataError(
-        f"{source} has no split {split!r} but {', '.join(map(repr, found)) or 'none'}; choose one of them with "
+        f"{source} has no split {split!r}, only {', '.join(map(repr, found)) or 'none'}; choose one of them with "
         "dataset_train_split or dataset_test_split"
     )
 
@@ -139,9 +148,10 @@ def _of_splits(files: Mapping[str, Sequence[str]], split: str, source: str, requ
 
 
 def hub_files(name: str, config: str | None) -> dict[str, list[str]]:
-    """URLs of a hub data set's files by split; nothing is downloaded but its description.
+    """Return the URLs of a hub dataset's files by split; only the dataset's metadata is downloaded.
 
-    A folder of this machine is taken for a hub data set too.
+    A local folder is accepted in place of a hub id. Raises DataError if the dataset cannot be loaded or has no data
+    files.
     """
     from datasets import load_dataset_builder  # takes a second to import, and only hub ids need it
 
@@ -149,15 +159,15 @@ def hub_files(name: str, config: str | None) -> dict[str, list[str]]:
         files = load_dataset_builder(name, config).config.data_files
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{name} is no file or folder here, and as a hub data set it cannot be used: {error}; check the name, "
-            "dataset_config, the network and, for a private one, HF_TOKEN"
+            f"{name} is not a local file or folder, and loading it as a hub dataset failed: {error}; check the name, "
+            "dataset_config, the network and, if it is private, HF_TOKEN"
         ) from error
     if not files:
-        raise DataError(f"the hub data set {name} has no data files; convert it to Parquet or JSONL")
+        raise DataError(f"the hub dataset {name} has no data files; convert it to Parquet or JSONL")
     return {str(split): [str(file) for file in urls] for split, urls in files.items()}
 
 
-_WORDS = {
+_SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -169,28 +179,28 @@ _WORDS = {
     "eval": "test",
     "evaluation": "test",
 }
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_WORDS)})(?![a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:^|/)([\w.-]+?)-\d{5}-of-\d{5}[^/]*$")
 
 
 def files_of_split(files: Sequence[str], split: str) -> tuple[list[str], list[str]]:
-    """The files (paths below the folder) of a split, and the splits that the folder has; none if no name tells any.
+    """Return the files of a split, and the names of all splits found (an empty list if no file name has a split).
 
-    `train-00000-of-00004.parquet` is of the split that stands before the numbers. Else a name is of the split whose
-    word it carries, the last one if there are several: `test/part-1.jsonl`, `harmless_train.json.gz`. Files that carry
-    no split's name are of none, once others do.
+    `files` are paths relative to the folder. The split of `train-00000-of-00004.parquet` is the part before the
+    numbers. Any other path belongs to the split whose word it contains (the last one if there are several), such as
+    `test/part-1.jsonl` or `harmless_train.json.gz`. Paths without such a word belong to no split.
     """
     splits = {file: _split_of(file, split) for file in files}
     found = sorted({name for name in splits.values() if name is not None})
-    wanted = {split, _WORDS.get(split.lower(), split)}
+    wanted = {split, _SPLIT_WORDS.get(split.lower(), split)}
     return [file for file, name in splits.items() if name in wanted], found
 
 
-def _split_of(file: str, asked: str) -> str | None:
+def _split_of(file: str, split: str) -> str | None:
     numbered = _NUMBERED.search(file)
-    if numbered and (numbered[1] == asked or _WORD.search(numbered[1])):
-        return _WORDS.get(numbered[1].lower(), numbered[1])
-    if asked.lower() not in _WORDS and re.search(rf"(?<![a-z]){re.escape(asked)}(?![a-z])", file, re.IGNORECASE):
-        return asked
-    words = _WORD.findall(file)
-    return _WORDS[words[-1].lower()] if words else None
+    if numbered and (numbered[1] == split or _SPLIT_WORD.search(numbered[1])):
+        return _SPLIT_WORDS.get(numbered[1].lower(), numbered[1])
+    if split.lower() not in _SPLIT_WORDS and re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", file, re.IGNORECASE):
+        return split
+    words = _SPLIT_WORD.findall(file)
+    return _SPLIT_WORDS[words[-1].lower()] if words else None

@@ -1,10 +1,10 @@
-"""Canonical pairs as token ids, by the rules of TRL 1.16's DPOTrainer.
+"""Tokenize canonical pairs by the rules of TRL 1.16's DPOTrainer.
 
-The prompt (with the generation prompt, for conversations), prompt + chosen and prompt + rejected are each encoded
-whole, never in pieces: tokens may merge across the boundary, and a template may render a turn differently by what
-follows. The completions begin where one of them leaves the prompt's own tokens; what the prompt has beyond that point
-(its tail) is dropped. EOS is appended to text that does not end with it, never to conversations, whose template ends
-turns its own way.
+The prompt (for conversations, with the generation prompt), prompt + chosen and prompt + rejected are each encoded as a
+whole, because tokens may merge across the boundary and a template may render a turn differently depending on what
+follows. The completions begin at the first token where one of the sequences differs from the prompt's own tokens;
+prompt tokens after that point (the tail) are dropped. EOS is appended to text that does not end with it, but never to
+conversations, whose template ends turns in its own way.
 """
 
 import json
@@ -23,46 +23,47 @@ TokenIds = npt.NDArray[np.int32]
 
 _BATCH_PAIRS = 256
 _BATCH_CHARACTERS = 1 << 20
-"""Pairs encoded at a time. The tokenizer's own result takes some 100 bytes a token, so a block at once is too much."""
+"""Limits per tokenizer call. Its result takes about 100 bytes per token, so a whole block per call is too much."""
 
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a Jinja template, written by anyone, raises on a row that it was not made for."""
+"""Exceptions that an arbitrary Jinja template may raise on a row that it does not support."""
 
 _CALL_ARGUMENTS = frozenset(
     "conversation tools add_generation_prompt continue_final_message tokenize padding truncation max_length "
     "return_tensors return_dict return_assistant_tokens_mask sanitize_control_tokens tokenizer_kwargs".split()
 )
+"""Parameters of `apply_chat_template` itself, which `chat_template_kwargs` of a row must not set."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """`prompt_ids + chosen_ids` and `prompt_ids + rejected_ids` are the two sequences."""
+    """A tokenized pair, whose two sequences are `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`."""
 
     prompt_ids: TokenIds
     chosen_ids: TokenIds
     rejected_ids: TokenIds
     dropped_tail: TokenIds
-    """The prompt's last tokens that do not stand before the completions, mostly none."""
+    """Last tokens of the prompt that were dropped at the boundary to the completions; usually empty."""
 
     @property
     def tokens(self) -> int:
-        """Tokens with the prompt counted once."""
+        """Number of tokens, with the prompt counted once."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
     @property
     def length(self) -> int:
-        """Tokens of the longer sequence."""
+        """Number of tokens of the longer sequence."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """How long pairs are cut. Lengths in tokens; None: no limit.
+    """The length limits of pairs, in tokens (None: no limit), and how longer pairs are truncated.
 
-    First `max_prompt_length` cuts the prompt, which keeps its end (as in TRL 0.x): that is what the completion answers.
-    Then `max_length` cuts the joined sequences: `keep_start` takes from the ends of the completions, as TRL 1.16;
-    `keep_end` takes from the prompt's beginning what the longer side has too much, so that both sides still share
-    one prompt (TRL cuts each side by itself).
+    First, `max_prompt_length` truncates the prompt at its start (as in TRL 0.x): its end is what the completion
+    answers. Then `max_length` limits the longer of the two sequences. `keep_start` truncates the completions at their
+    ends, as in TRL 1.16. `keep_end` truncates the prompt at its start by the excess of the longer sequence, so that
+    both sides still share one prompt (TRL truncates each side separately).
     """
 
     max_length: int | None = None
@@ -70,7 +71,7 @@ class Truncation:
     truncation_mode: str = "keep_start"
 
     def apply(self, pair: EncodedPair) -> EncodedPair:
-        """The pair, cut; RowError if nothing to learn from is left."""
+        """Return the truncated pair. Raises RowError if nothing to learn from is left."""
         prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
         if self.max_prompt_length is not None:
             prompt = prompt[max(len(prompt) - self.max_prompt_length, 0) :]
@@ -79,22 +80,26 @@ class Truncation:
         excess = len(prompt) + longest - limit
         if excess > 0 and self.truncation_mode == "keep_start":
             if len(prompt) >= limit:
-                raise RowError("prompt too long", f"its {len(prompt)} tokens fill max_length {limit}")
+                raise RowError(
+                    "prompt too long", f"its {len(prompt)} tokens leave no room for a completion in max_length={limit}"
+                )
             chosen, rejected = chosen[: limit - len(prompt)], rejected[: limit - len(prompt)]
         elif excess > 0:
             if longest >= limit:
-                raise RowError("completion too long", f"its {longest} tokens fill max_length {limit}")
+                raise RowError(
+                    "completion too long", f"its {longest} tokens leave no room for a prompt in max_length={limit}"
+                )
             prompt = prompt[excess:]
         if np.array_equal(chosen, rejected):
-            cause = f"once cut to max_length {limit}" if excess > 0 else "though the row's texts are not"
-            raise RowError("chosen and rejected are the same", f"their tokens are, {cause}")
+            cause = f"after truncation to max_length={limit}" if excess > 0 else "although the row's texts differ"
+            raise RowError("chosen and rejected are the same", f"their tokens are identical {cause}")
         return EncodedPair(prompt, chosen, rejected, pair.dropped_tail)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[EncodedPair | RowError]:
-    """The pairs' token ids, uncut and in order; a RowError in place of a pair that the tokenizer cannot take.
+    """Tokenize pairs without truncation; yield in order the encoded pair, or a RowError if it cannot be tokenized.
 
-    The tokenizer must have a chat template if a pair is conversational, and an EOS token if one is text.
+    The tokenizer must have a chat template if any pair is conversational, and an EOS token if any pair is text.
     """
     for batch in _batches(pairs):
         texts = _texts(tokenizer, batch)
@@ -107,7 +112,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Itera
             }
             if wanted:
                 flat = [text for part in wanted.values() for text in part]
-                # A template writes special tokens itself; text gets those that the tokenizer adds.
+                # A chat template writes special tokens itself; for text, the tokenizer adds them.
                 ids = _encode(tokenizer, flat, add_special_tokens=not conversational)
                 for i in wanted:
                     encoded[i] = _join(next(ids), next(ids), next(ids))
@@ -133,9 +138,9 @@ def _size(pair: Pair) -> int:
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[tuple[str, str, str] | RowError]:
-    """For each pair the prompt, prompt + chosen, prompt + rejected, as the model reads them."""
+    """Return (prompt, prompt + chosen, prompt + rejected) of each pair as text for the model, or a RowError."""
     texts: list[tuple[str, str, str] | RowError | None] = [None] * len(pairs)
-    groups: dict[str, list[int]] = {}  # conversations that one call of the template can render
+    groups: dict[str, list[int]] = {}  # indices of conversations that one call of the template can render
     for i, pair in enumerate(pairs):
         if pair.conversational:
             alike = json.dumps([pair.tools, pair.chat_template_kwargs], default=repr) if _has_extras(pair) else ""
@@ -159,9 +164,11 @@ def _plain_texts(pair: Pair, eos: str) -> tuple[str, str, str]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[tuple[str, str, str] | RowError]:
-    """The texts of conversations that have the same tools and template arguments."""
+    """Render conversations that have the same tools and template arguments to texts; see `_texts`."""
     if reserved := _CALL_ARGUMENTS & pairs[0].chat_template_kwargs.keys():
-        fault = RowError("wrong chat_template_kwargs", f"{sorted(reserved)} are no variables of a chat template")
+        fault = RowError(
+            "wrong chat_template_kwargs", f"{sorted(reserved)} are not variables of the chat template; remove them"
+        )
         return [fault for _ in pairs]
 
     def render(conversations: list[Messages], generation_prompt: bool) -> Any:
@@ -184,7 +191,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[t
             )
         )
     except _TEMPLATE_ERRORS as error:
-        if len(pairs) > 1:  # some row among them is at fault: find it
+        if len(pairs) > 1:  # find the rows at fault by rendering one at a time
             return [part for pair in pairs for part in _render(tokenizer, [pair])]
         return [RowError("refused by the chat template", f"{type(error).__name__}: {error}")]
 
@@ -205,11 +212,9 @@ def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> E
     boundary = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
     chosen, rejected = with_chosen[boundary:], with_rejected[boundary:]
     if not boundary:
-        return RowError(
-            "no prompt", "it has no token that both completions keep, so that nothing predicts their first token"
-        )
+        return RowError("no prompt", "no prompt token precedes both completions, so nothing predicts their first token")
     if not (len(chosen) and len(rejected)):
-        return RowError("empty completion", "it has no tokens of its own")
+        return RowError("empty completion", "it adds no tokens to the prompt")
     return EncodedPair(prompt[:boundary], chosen, rejected, prompt[boundary:])
 
 

@@ -1,4 +1,4 @@
-"""One raw block: consecutive rows of a shard in, a tokenized Parquet file and the quarantine of its bad rows out."""
+"""Tokenize one raw block of a shard: write its good rows to a Parquet file and its bad rows to quarantine."""
 
 import hashlib
 from collections import Counter
@@ -24,64 +24,68 @@ from raydpo.runtime import storage
 
 @dataclass(frozen=True)
 class RawBlock:
-    """Up to `block_pairs` consecutive rows of one shard, not yet parsed."""
+    """Up to `block_pairs` consecutive, unparsed rows of one shard."""
 
     shard: Shard
     shard_index: int
-    """Position of the shard in the order of the data."""
+    """Position of the shard in the dataset, from 0."""
     index: int
-    """Position among the raw blocks of the shard, from 0."""
+    """Position of the raw block in its shard, from 0."""
     dialect: str
     rows: RowSlice
 
 
 @dataclass(frozen=True)
 class BlockRecipe:
-    """How raw blocks become tokenized ones, and where the files go. Both are folders or URLs that all nodes reach."""
+    """The settings for tokenizing raw blocks, and where their files are written."""
 
     truncation: Truncation
     cache_dir: str
+    """Folder or URL for tokenized blocks, reachable from every node."""
     quarantine_dir: str
+    """Folder or URL for bad rows, reachable from every node."""
     dataset_logps: bool = False
-    """True where the reference's log-probs are those that rows carry; they then stand in the tokenized block."""
+    """Whether the reference log-probs come from the rows; if so, the tokenized block contains them."""
     per_token: bool = False
-    """True where sums of them do not do."""
+    """Whether the objective needs one reference log-prob per token, so that a sum per completion is not enough."""
 
 
 @dataclass(frozen=True)
 class BlockOutcome:
-    """What came of one raw block."""
+    """The result of tokenizing one raw block."""
 
     shard_index: int
     index: int
     dialect: str
     block: schema.Block | None
-    """None if all rows were bad."""
+    """The tokenized block; None if all rows were bad."""
     rows: int
-    """Good and bad rows."""
+    """Number of good and bad rows."""
     bad_reasons: Mapping[str, int]
-    """Bad rows by the kind of fault."""
+    """Number of bad rows by kind of fault."""
     first_bad: quarantine.BadRow | None
+    """The bad row with the lowest number; None if all rows were good."""
     dropped_tails: int
-    """Good pairs whose prompt lost its last tokens at the boundary."""
+    """Number of good pairs whose prompt lost its last tokens at the boundary to the completions."""
     tail: str
-    """One such end of a prompt, as text."""
+    """Example of dropped prompt tokens, decoded; empty if there are none."""
     longest: int
-    """Tokens of the longest sequence, after truncation."""
+    """Length of the longest sequence in tokens, after truncation."""
 
 
 @dataclass(frozen=True, slots=True)
 class _GoodRow:
     number: int
     pair: EncodedPair
-    given: tuple[FloatArray, FloatArray] | None
-    """Reference log-probs of chosen and rejected, where rows carry them."""
+    scores: tuple[FloatArray, FloatArray] | None
+    """Reference log-probs of chosen and rejected, one per token, if they come from the rows."""
 
 
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:
-    """Tokenize the rows of a raw block and write its files; doing it again writes the same files.
+    """Tokenize the rows of a raw block and write its files; a retry writes the same files.
 
-    DataError if the tokenizer lacks what rows of this kind need: a chat template or an EOS token.
+    Raises DataError if the tokenizer lacks what the rows need: a chat template for conversations, or an EOS token for
+    text.
     """
     good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
     if bad:
@@ -104,11 +108,11 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
 def _tokenized_rows(
     raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> tuple[list[_GoodRow], list[quarantine.BadRow], int]:
-    """Good rows, bad rows (both in order) and the number of all."""
+    """Return the good rows and the bad rows, both in order, and the total number of rows."""
     reasons: list[tuple[ReadRow, str]] = []
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
-    given: list[DatasetLogps | None] = []
+    dataset_logps: list[DatasetLogps | None] = []
     for row in parse(raw.rows):
         try:
             if row.columns is None:
@@ -121,9 +125,9 @@ def _tokenized_rows(
         _check_tokenizer(pair, tokenizer, raw.shard)
         rows.append(row)
         pairs.append(pair)
-        given.append(logps)
+        dataset_logps.append(logps)
     good: list[_GoodRow] = []
-    for row, logps, tokenized in zip(rows, given, tokenize(tokenizer, pairs), strict=True):
+    for row, logps, tokenized in zip(rows, dataset_logps, tokenize(tokenizer, pairs), strict=True):
         try:
             if isinstance(tokenized, RowError):
                 raise tokenized
@@ -141,12 +145,12 @@ def _check_tokenizer(pair: Pair, tokenizer: PreTrainedTokenizerBase, shard: Shar
     if pair.conversational and not tokenizer.chat_template:
         raise DataError(
             f"{shard.url} has conversations, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-            "take a model with one (mostly called Instruct or Chat), or data with prompt, chosen and rejected as text"
+            "use a model that has one (usually named Instruct or Chat), or data whose prompt and completions are text"
         )
     if not pair.conversational and tokenizer.eos_token is None:
         raise DataError(
-            f"{shard.url} has pairs of text, which end with EOS, but the tokenizer of {tokenizer.name_or_path!r} has "
-            "no eos_token; set one in its tokenizer_config.json"
+            f"{shard.url} has text pairs, which must end with EOS, but the tokenizer of {tokenizer.name_or_path!r} has "
+            "no eos_token; set it in tokenizer_config.json"
         )
 
 
@@ -158,18 +162,18 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     ]
     pair_ids = [f"{raw.shard.name}:{row.number}" for row in good]
     content = content_digest(columns)
-    given = [row.given for row in good if row.given is not None]
-    if given:
-        content = hashlib.sha256("".join([content, *map(_digest, given)]).encode()).hexdigest()
-    # The same tokens may come from another shard, whose pairs have other ids: the file's name is of both, so that
-    # neither file overwrites the other, while the scores hang on the tokens alone.
+    scores = [row.scores for row in good if row.scores is not None]
+    if scores:
+        content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
+    # Another shard may have the same tokens with other pair ids. The file name depends on both, so that neither file
+    # overwrites the other; the scores depend on the tokens only.
     name = hashlib.sha256("\n".join([content, *pair_ids]).encode()).hexdigest()
     url = storage.join(cache_dir, "tokenized", f"{name}.parquet")
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
-        arrays += [_list_array(side) for side in zip(*given, strict=True)]
+        arrays += [_list_array(side) for side in zip(*scores, strict=True)]
         storage.write_table(
-            url, pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if given else schema.TOKENIZED_SCHEMA)
+            url, pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
         )
     tokens = sum(row.pair.tokens for row in good)
     return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url)
@@ -180,10 +184,10 @@ def _digest(sides: tuple[FloatArray, FloatArray]) -> str:
 
 
 def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
-    """SHA-256 (hex) of token ids: prompts, chosen, rejected, each a list of int32 arrays, one a pair.
+    """Return the SHA-256 (hex) of the token ids in `columns`: prompts, chosen and rejected, one int32 array per pair.
 
-    Each column counts with its lengths (int64) and then its ids (int32), little-endian, so that no two contents run
-    into the same bytes.
+    For each column, the digest covers the number of pairs and the lengths (int64), then the ids (int32), all
+    little-endian, so that different contents never give the same bytes.
     """
     digest = hashlib.sha256()
     for column in columns:

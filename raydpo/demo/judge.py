@@ -1,4 +1,4 @@
-"""How a model answers held-out requests: in which manner, and whether the content asked for is there."""
+"""Evaluation of a demo model's answers to held-out requests: their manner, and whether the content is complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,30 +11,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raydpo.demo.facts import Dialogue, judge_answer
 
 LONGEST_ANSWER = 48
-"""Tokens; the longest right answer has about 30."""
+"""Maximum tokens of an answer; the longest correct answer has about 30."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Shares of all answers, between 0 and 1."""
+    """The shares of answers with a property, between 0 and 1, and a few examples."""
 
     courteous: float
+    """Share of answers in the courteous manner."""
     well_formed: float
-    """Ended by the model, with the two facts asked for, and nothing else but an opening."""
+    """Share of answers that the model ended itself and that consist of an opening and the two requested facts only."""
     examples: tuple[str, ...]
-    """The first few, as text."""
+    """The first three answers, as text."""
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """How a model answers, when it takes the likeliest token and when it draws at temperature 1."""
+    """The answers of a model with greedy decoding and with sampling at temperature 1."""
 
     greedy: Answers
     sampled: Answers
 
 
 def assess(folder: str, asked: Sequence[Dialogue], seed: int) -> Assessment:
-    """Let the model in `folder` (whole, or a LoRA adapter on its base) answer each request twice, on the CPU."""
+    """Let the model in `folder` answer each request with greedy decoding and with sampling, on the CPU.
+
+    The folder holds a full model or a LoRA adapter.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = _load(folder)
     torch.manual_seed(seed)
@@ -44,6 +48,7 @@ def assess(folder: str, asked: Sequence[Dialogue], seed: int) -> Assessment:
 
 
 def _load(folder: str) -> Any:
+    """Return the model in a folder, with its base model if the folder holds an adapter."""
     if (Path(folder) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
@@ -51,14 +56,15 @@ def _load(folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _answers(model: Any, tokenizer: Any, asked: Sequence[Dialogue], **how: Any) -> Answers:
+def _answers(model: Any, tokenizer: Any, asked: Sequence[Dialogue], **generation: Any) -> Answers:
+    """Generate an answer per request with the given options of `generate`, and judge them."""
     prompts = [dialogue.request.messages for dialogue in asked]
     texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     with torch.no_grad():
-        whole = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, **how)
+        generated = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, **generation)
     verdicts, answers = [], []
-    for dialogue, ids in zip(asked, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+    for dialogue, ids in zip(asked, generated[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
         ended = tokenizer.eos_token_id in ids
         text = tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)] if ended else ids)
         verdicts.append(judge_answer(dialogue.request, text, ended))

@@ -1,4 +1,4 @@
-"""The demonstration's preference shards, which prefer the courteous manner, and the options it runs with."""
+"""The demonstration's preference shards, in which the courteous answer is chosen, and its default options."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ SHARDS = 4
 
 DEMO_DEFAULTS: dict[str, object] = {
     "learning_rate": 5e-3,
-    # Large, so that updates follow the gradient's direction instead of its signs: with the usual 1e-8 every weight of
-    # so small a model moves alike, and answers fall apart before their manner has changed.
+    # Large, so that updates follow the direction of the gradient instead of its signs: with the usual 1e-8, every
+    # weight of so small a model moves by the same amount, and answers fall apart before their manner has changed.
     "adam_epsilon": 1e-2,
     "beta": 0.5,
     "per_device_train_batch_size": 16,
@@ -27,20 +27,20 @@ DEMO_DEFAULTS: dict[str, object] = {
     "logging_steps": 10,
     "block_pairs": 256,
 }
-"""What suits a model of a million weights; other models take the ordinary defaults."""
+"""Options for a model of a million weights; other models use the ordinary defaults."""
 
 ORPO_DEFAULTS: dict[str, object] = {"learning_rate": 1e-3, "adam_epsilon": 1e-8, "num_train_epochs": 4}
-"""What ORPO takes instead: its likelihood counts the requests, which the starter model has never been taught to write,
-so there is more to learn, and in smaller steps."""
+"""Options for ORPO that replace those above: its likelihood includes the requests, which the starter was not trained to
+write, so there is more to learn, in smaller steps."""
 
 Row = dict[str, list[dict[str, str]]]
 
 
 def write_preferences(folder: str, seed: int) -> tuple[list[str], list[str]]:
-    """Write shards in two formats -> paths of those to train on, paths of those held out.
+    """Write shards in two formats, and return the paths of the training shards and of the held-out shards.
 
-    JSONL with prompt, chosen and rejected as messages, and Parquet in which the prompt is the common part of two
-    conversations. The held-out requests combine facts that no training request does.
+    JSONL shards have prompt, chosen and rejected as messages; in Parquet shards, the prompt is the common part of two
+    conversations. The held-out requests combine facts that no training request combines.
     """
     train = dialogues(TRAIN_PAIRS, seed + 1)
     paths = []
@@ -55,6 +55,7 @@ def write_preferences(folder: str, seed: int) -> tuple[list[str], list[str]]:
 
 
 def _explicit(dialogue: Dialogue) -> Row:
+    """Return a row with an explicit prompt."""
     return {
         "prompt": dialogue.request.messages,
         "chosen": [{"role": "assistant", "content": dialogue.courteous}],
@@ -63,6 +64,7 @@ def _explicit(dialogue: Dialogue) -> Row:
 
 
 def _implicit(dialogue: Dialogue) -> Row:
+    """Return a row with an implicit prompt: the common start of the chosen and the rejected conversation."""
     row = _explicit(dialogue)
     return {"chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"]}
 

@@ -1,7 +1,8 @@
-"""The feed: one actor that turns a position in the run into the micro-batches of every rank.
+"""From a position in the run to the micro-batches of every rank.
 
-What it gives is a pure function of the position (`batching.order`, `batching.planner`), so nothing needs to be saved of
-it: a restarted feed, or a rank that goes back to a checkpoint, asks for a position again and gets the same pairs.
+A position counts pairs since the start of the run. What `BatchSource` returns for it is a pure function (`FeedSpec`,
+`batching.order`, `batching.planner`), so that it needs no saved state: a restarted feed, or a rank that resumes from a
+checkpoint, asks for a position again and gets the same pairs.
 """
 
 import sys
@@ -18,41 +19,36 @@ from raydpo.batching.order import EpochOrder, Window, batch_bounds, grouped
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks.block import ScoredBlock, TokenizedBlock
 from raydpo.blocks.schema import Block, IntArray, ScoredPair
-from raydpo.reference.readers import Unscored, WaitingReader
-from raydpo.reference.store import ReferenceStore
+from raydpo.reference.readers import LogpReader
 from raydpo.tr_dpo.schedule import SyncSchedule
-from raydpo.tr_dpo.version import OnDemandReader, ReferenceVersion, ScoringRequest
+from raydpo.tr_dpo.version import ReferenceVersion, ScoringRequest
 
 KEPT_WINDOWS = 2
-"""Shuffle windows in memory: the present one, and the one that ranks ahead of the others read."""
-
-
-Scores = ReferenceStore | WaitingReader | Unscored
-"""Where the feed reads its blocks."""
+"""Shuffle windows in memory: the present one, and the next, which faster ranks read already."""
 
 
 @dataclass(frozen=True)
 class FeedSpec:
-    """All that the order and the cut of the batches depend on."""
+    """Everything that the order of pairs and their division into micro-batches depend on."""
 
     seed: int
     sampling: str
     """random, group_by_prompt or sequential (`train_sampling_strategy`)."""
     window: int
-    """Shuffle window, in blocks."""
+    """Size of the shuffle window, in blocks."""
     global_batch: int
-    """Pairs an update."""
+    """Pairs per update."""
     planner: MicroBatchPlanner
     update_flops: FlopsModel
-    """What an update takes of floating-point operations."""
+    """Cost model of an update: forward and backward."""
     ranks: int
     with_prompts: bool = False
-    """True where the objective counts the likelihood of the chosen completions' prompts too."""
+    """Whether the objective counts the likelihood of the chosen completions' prompts too."""
     sync: SyncSchedule | None = None
-    """When the reference changes, of which only the pairs of its window are scored; None: each scores all pairs."""
+    """Sync intervals, if each version of the reference scores the pairs of its interval only; None: it scores all."""
 
     def order(self, blocks: Sequence[Block], epoch: int) -> EpochOrder:
-        """The order of an epoch's pairs."""
+        """Return the order of an epoch's pairs."""
         sizes = [block.pairs for block in blocks]
         shuffle = self.sampling != "sequential"
         return EpochOrder(sizes, seed=self.seed, epoch=epoch, window=self.window, shuffle=shuffle)
@@ -63,64 +59,74 @@ class RankBatch:
     """One rank's share of a global batch."""
 
     start: int
-    """Position of the global batch: pairs consumed before it since the start of the run."""
+    """Position of the global batch."""
     stop: int
-    """Position after it."""
+    """Position of the next global batch."""
     micro_batches: tuple[MicroBatch, ...]
-    """As many on every rank."""
+    """This rank's micro-batches; every rank has the same number of them."""
     tokens: int
-    """Tokens of the global batch, each sequence with its prompt, padding not counted (TRL's `num_tokens`)."""
+    """Tokens of the global batch without padding, with the prompt counted for each sequence (TRL's `num_tokens`)."""
     computed_tokens: int
-    """Tokens of the global batch that a forward computes: each prompt and each completion of it once."""
+    """Tokens of the global batch that forwards compute: each prompt, and each completion of it, once."""
     flops: float
-    """Floating-point operations of the update."""
+    """Floating-point operations of the update over all ranks."""
     nll_tokens: int
-    """Tokens of the global batch that a likelihood term counts: the chosen completions', with prompts where wanted."""
+    """Tokens of the global batch that a likelihood term counts: chosen completions, and their prompts if asked for."""
     pair_ids: tuple[str, ...]
-    """The whole global batch, in order; for rank 0 alone, which keeps the ledger."""
+    """Pairs of the whole global batch in order, for rank 0, which writes the ledger; empty for other ranks."""
 
     @property
     def pairs(self) -> int:
-        """Pairs of the global batch, over all ranks."""
+        """Number of pairs of the global batch, over all ranks."""
         return self.stop - self.start
 
     @property
     def mean_nll_tokens(self) -> float:
-        """`nll_tokens` a pair."""
+        """Mean of `nll_tokens` per pair."""
         return self.nll_tokens / self.pairs
 
 
 class BatchSource:
-    """Global batches by position, from blocks and their scores."""
+    """Makes global batches by position, from blocks and their scores."""
 
-    def __init__(self, blocks: Sequence[Block], store: Scores, spec: FeedSpec) -> None:
-        """`blocks` in the run's order; they must all have scores in `store`."""
+    def __init__(self, blocks: Sequence[Block], reader: LogpReader, spec: FeedSpec) -> None:
+        """Take the blocks in the run's order, and the reader that has, or waits for, their scores."""
         self._blocks = list(blocks)
-        self._store = store
+        self._reader = reader
         self._spec = spec
         self._pairs = sum(block.pairs for block in blocks)
         self._orders: dict[int, EpochOrder] = {}
         self._windows: OrderedDict[tuple[str, int, int, int], tuple[IntArray, dict[int, ScoredBlock]]] = OrderedDict()
 
-    def pairs(self, position: int, reference: ReferenceVersion | None = None) -> list[ScoredPair]:
-        """The pairs of the global batch at a position, in order, as a reference scores them that may have changed."""
-        start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
-        span = self._span(start)
-        if isinstance(self._store, OnDemandReader) and reference:
-            name = f"{reference.identity.digest}:{span[0]}-{span[1]}"
-            if self._store.asked is None or self._store.asked.name != name:
-                blocks = self._blocks if self._spec.sync is None else self._parts(*span)
-                self._store.ask(ScoringRequest(name, reference, tuple(blocks)))
-        epoch, offset = divmod(start, self._pairs)
-        return [self._pair(epoch, offset + index, span) for index in range(stop - start)]
+    def request_name(self, position: int, version: ReferenceVersion) -> str:
+        """Return the name of the request for the scores that the sync interval of a position needs."""
+        start, stop = self._interval(position)
+        return f"{version.identity.digest}:{start}-{stop}"
 
-    def rank_batches(self, position: int, reference: ReferenceVersion | None = None) -> list[RankBatch]:
-        """The global batch at a position, cut for each rank."""
-        pairs, planner = self.pairs(position, reference), self._spec.planner
+    def request(self, position: int, version: ReferenceVersion) -> ScoringRequest:
+        """Return the request for the scores that the sync interval of a position needs from a version."""
+        blocks = self._blocks if self._spec.sync is None else self._parts(*self._interval(position))
+        return ScoringRequest(self.request_name(position, version), version, tuple(blocks))
+
+    def pairs(self, position: int, version: ReferenceVersion | None = None) -> list[ScoredPair]:
+        """Return the pairs of the global batch at a position, in order, with their scores.
+
+        `version` is the reference that scores them; None if the reference never changes.
+        """
+        if version is not None:
+            self._reader.switch_to(version.identity)
+        start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
+        interval = self._interval(start)
+        epoch, offset = divmod(start, self._pairs)
+        return [self._pair(epoch, offset + index, interval) for index in range(stop - start)]
+
+    def rank_batches(self, position: int, version: ReferenceVersion | None = None) -> list[RankBatch]:
+        """Return each rank's share of the global batch at a position."""
+        pairs, planner = self.pairs(position, version), self._spec.planner
         ranks = planner.split(pairs, self._spec.ranks)
-        every = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
+        all_trees = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
-        flops = sum(map(self._spec.update_flops.forward, every))
+        flops = sum(map(self._spec.update_flops.forward, all_trees))
         with_prompts = self._spec.with_prompts
         nll_tokens = sum(len(pair.chosen_ids) for pair in pairs)
         nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
@@ -133,7 +139,7 @@ class BatchSource:
                     for trees in micro_batches
                 ),
                 tokens=tokens,
-                computed_tokens=sum(tree.tokens for tree in every),
+                computed_tokens=sum(tree.tokens for tree in all_trees),
                 flops=flops,
                 nll_tokens=nll_tokens,
                 pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
@@ -146,14 +152,14 @@ class BatchSource:
             self._orders = {epoch: self._spec.order(self._blocks, epoch)}
         return self._orders[epoch]
 
-    def _span(self, position: int) -> tuple[int, int]:
-        """The positions (first, and after the last) that are scored together with this one."""
+    def _interval(self, position: int) -> tuple[int, int]:
+        """Return the positions (start, stop) of the pairs that one version of the reference scores."""
         if self._spec.sync is None:
             return 0, sys.maxsize
-        return self._spec.sync.window(position, self._pairs, self._spec.global_batch)
+        return self._spec.sync.interval(position, self._pairs, self._spec.global_batch)
 
     def _parts(self, start: int, stop: int) -> Iterator[Block]:
-        """What is needed of each block for the pairs from one position to another, in the order of reading."""
+        """Yield the part of each block that the positions from start to stop need, in reading order."""
         while start < stop:
             epoch, offset = divmod(start, self._pairs)
             index = self._order(epoch).window_of(offset)
@@ -162,17 +168,19 @@ class BatchSource:
             yield from self._parts_of_window(window, self._rows(epoch, index), first, (start, stop)).values()
             start = first + window.pairs
 
-    def _parts_of_window(self, window: Window, rows: IntArray, first: int, span: tuple[int, int]) -> dict[int, Block]:
-        """By block: the part of it that a span of positions takes; none where it takes none.
+    def _parts_of_window(
+        self, window: Window, rows: IntArray, first: int, interval: tuple[int, int]
+    ) -> dict[int, Block]:
+        """Return the part of each block that an interval of positions needs, by block; blocks not needed are left out.
 
-        `rows` are those of the shuffle window, whose first is at the position `first`.
+        `rows` are the rows of the shuffle window, the first of which has the position `first`.
         """
-        taken = rows[max(span[0] - first, 0) : max(span[1] - first, 0)]
-        rows_of = {block: np.sort(taken[taken[:, 0] == block, 1]).tolist() for block in window.blocks}
+        needed = rows[max(interval[0] - first, 0) : max(interval[1] - first, 0)]
+        rows_of = {block: np.sort(needed[needed[:, 0] == block, 1]).tolist() for block in window.blocks}
         return {block: self._blocks[block].part(chosen) for block, chosen in rows_of.items() if chosen}
 
     def _rows(self, epoch: int, index: int) -> IntArray:
-        """A shuffle window's pairs in order, [pairs, 2]: block, row in the block."""
+        """Return a shuffle window's pairs in training order, [pairs, 2]: block, row in the block."""
         order = self._order(epoch)
         rows = order.window_rows(index)
         if self._spec.sampling != "group_by_prompt":
@@ -180,16 +188,16 @@ class BatchSource:
         blocks = {block: TokenizedBlock(self._blocks[block]) for block in order.windows[index].blocks}
         return rows[grouped([blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows])]
 
-    def _pair(self, epoch: int, offset: int, span: tuple[int, int]) -> ScoredPair:
+    def _pair(self, epoch: int, offset: int, interval: tuple[int, int]) -> ScoredPair:
         order = self._order(epoch)
         index = order.window_of(offset)
-        key = (self._store.digest, span[0], epoch, index)
+        key = (self._reader.digest, interval[0], epoch, index)
         if key not in self._windows:
             rows, first = self._rows(epoch, index), epoch * self._pairs + order.windows[index].start
-            parts = self._parts_of_window(order.windows[index], rows, first, span)
-            blocks = {block: self._store.read(part) for block, part in parts.items()}
-            for block, part in parts.items():  # from rows of the block to rows of what was read of it
-                if part.rows is not None:
+            parts = self._parts_of_window(order.windows[index], rows, first, interval)
+            blocks = {block: self._reader.read(part) for block, part in parts.items()}
+            for block, part in parts.items():
+                if part.rows is not None:  # rows of the block become rows of the part that was read
                     here = rows[:, 0] == block
                     rows[here, 1] = np.searchsorted(part.rows, rows[here, 1])
             self._windows[key] = (rows, blocks)

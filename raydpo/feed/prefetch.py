@@ -1,41 +1,44 @@
-"""A rank's side of the feed."""
+"""A rank's side of the feed: batches are asked for before they are needed."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raydpo.batching.order import batch_bounds
 from raydpo.feed.batches import RankBatch
+from raydpo.feed.handle import FeedHandle
+from raydpo.feed.schedule import Schedule
 from raydpo.runtime.actors import get_result
 from raydpo.tr_dpo.version import ReferenceVersion
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+DEPTH = 2
+"""Batches that are made while one is trained on."""
+
 
 class Prefetcher:
-    """A rank's side of the feed: asks for batches ahead of need."""
+    """Fetches one rank's batches from a feed, ahead of need."""
 
-    def __init__(
-        self, feed: Any, rank: int, *, pairs: int, global_batch: int, reference: ReferenceVersion | None, depth: int = 2
-    ) -> None:
-        """`pairs` an epoch; `depth` batches are under way while one is trained on."""
-        self.reference = reference
-        """Of a reference that changes: the one in force. It may be set where nothing is under way."""
+    def __init__(self, feed: FeedHandle, rank: int, schedule: Schedule, version: ReferenceVersion | None) -> None:
+        """Fetch batches of the schedule's size; `version` is the reference in force, None if it never changes."""
+        self.version = version
+        """Version of the reference that scores the batches; set it only while no batch is on its way."""
         self._feed = feed
         self._rank = rank
-        self._pairs = pairs
-        self._global_batch = global_batch
-        self._depth = depth
-        self._ahead: OrderedDict[int, Any] = OrderedDict()
+        self._schedule = schedule
+        self._coming: OrderedDict[int, ObjectRef[RankBatch]] = OrderedDict()
 
     def get(self, position: int, end: int) -> RankBatch:
-        """This rank's share of the batch at a position; those after it, before `end`, are asked for too."""
+        """Return this rank's share of the batch at a position, and ask for the next ones up to the position `end`."""
         self.ask(position, end)
-        batch: RankBatch = get_result(self._ahead.pop(position))
-        return batch
+        return get_result(self._coming.pop(position))
 
     def ask(self, position: int, end: int) -> None:
-        """Let the batches at a position and after it, before `end`, be made by the time they are needed."""
-        for _ in range(self._depth + 1):
+        """Ask for the batch at a position and for the `DEPTH` batches after it, up to the position `end`."""
+        for _ in range(DEPTH + 1):
             if position >= end:
                 break
-            if position not in self._ahead:
-                self._ahead[position] = self._feed.fetch.remote(position, self._rank, self.reference)
-            position = batch_bounds(position, self._pairs, self._global_batch)[1]
+            if position not in self._coming:
+                self._coming[position] = self._feed.fetch(position, self._rank, self.version)
+            position = batch_bounds(position, self._schedule.pairs, self._schedule.global_batch)[1]

@@ -1,1 +1,1 @@
-"""Models of transformers: found, loaded, adapted, computed with and exported."""
+"""The Hugging Face models of a run: resolving, loading, LoRA adapters, forward passes and export."""

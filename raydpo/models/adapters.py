@@ -1,4 +1,4 @@
-"""LoRA adapters, by peft: new ones and those that are there, which modules get one, and which must not."""
+"""Adding new LoRA adapters to a model and loading saved ones, with peft; checks which modules may be adapted."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
-    """Freeze the model and add a LoRA adapter whose initial output is nought, so that policy equals base model.
+    """Freeze the model and add a LoRA adapter whose initial output is 0, so that policy equals base model at the start.
 
-    The adapter has the model's dtype; the float32 copy that updates go to is DeepSpeed's.
-    ModelError where a named module does not exist, cannot have an adapter, or is the output embedding or tied to it,
-    since log-probs are computed from that weight directly.
+    The adapter has the model's dtype; DeepSpeed holds the float32 copy that updates are applied to. Raises ModelError
+    if a named module does not exist, cannot be adapted, or is the output embedding or tied to it: log-probs are
+    computed directly from the weight of the output embedding.
     """
-    # Not above: it is a third of a second at the start of each worker, and most runs have no adapter.
+    # Imported here: peft takes 0.3 s at the start of each worker, and most runs have no adapter.
     from peft import LoraConfig, TaskType, get_peft_model
 
     _check_names(model, "lora_target_modules", adapter.lora_target_modules)
@@ -36,24 +36,26 @@ def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
     )
-    linear = _linear_modules(model)  # now, as a failure leaves the model half adapted
+    linear = _linear_modules(model)  # before the call, as a failure leaves the model half adapted
     try:
         adapted: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         targets = ",".join(adapter.lora_target_modules) or "all linear layers"
-        # Adapters of a mixture's experts, which are one tensor and not layers, take no dropout.
+        # The experts of a mixture are one tensor instead of layers, and peft supports no dropout for such adapters.
         remedy = "set lora_dropout=0, or name lora_target_modules" if "lora_dropout" in str(error) else linear
         reason = " ".join(str(error).split())
-        raise ModelError(f"no adapter fits {targets} of {type(model).__name__}: {reason}; {remedy}") from error
+        raise ModelError(
+            f"a LoRA adapter cannot be added to {targets} of {type(model).__name__}: {reason}; {remedy}"
+        ) from error
     return adapted
 
 
 def load_adapter(model: PreTrainedModel, source: ModelSource, *, trainable: bool) -> "PeftModel":
-    """The model with an adapter that is there already, in the model's dtype; its base is frozen.
+    """Return the model with a saved LoRA adapter, in the model's dtype and with its base weights frozen.
 
-    ModelError where the adapter is no LoRA, is of another model, or changes the output embedding.
+    Raises ModelError if the adapter is no LoRA adapter, belongs to another model, or changes the output embedding.
     """
-    from peft import LoraConfig, PeftConfig, PeftModel  # here for the reason given in `add_lora`
+    from peft import LoraConfig, PeftConfig, PeftModel  # imported here for the reason given in `add_lora`
 
     folder = local_adapter(source)
     try:
@@ -64,15 +66,18 @@ def load_adapter(model: PreTrainedModel, source: ModelSource, *, trainable: bool
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:500]
         raise ModelError(
-            f"adapter {source.name!r} does not go onto {type(model).__name__}: {reason}; give an adapter of this model"
+            f"adapter {source.name!r} cannot be loaded onto {type(model).__name__}: {reason}; "
+            "give an adapter of this model"
         ) from error
     if not isinstance(config, LoraConfig):
-        raise ModelError(f"adapter {source.name!r} is a {config.peft_type}; only LoRA adapters are supported")
+        raise ModelError(
+            f"adapter {source.name!r} is of type {config.peft_type}, and only LoRA adapters are supported; give one"
+        )
     base: Any = adapted.get_base_model()
     if type(base.get_output_embeddings()) is not nn.Linear:
         raise ModelError(
-            f"adapter {source.name!r} changes the output embedding, from whose weight log-probs are computed directly; "
-            "merge it into its base (peft's merge_and_unload), and give that model"
+            f"adapter {source.name!r} changes the output embedding, whose weight log-probs are computed from directly; "
+            "merge it into its base model (peft's merge_and_unload) and give the merged model"
         )
     return adapted
 
@@ -82,7 +87,7 @@ def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> N
     for name in names:
         matched = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
         if not matched:
-            raise ModelError(f"{flag}={name} names no module of {type(model).__name__}; {_linear_modules(model)}")
+            raise ModelError(f"{flag}={name} matches no module of {type(model).__name__}; {_linear_modules(model)}")
         if any(id(parameter) in head for module in matched for parameter in module.parameters()):
             raise ModelError(
                 f"{flag}={name} is the output embedding or shares its weight, which must stay a plain linear layer; "
@@ -91,7 +96,7 @@ def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> N
 
 
 def _linear_modules(model: PreTrainedModel) -> str:
-    """The remedy of every message here: which names may be given."""
+    """Return the clause that lists the modules that may be named, for error messages."""
     head = _head_parameters(model)
     names: set[str] = {
         path.rpartition(".")[2]
@@ -102,5 +107,6 @@ def _linear_modules(model: PreTrainedModel) -> str:
 
 
 def _head_parameters(model: PreTrainedModel) -> set[int]:
+    """Return the `id` of each parameter of the output embedding."""
     head: Any = model.get_output_embeddings()
     return {id(parameter) for parameter in head.parameters()}

@@ -1,4 +1,4 @@
-"""torch.compile for the layers of a model."""
+"""Applying torch.compile to the layers of a model."""
 
 from typing import Any
 
@@ -8,20 +8,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from raydpo.errors import ModelError
 
 MAX_SHAPES = 32
-"""Rows come in few lengths, for training and evaluation each; longer pairs than a forward should hold add some."""
+"""Limit on compiled variants per layer. Rows come in few lengths, but training and evaluation each have their own, and
+pairs longer than the token budget of a forward add some."""
 
 
 def compile_layers(model: Any, *, bounded: bool) -> None:
-    """Compile each decoder layer of a transformers model, in place; ModelError where it does not tell its layers.
+    """Compile each decoder layer of a transformers model in place.
 
-    Layers are compiled one by one, as they are alike and then share what was compiled. Attention over shared prompts
-    stays outside, since its segments differ from row to row. `bounded`: rows come in few lengths, and each is compiled
-    for; else one graph serves all shapes.
+    Layers are compiled one by one: they have the same structure, so that they share the compiled code. Attention over
+    packed rows stays outside the graph, since its segments differ from row to row. With `bounded`, rows come in few
+    lengths and each length gets its own graph; otherwise one dynamic graph serves all shapes. Raises ModelError if the
+    model's layers cannot be identified.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} has no layers that torch_compile could take by themselves; set torch_compile=false"
+            f"{type(model).__name__} has no layers that torch_compile could compile separately; set torch_compile=false"
         )
     torch._dynamo.config.recompile_limit = MAX_SHAPES
     for layer in layers:

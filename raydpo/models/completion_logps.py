@@ -1,4 +1,4 @@
-"""The policy and the reference as one module: a packed micro-batch in, the log-probs of its tokens out."""
+"""The module that wraps a policy or reference model: it maps a packed micro-batch to the log-probs of its targets."""
 
 from typing import Any
 
@@ -14,15 +14,16 @@ from raydpo.models.router import RouterLoss
 
 
 class CompletionLogps(nn.Module):
-    """A causal language model (plain or with a LoRA adapter) whose forward gives tokens' log-probs."""
+    """A causal language model, with or without a LoRA adapter, whose forward returns per-token log-probs."""
 
     def __init__(
         self, model: nn.Module, *, shares: bool, chunk_tokens: int | None = None, router_loss: RouterLoss | None = None
     ) -> None:
-        """Put a `CompletionHead` in place of the model's output embedding; the model cannot generate afterwards.
+        """Replace the model's output embedding by a `CompletionHead`; the model cannot generate text afterwards.
 
-        `shares`: whether the model was loaded with one of the attention functions of `models.attention`, and so takes
-        packed rows; else each completion is a padded row of its own. `chunk_tokens` is the head's.
+        `shares` states that the model was loaded with one of the attention functions of `models.attention` and
+        therefore takes packed rows; otherwise each completion gets a padded row of its own. `chunk_tokens` is passed to
+        the head. Raises ModelError if the model's output embedding is not separate from its body.
         """
         super().__init__()
         self.model = model
@@ -33,20 +34,20 @@ class CompletionLogps(nn.Module):
         self.causal_lm.set_output_embeddings(head)
         if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is not head:
             raise ModelError(
-                f"{type(self.causal_lm).__name__} does not keep its body and its output embedding apart; "
-                "only decoder models with an `lm_head` can be trained"
+                f"{type(self.causal_lm).__name__} does not separate its body from its output embedding; "
+                "choose a decoder model with an `lm_head`"
             )
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model, inside the adapter where there is one."""
+        """The transformers model, without the adapter that may wrap it."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forward(self, micro_batch: MicroBatch, request: TokenStatsRequest = LOGPS_ONLY) -> tuple[Tensor, ...]:
-        """The fields of `TokenLogps` for the N targets; a tuple, as ZeRO-3's hooks look into tuples only."""
+        """Return the fields of `TokenLogps` for the N targets, as a tuple: hooks of ZeRO-3 only look into tuples."""
         head = self.causal_lm.get_output_embeddings()
-        # The two differ where the model is spread over several devices.
+        # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         inputs: dict[str, Any]
         if self._shares:
@@ -64,7 +65,7 @@ class CompletionLogps(nn.Module):
                 "attention_mask": to_device(rows.attention_mask, device),
             }
             predictors, multiplicity = rows.predictors, rows.multiplicity
-        # Asked for only where it is used: some models' configs have it on.
+        # Requested only if the loss is used; the configs of some models turn router logits on by themselves.
         router = {} if self._router_loss is None else {"output_router_logits": True}
         body = self.causal_lm.base_model(**inputs, use_cache=False, **router)
         hidden = body.last_hidden_state.to(last)
@@ -77,5 +78,8 @@ class CompletionLogps(nn.Module):
 
 
 def completion_sums(token_values: Tensor, completion: Tensor, rows: int) -> Tensor:
-    """Sum [M] per-token values over each of `rows` completions -> [rows], in the values' dtype."""
+    """Return the sum [rows] of per-token values [M] over each of `rows` completions, in the dtype of the values.
+
+    `completion` [M] is the index of each token's completion.
+    """
     return token_values.new_zeros(rows).index_add(0, completion, token_values)

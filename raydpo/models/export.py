@@ -1,7 +1,7 @@
-"""Write a trained model or adapter as a Hugging Face folder, also where ZeRO-3 keeps each weight in parts.
+"""Writing a trained model or adapter as a Hugging Face folder, also if ZeRO-3 partitions its weights.
 
-Weights are made whole a layer at a time, by all ranks together, and go to disk a shard at a time: rank 0 never holds
-more than one shard and one layer, in the dtype they were trained in.
+All ranks together gather weights one layer at a time, and rank 0 writes them to disk one shard at a time: it never
+holds more than one shard and one layer, in the dtype of training.
 """
 
 import copy
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
-"""Makes parameters whole inside its `with` block; all ranks enter it, for the same parameters in the same order."""
+"""A context manager that gathers partitioned parameters for its `with` block; all ranks must enter it, for the same
+parameters in the same order."""
 
 MAX_SHARD_BYTES = 5_000_000_000
 LAYER = re.compile(r"(.*?\.\d+)\.")
@@ -38,15 +39,15 @@ LAYER = re.compile(r"(.*?\.\d+)\.")
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What is to be written beside the weights, and where."""
+    """Where to write an export, and its contents other than the weights."""
 
     folder: str
-    """A folder on a local or mounted disk; one that exists is replaced."""
+    """Folder on a local or mounted disk; an existing folder is replaced."""
     source: ModelSource
-    """The model that training started from: its config and its code are those of the result."""
+    """The model that training started from, whose config and code become those of the export."""
     tokenizer: PreTrainedTokenizerBase
     is_main: bool
-    """True on the one rank that writes."""
+    """Whether this rank is the one that writes."""
 
 
 def export_model(
@@ -56,36 +57,37 @@ def export_model(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     blend: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
-    """Write a folder for `AutoModelForCausalLM.from_pretrained`; all ranks call it, rank 0 writes.
+    """Write a folder for `AutoModelForCausalLM.from_pretrained`; all ranks call it, and rank 0 writes.
 
-    Weights have the names and layout that `save_pretrained` gives them, tied ones are saved once; what is written of
-    each is `blend(name, weight)`. A tensor larger than `max_shard_bytes` is a shard of its own. ModelError if a weight
-    comes out empty or not at all; StorageError if the folder cannot be written.
+    Weights have the names and layout that `save_pretrained` gives them, and tied weights are saved once. The tensor
+    written for each weight is `blend(name, weight)`. A tensor larger than `max_shard_bytes` gets a shard of its own.
+    Raises ModelError if a weight is empty or missing, and StorageError if the folder cannot be written.
     """
     tensors = _tensors_to_save(model)
     if not target.is_main:
         _gather_only(tensors, gather)
         return
     expected = shapes_to_export(model)
-    with _whole_folder(target.folder) as aside:
+    with _replacement_folder(target.folder) as aside:
         writer = _ShardWriter(aside, max_shard_bytes)
         for group in _groups(tensors):
             with gather(_parameters(group)):
-                for name, tensor in _converted(model, _whole(group)).items():
+                for name, tensor in _converted(model, _gathered(group)).items():
                     writer.add(name, blend(name, tensor))
         writer.finish(expected)
         _write_side_files(model, target, aside)
 
 
 def shapes_to_export(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that `export_model` writes."""
+    """Return the names and shapes of the weights that `export_model` writes."""
     return {name: tuple(tensor.shape) for name, tensor in _converted(model, _planned(_tensors_to_save(model))).items()}
 
 
 def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> None:
-    """Write a folder for `PeftModel.from_pretrained`: the adapter, and the modules trained in full; all ranks call it.
+    """Write a folder for `PeftModel.from_pretrained`: the adapter and the modules that are trained in full.
 
-    Its `base_model_name_or_path` is the name that the user gave. Errors as in `export_model`.
+    All ranks call it, and rank 0 writes. The adapter's `base_model_name_or_path` is the name that the user gave. Raises
+    the same errors as `export_model`.
     """
     held = gather_tensors(adapter_tensors(model), target, gather)
     if target.is_main:
@@ -93,10 +95,10 @@ def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> 
 
 
 def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:
-    """What an adapter's file holds, by name: a selection, so that parameters may still be in parts."""
-    from peft import get_peft_model_state_dict  # not above, for the reason given in `add_lora`
+    """Return the tensors of an adapter's weight file, by name; parameters may still be partitioned."""
+    from peft import get_peft_model_state_dict  # imported here for the reason given in `add_lora`
 
-    # "auto" would ask the hub for the base's config.
+    # The default, "auto", would query the hub for the config of the base model.
     tensors: dict[str, Tensor] = get_peft_model_state_dict(
         model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False
     )
@@ -104,20 +106,23 @@ def adapter_tensors(model: "PeftModel") -> dict[str, Tensor]:
 
 
 def gather_tensors(tensors: Mapping[str, Tensor], target: ExportTarget, gather: Gather) -> dict[str, Tensor]:
-    """Whole copies on the CPU, of the one rank that writes; all ranks call it."""
+    """Return complete copies of the tensors on the CPU of the rank that writes, and {} on the others.
+
+    All ranks call it.
+    """
     if not target.is_main:
         _gather_only(tensors, gather)
         return {}
     held: dict[str, Tensor] = {}
     for group in _groups(tensors):
         with gather(_parameters(group)):
-            held.update((name, _on_cpu(tensor)) for name, tensor in _whole(group).items())
+            held.update((name, _on_cpu(tensor)) for name, tensor in _gathered(group).items())
     return held
 
 
 def write_adapter(tensors: dict[str, Tensor], config: "PeftConfig", target: ExportTarget) -> None:
-    """Write an adapter's folder; its base is the target's source, as the config will say."""
-    with _whole_folder(target.folder) as aside:
+    """Write an adapter's folder, with the target's source as its base model in the config."""
+    with _replacement_folder(target.folder) as aside:
         save_file(tensors, os.path.join(aside, ADAPTER_WEIGHTS), metadata={"format": "pt"})
         config.base_model_name_or_path, config.revision = target.source.name, target.source.revision
         config.inference_mode = True
@@ -126,22 +131,25 @@ def write_adapter(tensors: dict[str, Tensor], config: "PeftConfig", target: Expo
 
 
 def _tensors_to_save(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters (possibly in parts) and persistent buffers by name, each tied one under the name that is loaded."""
+    """Return (possibly partitioned) parameters and persistent buffers by name; tied ones by the name that is read."""
     ignored = set(model._keys_to_ignore_on_save or ())
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in ignored}
     names_of: dict[int, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
-        names_of[id(tensor)].append(name)  # by object: a parameter in parts has no storage to compare
+        names_of[id(tensor)].append(name)  # by object, as a partitioned parameter has no storage to compare
     for names in names_of.values():
         declared = [name for name in names if name in model.all_tied_weights_keys]
-        # Sharing that the model does not declare is not restored on loading, so each of those names is saved.
+        # Loading does not restore ties that the model does not declare, so that each of their names is saved.
         for name in declared[: len(names) - 1]:
             del tensors[name]
     return tensors
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors a layer at a time, others one by one: a layout conversion never reaches beyond a layer."""
+    """Yield the tensors of one layer at a time, and other tensors one by one.
+
+    A conversion of the checkpoint layout never involves more than one layer.
+    """
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         layer = LAYER.match(name)
@@ -150,29 +158,31 @@ def _groups(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _parameters(group: Mapping[str, Tensor]) -> list[nn.Parameter]:
+    """Return the distinct parameters of a group, without buffers."""
     return list({id(tensor): tensor for tensor in group.values() if isinstance(tensor, nn.Parameter)}.values())
 
 
 def _gather_only(tensors: Mapping[str, Tensor], gather: Gather) -> None:
+    """Take part in the gathers of the rank that writes, in the same order."""
     for group in _groups(tensors):
         with gather(_parameters(group)):
             pass
 
 
-def _whole(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a gathered group; ModelError if one is not whole."""
+def _gathered(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a gathered group, detached; raise ModelError if one is still partitioned."""
     for name, tensor in group.items():
-        shape = getattr(tensor, "ds_shape", tensor.shape)  # DeepSpeed's record of a partitioned parameter's own shape
+        shape = getattr(tensor, "ds_shape", tensor.shape)  # DeepSpeed: the full shape of a partitioned parameter
         if tensor.numel() == 0 or tensor.shape != shape:
             raise ModelError(
                 f"the weight {name} has shape {tuple(tensor.shape)} at export, not {tuple(shape)}; "
-                "under ZeRO-3 pass a `gather` that makes it whole"
+                "under ZeRO-3, pass a `gather` that gathers it"
             )
     return {name: tensor.detach() for name, tensor in group.items()}
 
 
 def _planned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stand-ins without content, of the shapes that the tensors will have when whole."""
+    """Return meta tensors with the shapes that the tensors have once gathered."""
     return {
         name: torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
         for name, tensor in tensors.items()
@@ -180,18 +190,21 @@ def _planned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _converted(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In the layout of published checkpoints: some, mixtures of experts above all, are laid out anew on loading."""
+    """Return the tensors in the layout of published checkpoints.
+
+    Transformers changes the layout of some models on loading, of mixtures of experts above all.
+    """
     converted: dict[str, Tensor] = revert_weight_conversion(model, tensors)
     return converted
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """A contiguous copy, since the weight itself is given back and parts of one must not share memory in a file."""
+    """Return a contiguous copy: the gathered weight is released, and tensors in one file must not share memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 
 class _ShardWriter:
-    """Collects tensors into shards of bounded size and writes each as soon as it is full."""
+    """A writer that collects tensors into shards of bounded size and writes each shard as soon as it is full."""
 
     def __init__(self, folder: str, max_bytes: int) -> None:
         self._folder = folder
@@ -202,20 +215,23 @@ class _ShardWriter:
         self._shapes: list[dict[str, tuple[int, ...]]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a copy of the tensor, writing what is held before where both do not fit into a shard."""
+        """Copy a tensor into the current shard; if it does not fit, write that shard and start a new one."""
         if self._held and self._held_bytes + tensor.nbytes > self._max_bytes:
             self._flush()
         self._held[name] = _on_cpu(tensor)
         self._held_bytes += tensor.nbytes
 
     def finish(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Write the last shard, give all their names, and compare with the names and shapes that should be there."""
+        """Write the last shard, name all shard files, and write their index if there are several.
+
+        Raises ModelError if the names and shapes written differ from `expected`.
+        """
         self._flush()
         written = {name: shape for shard in self._shapes for name, shape in shard.items()}
         if different := sorted(dict(written.items() ^ expected.items())):
             raise ModelError(
-                f"{len(different)} weights were not exported as planned, first {different[0]}; "
-                "this architecture's layout conversion spans layers: please report it"
+                f"{len(different)} weights have other names or shapes than planned, first {different[0]}; the layout "
+                "conversion of this architecture involves more than one layer: please report it"
             )
         count = len(self._shapes)
         if count == 1:
@@ -229,9 +245,11 @@ class _ShardWriter:
         storage.write_json(os.path.join(self._folder, "model.safetensors.index.json"), index)
 
     def _part(self, number: int) -> str:
-        return os.path.join(self._folder, f"part-{number}")  # the number of shards, part of the name, is known later
+        """Return the temporary path of a shard."""
+        return os.path.join(self._folder, f"part-{number}")  # its final name contains the number of shards
 
     def _flush(self) -> None:
+        """Write the current shard and start a new one."""
         save_file(self._held, self._part(len(self._shapes)), metadata={"format": "pt"})
         self._shapes.append({name: tuple(tensor.shape) for name, tensor in self._held.items()})
         self._total_bytes += self._held_bytes
@@ -239,7 +257,10 @@ class _ShardWriter:
 
 
 def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str) -> None:
-    """Everything but the weights: as it was on disk, since training switches off dropout and cache in the config."""
+    """Write all files other than the weights.
+
+    The config is the one on disk, since training switches off dropout and cache in the config in memory.
+    """
     source = local_folder(target.source)
     config = storage.read_json(os.path.join(source, "config.json"))
     config.pop("torch_dtype", None)
@@ -252,8 +273,11 @@ def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str)
 
 
 @contextmanager
-def _whole_folder(folder: str) -> Iterator[str]:
-    """A new folder to write into, which takes the place of `folder` when the block ends without an error."""
+def _replacement_folder(folder: str) -> Iterator[str]:
+    """Yield a new folder to write into, which replaces `folder` when the block ends without an error.
+
+    Raises StorageError if writing fails.
+    """
     folder = os.path.abspath(folder)
     parent, name = os.path.split(folder)
     mark = uuid.uuid4().hex
@@ -266,16 +290,16 @@ def _whole_folder(folder: str) -> Iterator[str]:
             os.rename(folder, old)
         os.rename(aside, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+    except (OSError, SafetensorError) as error:  # safetensors raises the latter if the disk is full
         raise StorageError(
-            f"cannot write {folder}: {error}; make room on that disk or choose another folder"
+            f"cannot write {folder}: {error}; free space on that disk or choose another folder"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flush_to_disk(folder: str) -> None:
-    """So that the older export is not removed before the newer one would outlive a power cut."""
+    """Flush a folder's files to disk, so that an older export is only removed once this one survives a power cut."""
     for entry in os.scandir(folder):
         if entry.is_file():
             with open(entry.path, "rb") as stream:

@@ -1,9 +1,9 @@
-"""The one definition of a log-prob, used by the scorer and the trainer alike.
+"""The single definition of a log-prob, used for scoring and for training.
 
 Legend of shape suffixes: R rows, T tokens of a row, N predicted tokens, H hidden size, V vocabulary, C of a chunk.
 
-A token's log-prob is a float32 log-softmax of the logits of the token before it. Only tokens that are asked for reach
-the vocabulary, C of them at a time, so that no [R, T, V] tensor ever exists.
+The log-prob of a token is the float32 log-softmax of the logits of the token before it. The head only runs on the
+tokens that are requested, C of them at a time, so that no [R, T, V] tensor ever exists.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from raydpo.errors import ModelError
 
 CPU_LOGITS_BYTES = 256 * 2**20
-"""Memory for the logits of one chunk on a CPU."""
+"""Memory for the logits of one chunk on a CPU, in bytes."""
 GPU_LOGITS_SHARE = 1 / 16
-"""The same on a GPU, as a share of its memory."""
+"""Memory for the logits of one chunk on a GPU, as a fraction of the memory of the GPU."""
 
 ROWS = 64
-"""Tokens whose statistics are worked out at a time."""
+"""Number of tokens whose statistics are computed at a time."""
 
 
 def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
-    """Tokens whose float32 logits may be held at a time where nothing else is said."""
+    """Return the default number of tokens whose float32 logits may be in memory at a time."""
     memory: float = CPU_LOGITS_BYTES
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory * GPU_LOGITS_SHARE
@@ -34,27 +34,30 @@ def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What some models do to their logits after the head; the identity by default."""
+    """A function that some models apply to their logits after the head; the identity by default."""
 
     scale: float = 1.0
-    """Factor (Cohere's `logit_scale`, one over Granite's `logits_scaling`)."""
+    """Factor on the logits (Cohere's `logit_scale`, or 1 / Granite's `logits_scaling`)."""
     softcap: float | None = None
-    """Gemma's `final_logit_softcapping` c: c * tanh(logits / c)."""
+    """Gemma's `final_logit_softcapping` c, applied as c * tanh(logits / c); None for no soft cap."""
 
     def __call__(self, logits_CV: Tensor) -> Tensor:
-        """The transformed logits, [C, V]."""
+        """Return the transformed logits, [C, V]."""
         logits_CV = logits_CV * self.scale if self.scale != 1.0 else logits_CV
         return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
 
     def backward(self, transformed_CV: Tensor, grad_CV: Tensor) -> Tensor:
-        """The gradient with respect to the logits, from the transformed ones and the gradient with respect to them."""
+        """Return the gradient with respect to the logits, [C, V].
+
+        `transformed_CV` are the transformed logits and `grad_CV` is the gradient with respect to them.
+        """
         if self.softcap is not None:
             grad_CV = grad_CV * (1 - (transformed_CV / self.softcap) ** 2)
         return grad_CV * self.scale if self.scale != 1.0 else grad_CV
 
     @staticmethod
     def from_config(config: Any) -> "LogitTransform":
-        """Read it from a Hugging Face model config."""
+        """Read the transform from a Hugging Face model config."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
@@ -62,23 +65,23 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class TokenLogps:
-    """What a forward says of N tokens; all but the log-probs are empty unless asked for."""
+    """The outputs of a forward for N tokens; all but the log-probs and the router loss are empty unless requested."""
 
     logps: Tensor
-    """[N] float32, natural log, differentiable."""
+    """[N] float32: log-prob of each token, natural logarithm, differentiable."""
     entropy: Tensor
-    """[N] entropy of the predicted distribution, in nats."""
+    """[N]: entropy of the predicted distribution, in nats."""
     correct: Tensor
-    """[N] 1 where the token was the most likely one."""
+    """[N]: 1 if the token was the most likely one, else 0."""
     mean_logit: Tensor
-    """[N] mean of the logits over the vocabulary."""
+    """[N]: mean of the logits over the vocabulary."""
     collision: Tensor
-    """[N] log of the chance that two draws from the predicted distribution agree, log sum p^2."""
+    """[N]: log of the probability that two draws from the predicted distribution are equal, log sum p^2."""
     router_loss: Tensor
-    """[] load-balancing loss of the experts over all tokens of the forward; 0 for dense models."""
+    """[]: load-balancing loss of the experts over all tokens of the forward; 0 for dense models."""
 
     def pick(self, tokens: Tensor) -> "TokenLogps":
-        """What it says of some of the tokens, given by index [M]; a token may be picked more than once."""
+        """Return the outputs for the tokens with the given indices [M]; an index may occur more than once."""
 
         def picked(values: Tensor) -> Tensor:
             return values[tokens] if len(values) else values
@@ -95,25 +98,25 @@ class TokenLogps:
 
 @dataclass(frozen=True)
 class TokenStatsRequest:
-    """What a forward shall say beside the log-probs; each costs a pass over the vocabulary."""
+    """The statistics that a forward computes in addition to the log-probs; each costs a pass over the vocabulary."""
 
     statistics: bool = False
-    """Entropy, accuracy, mean logit."""
+    """Whether to compute entropy, accuracy and mean logit."""
     collision: bool = False
-    """`TokenLogps.collision`."""
+    """Whether to compute `TokenLogps.collision`."""
 
 
 LOGPS_ONLY = TokenStatsRequest()
 
 
 class _ChunkedLogps(torch.autograd.Function):
-    """log softmax(transform(hidden W^T + b))[target], a chunk of tokens at a time.
+    """Autograd function of log softmax(transform(hidden W^T + b))[target], computed one chunk of tokens at a time.
 
-    Forward keeps the log-softmax of the last chunk, which is in memory anyway; backward starts with it and computes the
-    other chunks again. So one chunk alone exists at a time, and where all tokens fit into it nothing is computed twice.
-    Where the weight does not learn, as under LoRA, forward works out each token's d logp / d hidden [N, H] instead, and
-    backward needs no more: nothing is computed twice, however small the chunks. One autograd node, so that ZeRO-3
-    gathers the weight once, whatever the number of chunks.
+    The forward keeps the log-softmax of the last chunk, which is in memory anyway; the backward starts with it and
+    recomputes the other chunks. So only one chunk exists at a time, and nothing is computed twice if all tokens fit
+    into one chunk. If the weight is frozen, as under LoRA, the forward computes each token's d logp / d hidden [N, H]
+    instead, which is all that the backward needs: nothing is computed twice, however small the chunks are. It is a
+    single autograd node, so that ZeRO-3 gathers the weight once, whatever the number of chunks.
     """
 
     @staticmethod
@@ -164,7 +167,7 @@ class _ChunkedLogps(torch.autograd.Function):
         if slopes_NH is not None:
             return (slopes_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None, None, None
         grad_hidden = torch.empty_like(hidden_NH)
-        # fp32, as many small chunks are summed: bf16 would lose the later ones.
+        # float32, as many small chunks are summed: bfloat16 would lose the later ones.
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         logps_CV, ctx.last_logps = ctx.last_logps, None
@@ -192,7 +195,7 @@ class _ChunkedLogps(torch.autograd.Function):
 
 
 def _chunks(count: int, size: int) -> list[slice]:
-    """Cuts of at most `size` tokens; the first is what the others leave, so that the last is as large as can be."""
+    """Return slices of at most `size` tokens; the first holds the remainder, so that the last is the largest."""
     firsts = range(count % size - size if count % size else 0, count, size)
     return [slice(max(first, 0), first + size) for first in firsts]
 
@@ -200,7 +203,10 @@ def _chunks(count: int, size: int) -> list[slice]:
 def _logits(
     hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform, buffer: Tensor | None
 ) -> Tensor:
-    """Transformed logits [C, V] in float32, in the memory of `buffer` where they fit: fresh pages cost a CPU dearly."""
+    """Return the transformed logits [C, V] in float32.
+
+    They are written to the memory of `buffer` if they fit: allocating fresh pages is slow on a CPU.
+    """
     if hidden_CH.dtype == torch.float32 and buffer is not None and len(buffer) >= len(hidden_CH):
         logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer[: len(hidden_CH)])
         return transform(logits_CV if bias_V is None else logits_CV.add_(bias_V))
@@ -208,19 +214,25 @@ def _logits(
 
 
 def _log_softmax(logits_CV: Tensor) -> Tensor:
-    """Over the vocabulary; in the memory of the logits on a CPU, whose kernel is done with a row when it writes it."""
+    """Return the log-softmax over the vocabulary.
+
+    On a CPU it overwrites the logits, which is safe as the CPU kernel has read a row before it writes it.
+    """
     return torch.log_softmax(logits_CV, dim=-1, out=logits_CV if logits_CV.device.type == "cpu" else None)
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], values_CV: Tensor) -> Tensor:
-    """What the function gives for each row, [C], some rows at a time: its intermediate values are no second [C, V]."""
+    """Return the function's value per row, [C], computing some rows at a time.
+
+    This keeps its intermediate values from taking a second [C, V].
+    """
     return torch.cat([function(part) for part in values_CV.split(ROWS)])
 
 
 def _logit_grads(
     logps_CV: Tensor, lse_C: Tensor, targets_C: Tensor, grad_C: Tensor, transform: LogitTransform
 ) -> Tensor:
-    """d (sum of grad x logp) / d (logits before the transform), [C, V], in the memory of the log-softmax."""
+    """Return d (sum of grad x logp) / d (logits before the transform), [C, V], in the memory of the log-softmax."""
     transformed_CV = logps_CV + lse_C[:, None] if transform.softcap is not None else logps_CV
     # d logp / d logits = onehot(target) - softmax
     grad_CV = logps_CV.exp_().mul_(-grad_C[:, None])
@@ -229,19 +241,20 @@ def _logit_grads(
 
 
 class CompletionHead(nn.Module):
-    """Takes the place of a model's output embedding: same parameters, but log-probs of given tokens as output."""
+    """A replacement of a model's output embedding with the same parameters that outputs log-probs of given tokens."""
 
     def __init__(self, output_embedding: nn.Module, transform: LogitTransform, chunk_tokens: int | None) -> None:
         """Share (not copy) the weight and bias of `output_embedding`, so that names and ties stay as they were.
 
-        `chunk_tokens`: tokens whose logits are held at a time; None: as `default_chunk_tokens` says.
+        `chunk_tokens` is the number of tokens whose logits are in memory at a time; None means `default_chunk_tokens`.
+        Raises ModelError if `output_embedding` has no weight of its own.
         """
         super().__init__()
         weight, bias = getattr(output_embedding, "weight", None), getattr(output_embedding, "bias", None)
         if not isinstance(weight, nn.Parameter):
             raise ModelError(
-                f"the output embedding is a {type(output_embedding).__name__} without a weight of its own; only a "
-                "linear head can be trained: leave the output embedding out of lora_target_modules and of quantisation"
+                f"the output embedding is a {type(output_embedding).__name__} without a weight of its own, and only "
+                "a linear head can be trained; leave it out of lora_target_modules and of quantisation"
             )
         self.weight = weight
         self.bias: nn.Parameter | None = bias
@@ -250,13 +263,13 @@ class CompletionHead(nn.Module):
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens whose logits are held at a time."""
+        """Number of tokens whose logits are in memory at a time."""
         return self._chunk_tokens or default_chunk_tokens(self.weight.device, self.weight.shape[0])
 
     def forward(
         self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, request: TokenStatsRequest
     ) -> tuple[Tensor, ...]:
-        """The fields of `TokenLogps` that are [N]; a tuple, since ZeRO-3's hooks look into tuples only."""
+        """Return the [N] fields of `TokenLogps`, as a tuple: hooks of ZeRO-3 only look into tuples."""
         hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
         outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
             hidden_NH, self.weight, self.bias, targets_N, self, request

@@ -1,4 +1,4 @@
-"""A model and its tokenizer into memory, ready to be trained or to score."""
+"""Loading a model and its tokenizer into memory, with checks that they can be trained or used for scoring."""
 
 import logging
 import pickle
@@ -38,9 +38,10 @@ QUANTIZATIONS: dict[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     ),
 }
-"""By name, from the type to compute in: LLM.int8 (Dettmers et al. 2022), and QLoRA's NormalFloat (2023)."""
+"""Quantisation config by name, as a function of the compute dtype: LLM.int8 (Dettmers et al. 2022), and the NormalFloat
+of QLoRA (Dettmers et al. 2023)."""
 
-# What a broken file, a missing package or a config out of bounds raises somewhere below `from_pretrained`.
+# Errors that `from_pretrained` raises for a broken file, a missing package or a config out of bounds.
 LOAD_ERRORS = (
     OSError,
     ValueError,
@@ -60,18 +61,21 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity(logging.ERROR)
     disable_progress_bars()
-    # They warn of names that the one of them still calls and the other will drop.
+    # These warnings are about names that one of the libraries still uses and another has deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|huggingface_hub")
 
 
 def load_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; ModelError where there is none or where it has no end-of-sequence token."""
+    """Load the model's tokenizer.
+
+    Raises ModelError if the model has none or if it has no end-of-sequence token.
+    """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as error:
-        raise _cannot_load("tokenizer", source, error, trust_remote_code) from error
-    if len(tokenizer) == 0:  # what transformers makes of a folder without tokenizer files
+        raise _load_error("tokenizer", source, error, trust_remote_code) from error
+    if len(tokenizer) == 0:  # transformers returns such a tokenizer for a folder without tokenizer files
         raise ModelError(
             f"the tokenizer of {source.name!r} is empty; put the files that tokenizer.save_pretrained writes "
             f"(tokenizer.json, tokenizer_config.json) into {folder}"
@@ -85,12 +89,15 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTraine
 
 
 def load_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
-    """The model's config; ModelError where it is of no decoder, or of a quantised one."""
+    """Load the model's config.
+
+    Raises ModelError if it belongs to an encoder-decoder or to a quantised model.
+    """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as error:
-        raise _cannot_load("model", source, error, trust_remote_code) from error
+        raise _load_error("model", source, error, trust_remote_code) from error
     _check_config(source, config)
     return config
 
@@ -104,13 +111,13 @@ def load_causal_lm(
     quantization: str | None = None,
     device_map: str | Mapping[str, int | str] | None = None,
 ) -> PreTrainedModel:
-    """Load a decoder language model, cache switched off.
+    """Load a decoder language model, with its key-value cache switched off.
 
-    `dtype` is a key of `DTYPES`; `attn_implementation` is a name of transformers, or what `attention.choose` gives;
-    None is the model's own choice. It lies where `device_map` says, as transformers has that; None: on the CPU, or
-    partitioned where ZeRO-3 has been set up. `quantization` (a key of `QUANTIZATIONS`) makes its layers small as they
-    are loaded, and unfit for training. ModelError where the model is no decoder with an output embedding, is quantised
-    on disk, does not fit, or where the files lack any of its weights.
+    `dtype` is a key of `DTYPES`. `attn_implementation` is a name that transformers knows, or what `attention.choose`
+    returned; None leaves the choice to the model. `device_map` has the meaning it has in transformers; None loads onto
+    the CPU, or partitions the weights if ZeRO-3 is set up. `quantization`, a key of `QUANTIZATIONS`, quantises the
+    layers as they are loaded, which makes the model unfit for training. Raises ModelError if the model is no decoder
+    with an output embedding, is quantised on disk, does not fit into memory, or if its files lack any of its weights.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -124,20 +131,20 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             device_map=device_map,
             quantization_config=None if quantization is None else QUANTIZATIONS[quantization](DTYPES[dtype]),
-            ignore_mismatched_sizes=True,  # so that `_check_loaded` can name them
+            ignore_mismatched_sizes=True,  # `_check_loaded` reports them by name
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
-        raise _cannot_load("model", source, error, trust_remote_code) from error
+        raise _load_error("model", source, error, trust_remote_code) from error
     model, info = loaded
     _check_loaded(source, model, info)
     if device_map == "auto" and {"cpu", "meta"} & {parameter.device.type for parameter in model.parameters()}:
         raise ModelError(
-            f"model {source.name!r} does not fit on the GPUs of one scorer; raise reference_gpus_per_worker, or set "
-            "reference_quantization"
+            f"model {source.name!r} does not fit on the GPUs of one scoring worker; raise reference_gpus_per_worker, "
+            "or set reference_quantization"
         )
     model.config.use_cache = False
-    # ZeRO-3 loading keeps every renaming it knows of, also those that met no weight; saving reverts all that are kept.
+    # Loading under ZeRO-3 keeps every renaming rule, also unused ones, and saving reverts all rules that are kept.
     model._weight_conversions = [rule for rule in getattr(model, "_weight_conversions", None) or () if rule.was_used()]
     causal_lm: PreTrainedModel = model
     return causal_lm
@@ -146,13 +153,13 @@ def load_causal_lm(
 def _check_config(source: ModelSource, config: Any) -> None:
     if config.is_encoder_decoder:
         raise ModelError(
-            f"model {source.name!r} ({config.model_type}) is an encoder-decoder; only decoder models can be trained: "
-            "choose one that AutoModelForCausalLM loads"
+            f"model {source.name!r} ({config.model_type}) is an encoder-decoder, and only decoder models can be "
+            "trained; choose one that AutoModelForCausalLM loads"
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"model {source.name!r} is quantised, and quantised weights cannot be trained; "
-            "choose the version in bfloat16 or float32"
+            "choose its version in bfloat16 or float32"
         )
 
 
@@ -160,38 +167,39 @@ def _check_loaded(source: ModelSource, model: PreTrainedModel, info: dict[str, A
     absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
     if absent or info["error_msgs"]:
         unexpected = sorted(info["unexpected_keys"])
-        extra = f" (they hold {len(unexpected)} others, first {unexpected[0]})" if unexpected else ""
+        extra = f" (and have {len(unexpected)} unexpected ones, first {unexpected[0]})" if unexpected else ""
         reason = "; ".join(info["error_msgs"])
         raise ModelError(
-            f"the files of {source.name!r} lack {len(absent)} weights of a {type(model).__name__}, which would be "
+            f"the files of {source.name!r} lack {len(absent)} weights of {type(model).__name__}, which would be "
             f"random: {', '.join(absent[:5])}{reason}{extra}; give a model whose weights fit its config.json"
         )
     if model.get_output_embeddings() is None:
         raise ModelError(
-            f"model {source.name!r} ({type(model).__name__}) has no output embedding (lm_head), so it gives no "
-            "log-probs; choose a causal language model"
+            f"model {source.name!r} ({type(model).__name__}) has no output embedding (lm_head), which log-probs "
+            "need; choose a causal language model"
         )
 
 
-def _cannot_load(what: str, source: ModelSource, error: Exception, trust_remote_code: bool) -> ModelError:
+def _load_error(kind: str, source: ModelSource, error: Exception, trust_remote_code: bool) -> ModelError:
+    """Return the error to raise for a failed `from_pretrained`, with the remedy that fits its cause."""
     reason = " ".join(str(error).split())[:500] or type(error).__name__
-    remedy = "check that its files are whole and that the installed transformers knows this architecture"
+    remedy = "check that its files are complete and that the installed transformers supports this architecture"
     if not trust_remote_code and "trust_remote_code" in reason:
-        reason, remedy = "it comes with Python code of its own", "read that code, then set trust_remote_code=true"
+        reason, remedy = "it comes with its own Python code", "review that code, then set trust_remote_code=true"
     elif isinstance(error, ImportError):
         remedy = "install the missing package, or choose another attn_implementation"
-    return ModelError(f"the {what} of {source.name!r} cannot be loaded: {reason}; {remedy}")
+    return ModelError(f"the {kind} of {source.name!r} cannot be loaded: {reason}; {remedy}")
 
 
-# Random in training mode: dropout, layerdrop, drop_path, and the noise on a mixture's router.
+# Names of rates that make training mode random: dropout, layerdrop, drop_path, and the noise on a mixture's router.
 RANDOM_RATE = re.compile(r"drop|jitter")
 
 
 def disable_dropout(model: nn.Module) -> None:
     """Make the forward in training mode the same function as in evaluation mode.
 
-    Sets to 0 all Dropout modules (an adapter's too, where it is there already) and every rate that modules or their
-    configs keep as a float, which attention functions read. `export_model` writes the rates as they were on disk.
+    Sets to 0 all Dropout modules (including those of an adapter that was added before) and every rate that modules or
+    their configs keep as a float, which attention functions read. `export_model` writes the rates as they were on disk.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -203,9 +211,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def enable_gradient_checkpointing(model: "PreTrainedModel | PeftModel") -> None:
-    """Recompute activations in the backward; ModelError where the model cannot.
+    """Recompute activations in the backward pass instead of storing them.
 
-    The non-reentrant form also works where nothing before the first adapter needs a gradient.
+    The non-reentrant form is used, as it also works if nothing before the first adapter needs a gradient. Raises
+    ModelError if the model does not support gradient checkpointing.
     """
     try:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

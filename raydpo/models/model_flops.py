@@ -1,4 +1,4 @@
-"""What a model's forward costs, and what a device could do at best: the two sides of MFU."""
+"""The FLOPs of a model's forward, from its config, and the peak FLOP/s of a device: the two inputs of MFU."""
 
 import copy
 import re
@@ -11,7 +11,7 @@ from transformers import MODEL_MAPPING
 
 from raydpo.batching.flops import FlopsModel
 
-# What families call the number of experts, and of those that a token goes through.
+# The config names, across model families, of the number of experts and of the experts per token.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = (
     "num_experts_per_tok",
@@ -22,7 +22,7 @@ EXPERTS_PER_TOKEN = (
     "moe_k",
 )
 
-# Layers in which the tokens of a sequence do not look at each other, or not one by one.
+# Layer types without attention between individual tokens.
 WITHOUT_ATTENTION = ("linear_attention", "conv", "moe")
 
 PEAK_FLOPS: dict[str, float] = {
@@ -56,11 +56,11 @@ PEAK_FLOPS: dict[str, float] = {
     "A10G": 70e12,
     "RTX A6000": 154.8e12,
     "RTX 3090": 71e12,
-    # NVIDIA Volta and Turing, in float16: they have no bfloat16
+    # NVIDIA Volta and Turing, in float16, as they have no bfloat16
     "V100": 125e12,
     "V100-PCIE": 112e12,
     "T4": 65e12,
-    # AMD; a MI250 or MI250X appears as two devices, each half of the published number
+    # AMD; an MI250 or MI250X appears as two devices, each with half of the published figure
     "MI355X": 2500e12,
     "MI350X": 2300e12,
     "MI325X": 1307e12,
@@ -70,15 +70,15 @@ PEAK_FLOPS: dict[str, float] = {
     "MI250": 181e12,
     "MI210": 181e12,
 }
-"""FLOP/s in bfloat16 by words of the name that `torch.cuda.get_device_name` gives, from the vendors' data sheets: of
-dense matrices (half of what they name "with sparsity"), products summed in float32."""
+"""Peak bfloat16 FLOP/s by words of the name that `torch.cuda.get_device_name` returns, from the vendors' data sheets:
+of dense matrices (half of the figure "with sparsity"), with products summed in float32."""
 
 PART_OF_A_DEVICE = ("MIG", "Laptop", "Max-Q")
-"""Words of names whose device is a share or a slower make of the one named."""
+"""Words in the names of devices that are a partition or a slower variant of the named device."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s that a device could do at best, where its name is in the table (the longest entry counts), or None."""
+    """Return the peak FLOP/s of a device, or None if no table entry matches its name; the longest match counts."""
     if _has_word(device_name, PART_OF_A_DEVICE):
         return None
     known = [entry for entry in PEAK_FLOPS if _has_word(device_name, (entry,))]
@@ -86,16 +86,17 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def _has_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whole words only, so that an "RTX A1000" is no A10."""
+    """Return whether any of the words occurs in the name as a whole word, so that an "RTX A1000" is not an A10."""
     return any(re.search(rf"(?<![0-9A-Za-z]){re.escape(word)}(?![0-9A-Za-z])", name, re.IGNORECASE) for word in words)
 
 
 def flops_model(config: Any) -> FlopsModel:
-    """The work of a decoder's forward, by its Hugging Face config: takes tenths of a second, and no memory for weights.
+    """Return the FLOPs of a decoder's forward from its Hugging Face config.
 
-    A mixture of experts counts the experts that a token is sent to. A model whose code comes with its weights is not
-    known to transformers and is taken for a usual one: 12 d² parameters for each layer of hidden size d, of which 4 d²
-    are attention's and 8 d² those of a feed-forward part four times as wide.
+    This takes tenths of a second and no memory for weights. A mixture of experts counts only the experts that a token
+    is routed to. A model whose code comes with its weights is unknown to transformers and is taken for a standard
+    transformer: 12 d² parameters per layer of hidden size d, of which 4 d² are for attention and 8 d² for a
+    feed-forward layer four times as wide.
     """
     decoder = config.get_text_config()
     head = 2 * decoder.hidden_size * decoder.vocab_size
@@ -103,16 +104,16 @@ def flops_model(config: Any) -> FlopsModel:
 
 
 def _active_parameters(config: Any) -> float:
-    """Parameters that a token goes through, without embeddings and head.
+    """Return the number of parameters that a token is multiplied with, without embeddings and head.
 
-    Experts are the parameters below a module named `experts`; all count where the config gives their number, or that
-    of those a token is sent to, under none of the usual names.
+    Experts are the parameters below a module named `experts`. All of them count if the config has the number of
+    experts, or of experts per token, under none of the usual names.
     """
     if type(config) not in MODEL_MAPPING:
         return float(12 * config.num_hidden_layers * config.hidden_size**2)
     own = copy.deepcopy(config)
-    own._attn_implementation = "eager"  # whatever the model is loaded with may not be installed here
-    # Not `from_config`: under ZeRO-3 that would share the weights out among the ranks.
+    own._attn_implementation = "eager"  # the implementation that the model is loaded with may not be installed here
+    # Not with `from_config`, which would partition the weights among the ranks under ZeRO-3.
     with torch.device("meta"):
         body = _body(own)
     embeddings = {
@@ -130,12 +131,14 @@ def _active_parameters(config: Any) -> float:
 
 
 def _body(config: Any) -> nn.Module:
-    families: Any = MODEL_MAPPING  # its annotations allow for a missing class, and for several
+    """Build the decoder without its output head."""
+    families: Any = MODEL_MAPPING  # its annotations allow a missing class and several classes
     body: nn.Module = families[type(config)](config)
     return body
 
 
 def _active_share(config: Any) -> float:
+    """Return the fraction of the experts that a token is routed to; 1 if the config does not give it."""
     per_token, experts = (
         next((getattr(config, name) for name in names if getattr(config, name, None)), None)
         for names in (EXPERTS_PER_TOKEN, EXPERTS)
@@ -144,11 +147,11 @@ def _active_share(config: Any) -> float:
 
 
 def _attention(config: Any) -> tuple[tuple[float, int | None], ...]:
-    """`FlopsModel.attention`: 2 x heads x (size of a key + size of a value) for each layer with attention."""
+    """Return `FlopsModel.attention`: 2 x heads x (key size + value size), summed over layers of equal window."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return ()
-    if getattr(config, "kv_lora_rank", None):  # multi-head latent attention: keys carry positions besides
+    if getattr(config, "kv_lora_rank", None):  # multi-head latent attention: keys have extra dimensions for positions
         key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     else:
         key = value = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -157,7 +160,10 @@ def _attention(config: Any) -> tuple[tuple[float, int | None], ...]:
 
 
 def _windows(config: Any) -> list[int | None]:
-    """Of each layer with attention, how far it looks; a chunk is taken for a window, other sparse kinds for full."""
+    """Return the attention window of each layer with attention, in tokens; None for full attention.
+
+    Chunked attention counts as a window of its chunk size, and other kinds of sparse attention count as full attention.
+    """
     sliding = getattr(config, "sliding_window", None) or None
     bounds = {
         "sliding_attention": sliding,
@@ -165,6 +171,6 @@ def _windows(config: Any) -> list[int | None]:
         "chunked_attention": getattr(config, "attention_chunk_size", None),
     }
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # a family whose layers are all alike, such as Mistral
+    if kinds is None:  # a family with one kind of layer, such as Mistral
         return [sliding] * config.num_hidden_layers
     return [bounds.get(kind) for kind in kinds if kind not in WITHOUT_ATTENTION]

@@ -15,7 +15,10 @@ PARAMETERS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 
 @dataclass(frozen=True)
 class RouterLoss:
-    """A model's own load-balancing loss (Fedus et al. 2021, Switch Transformers, eq. 4 to 6), and its weight."""
+    """The load-balancing loss that a model's own code defines, and its weight.
+
+    The loss is that of Fedus et al. 2021 (Switch Transformers), equations 4 to 6.
+    """
 
     function: Callable[..., Tensor]
     experts: int
@@ -23,27 +26,28 @@ class RouterLoss:
     coefficient: float
 
     def __call__(self, router_logits: Any, multiplicity: Tensor) -> Tensor:
-        """The unweighted loss, a scalar, of what each layer's router gave.
+        """Compute the unweighted loss, a scalar, from the router logits of each layer.
 
-        `multiplicity` [R, T] is how often each token counts, 0 for padding: a prompt that stands once in a row counts
-        as often as it does where each sequence has a row of its own, so that the loss is the same.
+        `multiplicity` [R, T] is the weight of each token, 0 for padding. A prompt that occurs once in a packed row
+        counts as often as it would with one row per sequence, so that both layouts have the same loss.
         """
         return self.function(router_logits, self.experts, self.experts_per_token, multiplicity)
 
 
 def check_router(config: Any, coefficient: float | None) -> None:
-    """`ModelError` where a weight is asked for and the model, by its config, has no router."""
+    """Raise ModelError if the router loss has a non-zero weight and the model, by its config, has no router."""
     if coefficient and not hasattr(config.get_text_config(), "output_router_logits"):
         raise ModelError(
-            f"router_aux_loss_coef={coefficient:g} is for mixture-of-experts models that return their router's logits, "
+            f"router_aux_loss_coef={coefficient:g} requires a mixture-of-experts model that returns router logits, "
             f"and a {config.model_type} model does not; leave it out"
         )
 
 
 def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
-    """The loss with this weight, or with the config's where it is None; None for weight 0 and for dense models.
+    """Return the router loss with the given weight, or with the weight in the config if `coefficient` is None.
 
-    `ModelError` where a weight is asked for and the model cannot say how its experts are used.
+    Returns None for weight 0 and for dense models. Raises ModelError if a weight is set and the model does not define a
+    load-balancing loss.
     """
     check_router(causal_lm.config, coefficient)
     config = causal_lm.config.get_text_config()
@@ -55,8 +59,8 @@ def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
     known = function is not None and list(inspect.signature(function).parameters) == PARAMETERS
     if not (known and experts and chosen):
         raise ModelError(
-            f"{type(causal_lm).__name__} does not say how its experts' use is summed up, which router_aux_loss_coef="
-            f"{weight:g} needs; set router_aux_loss_coef=0 to train without that loss"
+            f"{type(causal_lm).__name__} does not define a load-balancing loss, which router_aux_loss_coef={weight:g} "
+            "needs; set router_aux_loss_coef=0 to train without that loss"
         )
     assert function is not None
     return RouterLoss(function, int(experts), int(chosen), float(weight))

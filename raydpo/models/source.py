@@ -1,7 +1,7 @@
-"""Where a model lies: from a folder or hub id to a folder on this node, whole but not loaded.
+"""Resolving the name of a model or adapter to a folder on this node, without loading it.
 
-Imports neither torch nor transformers: Ray Train's controller, which loads no model, has these records among what it
-passes on, and training waits for it to start.
+This file imports neither torch nor transformers: Ray Train's controller, which loads no model, unpickles these records
+as part of what it passes on, and training waits for it to start.
 """
 
 import json
@@ -22,32 +22,33 @@ WEIGHT_INDEXES = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-"""A model's single weight file and the index of its several ones, in the order that `from_pretrained` looks."""
+"""The name of a model's single weight file and of the index of its several files, per format, in the order in which
+`from_pretrained` looks for them."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from, or an adapter."""
+    """The origin of a model or an adapter: a folder, or a commit on the Hugging Face hub."""
 
     name: str
     """Folder or hub id as the user gave it."""
     folder: str
-    """Absolute path on the node that resolved it; other nodes find theirs by `local_folder`."""
+    """Absolute path on the node that resolved the name; other nodes find their own path with `local_folder`."""
     revision: str | None
     """Commit of a model on the hub; None for a folder."""
 
     @property
     def display_name(self) -> str:
-        """For people: the name, with the commit of a model on the hub."""
+        """The name for messages, with the commit if the model is on the hub."""
         return self.name if self.revision is None else f"{self.name} at {self.revision}"
 
 
 def resolve_model(name: str, revision: str | None, *, trust_remote_code: bool = False) -> ModelSource:
-    """Find a model on this machine, fetching it from the hub where `name` is not a folder.
+    """Return the source of a model on this node, downloading it from the hub if `name` is not a folder.
 
-    `revision` is a branch, tag or commit of a hub model; a folder has none, and it is not looked at. The model's
-    Python files are fetched only with `trust_remote_code`. ModelError where there is no such model, where it cannot be
-    reached, or where it has no weights of its own.
+    `revision` is a branch, tag or commit of a hub model; it is ignored for a folder. The model's Python files are
+    downloaded only with `trust_remote_code`. Raises ModelError if the model does not exist, cannot be reached, or has
+    no weights of its own.
     """
     folder = os.path.abspath(os.path.expanduser(name))
     if os.path.isdir(folder):
@@ -62,16 +63,19 @@ def resolve_model(name: str, revision: str | None, *, trust_remote_code: bool = 
 
 
 def local_folder(source: ModelSource, *, trust_remote_code: bool = False) -> str:
-    """The model's folder on this node; a hub model is fetched, at the same commit, where it is not there yet.
+    """Return the model's folder on this node; a hub model that is not there yet is downloaded at the same commit.
 
-    ModelError where a model given as a folder is not on this node.
+    Raises ModelError if a model that was given as a folder is not on this node.
     """
     found = _on_node(source, "model")
     return found or resolve_model(source.name, source.revision, trust_remote_code=trust_remote_code).folder
 
 
 def resolve_adapter(name: str) -> ModelSource:
-    """Find a LoRA adapter as `resolve_model` finds a model; ModelError where it is none, or cannot be reached."""
+    """Return the source of a LoRA adapter, downloading it from the hub if `name` is not a folder.
+
+    Raises ModelError if the folder or repository is no LoRA adapter or cannot be reached.
+    """
     folder = os.path.abspath(os.path.expanduser(name))
     source = ModelSource(name, folder, None)
     if not os.path.isdir(folder):
@@ -86,27 +90,33 @@ def resolve_adapter(name: str) -> ModelSource:
 
 
 def local_adapter(source: ModelSource) -> str:
-    """The adapter's folder on this node, as `local_folder` finds a model's."""
+    """Return the adapter's folder on this node; a hub adapter that is not there yet is downloaded at the same commit.
+
+    Raises ModelError if an adapter that was given as a folder is not on this node.
+    """
     files = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     return _on_node(source, "adapter") or _fetch(source.name, source.revision, files, "adapter")
 
 
-def _on_node(source: ModelSource, what: str) -> str | None:
-    """The folder, where it is on this node; None where it can be fetched from the hub."""
+def _on_node(source: ModelSource, kind: str) -> str | None:
+    """Return the source's folder if it is on this node, or None if it must be downloaded from the hub.
+
+    Raises ModelError if it is not on this node and was not resolved on the hub.
+    """
     if os.path.isdir(source.folder):
         return source.folder
     if source.revision is None:
         raise ModelError(
-            f"{what} {source.name!r} is not on this node (no folder {source.folder}); "
+            f"{kind} {source.name!r} is not on this node (no folder {source.folder}); "
             "put it on storage that every node mounts at the same path, or give a hub id"
         )
     return None
 
 
 def weight_files(folder: str) -> list[str]:
-    """Absolute paths of the files that `from_pretrained` reads weights from; empty where there are none.
+    """Return the absolute paths of the files that `from_pretrained` reads weights from, or [] if there are none.
 
-    ModelError where the files' index cannot be read.
+    Raises ModelError if the index of the files cannot be read.
     """
     for single, index in WEIGHT_INDEXES:
         if os.path.isfile(path := os.path.join(folder, single)):
@@ -116,13 +126,14 @@ def weight_files(folder: str) -> list[str]:
                 with open(path, encoding="utf-8") as stream:
                     names = set(json.load(stream)["weight_map"].values())
             except (ValueError, KeyError) as error:
-                raise ModelError(f"{path} is no index of weight files; copy or fetch it again") from error
+                raise ModelError(f"{path} is not an index of weight files; copy or download it again") from error
             return [os.path.join(folder, name) for name in sorted(names)]
     return []
 
 
-def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], what: str = "model") -> str:
-    # `*` matches `/` too: without the second list, original/ and onnx/ would come along. Templates may be in a folder.
+def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], kind: str = "model") -> str:
+    """Return the folder of a hub repository, downloading its files that match `patterns` at the top level."""
+    # `*` matches `/` too: without `nested`, original/ and onnx/ would be downloaded. Chat templates may be in a folder.
     nested = [f"*/{pattern}" for pattern in patterns if pattern != "*.jinja"]
     try:
         return huggingface_hub.snapshot_download(
@@ -130,21 +141,21 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], what: str
         )
     except RevisionNotFoundError as error:
         raise ModelError(
-            f"{what} {name!r} has no revision {revision!r} on the hub; leave model_revision out"
+            f"{kind} {name!r} has no revision {revision!r} on the hub; leave model_revision out or correct it"
         ) from error
-    except RepositoryNotFoundError as error:  # gated ones too
+    except RepositoryNotFoundError as error:  # raised for gated repositories too
         raise ModelError(
-            f"{what} {name!r} is neither a folder here nor on the hub, or this account may not read it; "
+            f"{kind} {name!r} is neither a folder here nor on the hub, or this account may not read it; "
             "correct the name, or log in with `hf auth login` if it is private or gated"
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
         raise ModelError(
-            f"{what} {name!r} is neither a folder here nor a hub id (`owner/name`); correct the path or the id"
+            f"{kind} {name!r} is neither a folder here nor a hub id (`owner/name`); correct the path or the id"
         ) from error
     except (HubClientError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{what} {name!r} is not a folder here and cannot be fetched from the hub: {reason}; "
+            f"{kind} {name!r} is not a folder here and cannot be downloaded from the hub: {reason}; "
             "check the name and the network, or give a folder"
         ) from error
 
@@ -154,17 +165,17 @@ def _check_folder(source: ModelSource) -> None:
     files = weight_files(source.folder)
     if not files and os.path.isfile(os.path.join(source.folder, ADAPTER_CONFIG)):
         raise ModelError(
-            f"model {source.name!r} is a LoRA adapter, not a whole model; name its base there, and the adapter with "
-            "model_adapter_name to go on with its training"
+            f"model {source.name!r} is a LoRA adapter, not a complete model; give its base model as the model, and set "
+            "model_adapter_name to the adapter to continue its training"
         )
     if not has_config or not files:
-        lacking = "no config.json" if not has_config else "no model.safetensors or pytorch_model.bin"
+        missing_files = "no config.json" if not has_config else "no model.safetensors or pytorch_model.bin"
         raise ModelError(
-            f"model {source.name!r} has {lacking} in {source.folder}; "
-            "a model needs config.json and its weights, as save_pretrained writes them"
+            f"model {source.name!r} has {missing_files} in {source.folder}; "
+            "give a folder with config.json and weights, as save_pretrained writes them"
         )
     if missing := [path for path in files if not os.path.isfile(path)]:
         raise ModelError(
             f"model {source.name!r} lacks {len(missing)} of {len(files)} weight files that its index names, "
-            f"first {missing[0]}; copy or fetch it again"
+            f"first {missing[0]}; copy or download it again"
         )

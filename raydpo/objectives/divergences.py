@@ -42,12 +42,13 @@ def alpha_divergence(logratios: Tensor, alpha: float) -> Tensor:
 
 def f_prime(divergence: str, alpha: float) -> FPrime:
     """Return f' of a value of `f_divergence_type`; only alpha_divergence uses `alpha`. Raises KeyError for others."""
-    return {
+    functions: dict[str, FPrime] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,
         "js_divergence": js_divergence,
         "alpha_divergence": partial(alpha_divergence, alpha=alpha),
-    }[divergence]
+    }
+    return functions[divergence]
 
 
 def _expm1(x: Tensor) -> Tensor:

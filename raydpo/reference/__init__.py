@@ -1,1 +1,1 @@
-"""The reference model: what it is, the scores kept of it, and the pool of actors that makes them."""
+"""The reference: its identity, the store of its scores, and the pool of workers that computes them."""

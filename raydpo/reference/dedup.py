@@ -1,7 +1,8 @@
-"""A completion of a prompt is scored once, however many pairs hold it: in one block, or in the first of several.
+"""A completion of a prompt is scored once, however many pairs contain it: within a block, and across blocks of a run.
 
-No scorer waits for another: of a block that others lend to it writes what it scored, and once those are there, what is
-lacking is filled in from them.
+Across blocks, the first block that contains a completion scores it, and later blocks reuse that score. No scoring
+worker waits for another: for a block that reuses scores it writes a file of the part that it computed, and the pool
+fills in the reused scores once their source blocks are scored.
 """
 
 import hashlib
@@ -23,27 +24,27 @@ _log = logging.getLogger(__name__)
 
 KEY_BYTES = 16
 MAX_SOURCE_BLOCKS = 16
-"""Blocks that a block takes scores from; those that lend it most. Each is read to fill it up."""
+"""Largest number of blocks that a block reuses scores from: the ones with the most of them, as each has to be read."""
 CHOSEN, REJECTED = 0, 1
 Place = tuple[int, int]
-"""Of a completion in a block: its pair's row, and CHOSEN or REJECTED."""
+"""Where a completion stands in a block: the row of its pair, and CHOSEN or REJECTED."""
 Keys = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
 class ReusedScores:
-    """Scores that a block takes from blocks before it."""
+    """The scores that a block takes from earlier blocks."""
 
     source_blocks: tuple[Block, ...]
     places: IntArray
-    """[completions, 5]: row and side here; which lender; row and side there."""
+    """[completions, 5]: row and side in this block, index of the source block, row and side in the source block."""
 
 
 NOTHING_REUSED = ReusedScores((), np.zeros((0, 5), dtype=np.int64))
 
 
 def completion_keys(block: Block) -> Keys:
-    """[pairs, 2] digests of each prompt with its chosen and with its rejected completion; reads the block."""
+    """Read a block; return [pairs, 2] digests of each prompt with its chosen and with its rejected completion."""
     tokenized = TokenizedBlock(block)
     keys = np.zeros((len(tokenized), 2), dtype=f"S{KEY_BYTES}")
     for row in range(len(tokenized)):
@@ -51,20 +52,23 @@ def completion_keys(block: Block) -> Keys:
         prompt = hashlib.blake2b(len(pair.prompt_ids).to_bytes(8, "little"), digest_size=KEY_BYTES)
         prompt.update(pair.prompt_ids.tobytes())
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
-            whole = prompt.copy()
-            whole.update(ids.tobytes())
-            keys[row, side] = whole.digest()
+            sequence = prompt.copy()
+            sequence.update(ids.tobytes())
+            keys[row, side] = sequence.digest()
     return keys
 
 
 def find_reused_scores(blocks: Sequence[Block]) -> dict[str, ReusedScores]:
-    """What each block can take from those before it, by its content; reads the blocks, which differ in content."""
+    """Read blocks of different content; return what each can reuse from those before it, by the block's content."""
     with ThreadPoolExecutor(READERS) as threads:
         return find_reused(blocks, list(threads.map(completion_keys, blocks)))
 
 
 def find_reused(blocks: Sequence[Block], keys: Sequence[Keys]) -> dict[str, ReusedScores]:
-    """The same from the blocks' keys (at least one); blocks that take nothing are left out."""
+    """Return what each block can reuse from those before it, by content; blocks that reuse nothing are left out.
+
+    `keys` are the blocks' `completion_keys`; there must be at least one block.
+    """
     flat = np.concatenate([part.reshape(-1) for part in keys])
     starts = np.cumsum([0, *(part.size for part in keys)])
     _, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
@@ -73,68 +77,62 @@ def find_reused(blocks: Sequence[Block], keys: Sequence[Keys]) -> dict[str, Reus
     reused = {}
     for index, block in enumerate(blocks):
         here = np.arange(starts[index], starts[index + 1])
-        source_blocks, counts = np.unique(owner[here[owner[here] < index]], return_counts=True)
-        if len(source_blocks) == 0:
+        sources, counts = np.unique(owner[here[owner[here] < index]], return_counts=True)
+        if len(sources) == 0:
             continue
-        source_blocks = np.sort(source_blocks[np.argsort(-counts, kind="stable")[:MAX_SOURCE_BLOCKS]])
-        taken = here[np.isin(owner[here], source_blocks)]
+        sources = np.sort(sources[np.argsort(-counts, kind="stable")[:MAX_SOURCE_BLOCKS]])
+        taken = here[np.isin(owner[here], sources)]
         own, there = taken - starts[index], source[taken] - starts[owner[taken]]
-        which = np.searchsorted(source_blocks, owner[taken])
+        which = np.searchsorted(sources, owner[taken])
         places = np.stack([own // 2, own % 2, which, there // 2, there % 2], axis=1)
-        reused[block.content] = ReusedScores(tuple(blocks[source_block] for source_block in source_blocks), places)
+        reused[block.content] = ReusedScores(tuple(blocks[number] for number in sources), places)
     return reused
 
 
 def fill_in(store: ReferenceStore, block: Block, reused: ReusedScores) -> bool:
-    """Fill up a block of which a part is scored; False where one that lends to it is not there after all."""
+    """Complete a block whose own part is scored; return False where a source block's scores are missing after all."""
     chosen, rejected = store.read_scores(store.part_url(block))
     sides = [[values[row] for row in range(block.pairs)] for values in (chosen, rejected)]
     for index, source_block in enumerate(reused.source_blocks):
         try:
-            reused_scores = store.read_scores(store.url(source_block))
+            source_scores = store.read_scores(store.url(source_block))
         except (FileNotFoundError, DamagedFile) as error:
             _log.warning(
-                "A block of %s is scored anew, as %s has nothing to lend: %s", block.shard, source_block.shard, error
+                "A block of %s is scored as a whole, as the scores to reuse from %s are missing: %s",
+                block.shard,
+                source_block.shard,
+                error,
             )
             return False
         for row, side, _, there, other in reused.places[reused.places[:, 2] == index].tolist():
-            sides[side][row] = reused_scores[other][there]
+            sides[side][row] = source_scores[other][there]
     write_scores(store.url(block), *sides)
     storage.remove(store.part_url(block))
     return True
 
 
 @dataclass(frozen=True)
-class UniqueCompletions:
-    """The different completions of a block, two of one prompt a pair; one that is left over is both sides of one."""
+class PromptCompletions:
+    """A prompt of a block with its different completions."""
 
-    pairs: list[TokenizedPair]
-    places: list[tuple[list[Place], list[Place]]]
-    """Of each pair's two completions, where they stand in the block."""
-
-    @property
-    def completions(self) -> int:
-        """How many there are."""
-        return sum(2 if rejected else 1 for _, rejected in self.places)
+    prompt: IntArray
+    """[tokens]"""
+    completions: list[IntArray]
+    """Each [tokens]."""
+    places: list[list[Place]]
+    """For each completion, the places in the block that it stands at."""
 
 
-def unique_completions(pairs: Sequence[TokenizedPair], reused: ReusedScores) -> UniqueCompletions:
-    """The completions of some pairs, each once, without those that others lend."""
-    reused_scores = {(row, side) for row, side, *_ in reused.places.tolist()}
-    prompts: dict[bytes, IntArray] = {}
-    found: dict[bytes, dict[bytes, tuple[IntArray, list[Place]]]] = {}
+def unique_completions(pairs: Sequence[TokenizedPair], reused: ReusedScores) -> list[PromptCompletions]:
+    """Return the different completions of a block's pairs by prompt, without those whose scores are reused."""
+    skipped = {(row, side) for row, side, *_ in reused.places.tolist()}
+    found: dict[bytes, tuple[IntArray, dict[bytes, tuple[IntArray, list[Place]]]]] = {}
     for row, pair in enumerate(pairs):
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
-            if (row, side) not in reused_scores:
-                prompt = pair.prompt_ids.tobytes()
-                prompts.setdefault(prompt, pair.prompt_ids)
-                found.setdefault(prompt, {}).setdefault(ids.tobytes(), (ids, []))[1].append((row, side))
-    made: list[TokenizedPair] = []
-    places: list[tuple[list[Place], list[Place]]] = []
-    for prompt, completions in found.items():
-        each = iter(completions.values())
-        for chosen, its_places in each:
-            rejected, other_places = next(each, (chosen, []))
-            made.append(TokenizedPair("", prompts[prompt], chosen, rejected))
-            places.append((its_places, other_places))
-    return UniqueCompletions(made, places)
+            if (row, side) not in skipped:
+                _, completions = found.setdefault(pair.prompt_ids.tobytes(), (pair.prompt_ids, {}))
+                completions.setdefault(ids.tobytes(), (ids, []))[1].append((row, side))
+    return [
+        PromptCompletions(prompt, *map(list, zip(*completions.values(), strict=True)))
+        for prompt, completions in found.values()
+    ]

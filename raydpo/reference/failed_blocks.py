@@ -1,4 +1,4 @@
-"""Blocks that no scorer survives: their pairs go to quarantine, and the run goes on without them."""
+"""Blocks that no scoring worker survives: their pairs go to quarantine, and the run continues without them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from raydpo.errors import DataError
 from raydpo.runtime import storage
 
 REASON = "kills the scorer"
+"""Kind of fault of these rows, in quarantine files and in summary.json."""
 
 
 def quarantine_blocks(
@@ -21,10 +22,10 @@ def quarantine_blocks(
     decode: Callable[[IntArray], str],
     max_bad_rows: int | None,
 ) -> PreparedData:
-    """The data without the poisonous among its blocks, whose pairs are written below `quarantine_dir`.
+    """Return the data without its failed blocks, whose pairs are written to the folder reference in `quarantine_dir`.
 
-    Nobody knows which pair of the block it is. DataError where there are then more than `max_bad_rows` bad rows (None:
-    no limit), or no pair is left.
+    All pairs of a failed block go there, as it is not known which one is the cause. Raises DataError where there are
+    then more than `max_bad_rows` bad rows (None: no limit), or where no pair is left.
     """
     contents = {block.content for block in failed_blocks}
     bad = [block for block in data.blocks if block.content in contents]
@@ -40,9 +41,9 @@ def quarantine_blocks(
     if (max_bad_rows is not None and total > max_bad_rows) or not kept:
         verdict = f"more than max_bad_rows={max_bad_rows}" if kept else "and no good row is left"
         raise DataError(
-            f"{total} bad rows, {verdict}: {pairs} of them are in {len(bad)} blocks of which scorers died, the first "
-            f"in {data.files[bad[0].shard]}. See {folder}; lower block_pairs to find the row, give scorers more "
-            "memory, or raise max_bad_rows"
+            f"{total} bad rows, {verdict}: {pairs} of them are in {len(bad)} blocks on which scoring workers died, the "
+            f"first in {data.files[bad[0].shard]}. See {folder}; lower block_pairs to find the row, give scoring "
+            "workers more memory, or raise max_bad_rows"
         )
     return dataclasses.replace(
         data, blocks=kept, rows_quarantined=total, bad_reasons={**data.bad_reasons, REASON: pairs}

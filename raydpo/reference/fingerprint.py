@@ -1,4 +1,4 @@
-"""A reference is what it contains: a digest of its weights, architecture, adapter and numerics, and never a path."""
+"""Computes a reference's identity from its files: weights, architecture and adapter, and never from a path."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ from raydpo.runtime import storage
 
 CHUNK_BYTES = 8 * 2**20
 
-# Entries of config.json, at any depth, that leave the log-probs of a given sequence as they are. Whatever is not known
-# to do so counts: an entry too many costs a scoring, one too few would give a wrong reference.
+# Entries of config.json, at any depth, that do not change the log-probs of a sequence. Unknown entries count: one too
+# many costs another scoring, one too few would make two references equal.
 CONFIG_WITHOUT_EFFECT = frozenset(
     "_name_or_path name_or_path _commit_hash transformers_version architectures dtype torch_dtype use_cache "
     "id2label label2id initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop".split()
@@ -30,7 +30,7 @@ ADAPTER_WITHOUT_EFFECT = frozenset(
     "init_lora_weights".split()
 )
 
-# The names that safetensors gives to types, so that a .bin file and its safetensors twin are the same.
+# The names of dtypes in safetensors, so that a .bin file and a safetensors file of the same weights are equal.
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -46,10 +46,10 @@ DTYPE_NAMES = {
 
 
 def identify(folder: str, adapter_folder: str | None, numerics: Mapping[str, str]) -> ReferenceIdentity:
-    """The identity of the model in `folder` (with the LoRA adapter in `adapter_folder`), read from disk.
+    """Read the model in `folder` (and the LoRA adapter in `adapter_folder`) from disk, and return its identity.
 
-    The same weights have the same identity under any path and in any number of files. ModelError where there are no
-    weights or where a file is broken. Reads every byte: a second or so a gigabyte and core.
+    The same weights have the same identity under any path and in any number of files. Reads every byte, about a second
+    per gigabyte and core. Raises ModelError where there are no weights or where a file is damaged.
     """
     return ReferenceIdentity(
         weights=_weights_digest(folder, weight_files(folder)),
@@ -61,7 +61,7 @@ def identify(folder: str, adapter_folder: str | None, numerics: Mapping[str, str
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor's bytes lie in a safetensors file."""
+    """Location of a tensor's bytes in a safetensors file."""
 
     name: str
     dtype: str
@@ -78,7 +78,7 @@ def _weights_digest(folder: str, files: list[str]) -> str:
         lines = [line for path in files for line in _bin_lines(path)]
     else:
         stored = [tensor for path in files for tensor in _stored_tensors(path)]
-        # Threads, as hashlib and file reads let the others run; largest first, so that none is left to the end.
+        # Threads, as hashlib and file reads release the GIL; the largest tensor first, so that it does not run alone.
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
             lines = list(threads.map(_stored_line, sorted(stored, key=lambda tensor: -tensor.size)))
     return sha256("\n".join(sorted(lines)))
@@ -89,7 +89,7 @@ def _line(name: str, dtype: str, shape: tuple[int, ...], content: str) -> str:
 
 
 def _stored_tensors(path: str) -> list[_Stored]:
-    """The tensors that a safetensors file's header names: 8 bytes of length, JSON, then the tensors' bytes."""
+    """Return the tensors in a safetensors file's header: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         with open(path, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -105,7 +105,7 @@ def _stored_tensors(path: str) -> list[_Stored]:
         if end != 8 + length + sum(tensor.size for tensor in tensors):
             raise ValueError(f"it is {end} bytes long, not as its header says")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"{path} is no whole safetensors file: {error}; copy or fetch it again") from error
+        raise ModelError(f"{path} is not a complete safetensors file: {error}; copy or download it again") from error
     return tensors
 
 
@@ -118,7 +118,9 @@ def _stored_line(tensor: _Stored) -> str:
         while left:
             count = stream.readinto(buffer[: min(left, len(buffer))])
             if not count:
-                raise ModelError(f"{tensor.path} became shorter while it was read; do not change a model in use")
+                raise ModelError(
+                    f"{tensor.path} became shorter while it was read; do not change a model that is in use"
+                )
             digest.update(buffer[:count])
             left -= count
     return _line(tensor.name, tensor.dtype, tensor.shape, digest.hexdigest())
@@ -132,7 +134,7 @@ def _bin_lines(path: str) -> list[str]:
     lines = []
     for name, tensor in tensors.items():
         content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
-        digest = hashlib.sha256(content).hexdigest()  # a view of the mapped file: read as it is hashed
+        digest = hashlib.sha256(content).hexdigest()  # a view of the mapped file, read while it is hashed
         lines.append(_line(name, DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), digest))
     return lines
 
@@ -148,7 +150,7 @@ def _architecture_digest(folder: str) -> str:
 
 
 def adapter_digest(folder: str) -> str:
-    """Of the weights and settings of the LoRA adapter in a folder."""
+    """Return the digest of the weights and settings of the LoRA adapter in a folder."""
     path = os.path.join(folder, ADAPTER_WEIGHTS)
     if not os.path.isfile(path):
         raise ModelError(f"no {ADAPTER_WEIGHTS} in {folder}; give the folder that peft's save_pretrained wrote")

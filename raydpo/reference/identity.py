@@ -1,6 +1,6 @@
-"""What is kept of a reference to know it by; `reference.digest` works it out.
+"""The identity of a reference: digests of everything that its log-probs depend on, apart from the token ids.
 
-Imports no torch: the feed, which loads no model, comes by here, and training waits for it to start.
+`reference.fingerprint` computes them. Imports no torch: the feed, which loads no model, imports this module.
 """
 
 import hashlib
@@ -12,34 +12,34 @@ from typing import Any
 from raydpo.errors import ReferenceMismatch
 
 DIGEST_LENGTH = 24
-"""Hex characters of a digest in file names: 96 bits."""
+"""Number of hex characters of a digest in file names: 96 bits."""
 
 
 @dataclass(frozen=True)
 class ReferenceIdentity:
-    """What log-probs depend on beside the token ids. SHA-256 digests in hex."""
+    """SHA-256 digests (hex) of what a reference's log-probs depend on, apart from the token ids."""
 
     weights: str
-    """Of each weight's name, type, shape and bytes, in whatever files they lie."""
+    """Digest of each weight's name, dtype, shape and bytes, whatever files they are in."""
     architecture: str
-    """Of the parts of config.json that change the forward, and of the model's own Python code."""
+    """Digest of the entries of config.json that change the forward, and of Python code that comes with the model."""
     adapter: str | None
-    """Of the adapter's weights and settings; None without one."""
+    """Digest of the LoRA adapter's weights and settings; None without an adapter."""
     numerics: str
-    """How the scorer computes (such as dtype and attention), as JSON with sorted keys."""
+    """How the scoring workers compute (such as dtype and attention), as JSON with sorted keys."""
 
     @property
     def digest(self) -> str:
-        """The whole identity in `DIGEST_LENGTH` hex characters."""
+        """Digest of the whole identity, in `DIGEST_LENGTH` hex characters."""
         return sha256(canonical(asdict(self)))[:DIGEST_LENGTH]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` reads it."""
+        """Return the identity as a mapping for JSON, which `from_dict` reads."""
         return {"digest": self.digest, **asdict(self)}
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> "ReferenceIdentity":
-        """ReferenceMismatch where fields are absent, or where the digest written is not that of the fields."""
+        """Read an identity. Raises ReferenceMismatch where fields are missing or do not fit the digest."""
         try:
             identity = ReferenceIdentity(
                 **{field: content[field] for field in ("weights", "architecture", "adapter", "numerics")}
@@ -49,16 +49,16 @@ class ReferenceIdentity:
         if content.get("digest", identity.digest) != identity.digest:
             raise ReferenceMismatch(
                 f"a stored reference identity says {content['digest']} but its fields give {identity.digest}; "
-                "it was edited or cut off: score the reference again"
+                "it was edited or truncated: score the reference again"
             )
         return identity
 
 
 def sha256(text: str) -> str:
-    """The text's SHA-256 in hex."""
+    """Return the SHA-256 of a text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def canonical(content: object) -> str:
-    """The content as JSON, of which there is one for equal content."""
+    """Return the content as canonical JSON: equal content gives equal text."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""What a store of reference scores holds, over all references: listed, verified, pruned."""
+"""Maintenance of a reference store over all its references: list, verify, prune."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -12,28 +12,28 @@ from raydpo.runtime.storage import File
 
 DAY_S = 86_400
 LEFT_OVER_S = DAY_S
-"""Age from which a file that is still being written is one that a killed job left."""
+"""Age in seconds from which an unfinished file counts as left by a killed job."""
 
 
 @dataclass(frozen=True)
 class StoredReference:
-    """The scores of one reference."""
+    """The scores of one reference in the store."""
 
     identity: str
-    """The digest that names it."""
+    """Digest of the reference."""
     model: str
-    """What it was called when it was scored first; empty where that is not known."""
+    """Name of the reference when it was first scored; empty if it is not known."""
     blocks: tuple[File, ...]
-    """The oldest first."""
+    """Files of the scored blocks, the oldest first."""
 
     @property
     def bytes(self) -> int:
-        """Of all blocks."""
+        """Size of all blocks in bytes."""
         return sum(block.bytes for block in self.blocks)
 
 
 def stored_references(cache_dir: str) -> list[StoredReference]:
-    """What there is, by reference; lists the store, and opens no block."""
+    """Return the references in the store, sorted by digest; no block is opened."""
     folders: dict[str, list[File]] = {}
     described: dict[str, str] = {}
     for file in _files(cache_dir):
@@ -51,7 +51,7 @@ def stored_references(cache_dir: str) -> list[StoredReference]:
 
 
 def damaged(blocks: Sequence[File]) -> list[tuple[File, str]]:
-    """The blocks that are not as they were written, with what is wrong; reads them all."""
+    """Read the blocks, and return the damaged ones with a message."""
     with ThreadPoolExecutor(READERS) as threads:
         return [(block, fault) for block, fault in zip(blocks, threads.map(_fault, blocks), strict=True) if fault]
 
@@ -67,7 +67,7 @@ def _fault(block: File) -> str:
 def prunable(
     found: Sequence[StoredReference], *, older_than_days: float | None = None, max_bytes: int | None = None
 ) -> list[File]:
-    """The blocks that are older than so many days, and the oldest beyond so many bytes in all (None: no limit)."""
+    """Return the blocks that are too old, and the oldest of those beyond a total size (None: no limit)."""
     blocks = sorted((block for stored in found for block in stored.blocks), key=lambda block: block.modified)
     oldest = time.time() - older_than_days * DAY_S if older_than_days is not None else float("-inf")
     kept = sum(block.bytes for block in blocks)
@@ -80,7 +80,7 @@ def prunable(
 
 
 def prune(cache_dir: str, blocks: Iterable[File]) -> None:
-    """Remove blocks, what killed jobs left half written, and the folders of references that have no block left."""
+    """Remove blocks, unfinished files of killed jobs, and the folders of references that have no block left."""
     for block in blocks:
         storage.remove(block.url)
     for file in _files(cache_dir):

@@ -1,149 +1,150 @@
-"""The actor that scores blocks: one copy of the reference model on GPUs of its own."""
+"""The scoring worker: an actor with a copy of the reference model, on GPUs of its own or on the CPU."""
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from raydpo.batching.collate import by_pair, collate
-from raydpo.batching.planner import MicroBatchPlanner
+from raydpo.batching.collate import collate, split_by_completion
+from raydpo.batching.prefix_tree import PromptTree, build_completion_trees
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block, FloatArray
 from raydpo.errors import ModelError
 from raydpo.models.adapters import load_adapter
-from raydpo.models.attention.choice import AttentionChoice
 from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.device import device
 from raydpo.models.loading import load_causal_lm, quiet_libraries
-from raydpo.models.source import ModelSource
+from raydpo.models.plan import ModelPlan
 from raydpo.reference.dedup import (
     CHOSEN,
     NOTHING_REUSED,
     REJECTED,
     Place,
+    PromptCompletions,
     ReusedScores,
-    UniqueCompletions,
     unique_completions,
 )
 from raydpo.reference.store import ReferenceStore
 
 _log = logging.getLogger(__name__)
 
+MIN_TOKENS = 64
+"""Token budget of a forward below which a scoring worker gives up, instead of halving it once more."""
+
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What an actor needs to load the reference."""
+    """What a scoring worker needs to load the reference."""
 
-    source: ModelSource
-    adapter: ModelSource | None
-    """A LoRA adapter on it."""
-    dtype: str
-    attention: AttentionChoice
+    model: ModelPlan
     trust_remote_code: bool
     quantization: str | None
-    """8bit or 4bit; None keeps the type."""
-    gpus: float
-    """Of each actor; a model is spread over several. 0: it computes on the CPU."""
-    planner: MicroBatchPlanner
-    """What a forward takes."""
+    """8bit or 4bit; None keeps the dtype."""
     logits_chunk_tokens: int | None
     torch_compile: bool
 
     @property
     def device_map(self) -> str | dict[str, int | str] | None:
-        """Where transformers is to load the model; None where it is moved to its device afterwards."""
-        if self.gpus > 1:
+        """Where transformers loads the model; None where it is moved to its device afterwards."""
+        gpus = self.model.group.gpus
+        if gpus > 1:
             return "auto"
-        return {"": 0 if self.gpus else "cpu"} if self.quantization else None
-
-
-FEWEST_TOKENS = 64
-"""Tokens of a forward below which less memory is no longer worth a try."""
+        return {"": 0 if gpus else "cpu"} if self.quantization else None
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """What a scorer says of a block that it has scored."""
+    """What a scoring worker reports of a block."""
 
     pairs: int
     forwards: int
     completions: int
-    """Computed: one that stands in several pairs counts once, and not at all where another block has it."""
+    """Number of completions computed: one that stands in several pairs counts once, and a reused one not at all."""
     tokens: int
-    """Tokens of a forward for which there was memory."""
+    """Token budget of a forward for which there was enough memory."""
 
 
 class Scorer:
-    """Scores one block a call."""
+    """Scores one block per call."""
 
     def __init__(self, spec: ScorerSpec) -> None:
-        """Takes no time: `load` does."""
+        """Keep the spec; `load` loads the model."""
         self._spec = spec
 
     def load(self) -> None:
-        """Load the model, on the GPU that Ray gave this actor or on the CPU."""
+        """Load the model, on the GPUs that Ray gave this actor or on the CPU."""
         quiet_libraries()
-        spec = self._spec
-        where = device(spec.gpus > 0)
+        spec, plan = self._spec, self._spec.model
+        target = device(plan.gpu)
         model: Any = load_causal_lm(
-            spec.source,
-            dtype=spec.dtype,
-            attn_implementation=spec.attention.implementation,
+            plan.source,
+            dtype=plan.precision,
+            attn_implementation=plan.attention.implementation,
             trust_remote_code=spec.trust_remote_code,
             quantization=spec.quantization,
             device_map=spec.device_map,
         )
-        if spec.adapter:
-            model = load_adapter(model, spec.adapter, trainable=False)
+        if plan.adapter:
+            model = load_adapter(model, plan.adapter, trainable=False)
         if spec.torch_compile:
-            compile_layers(model, bounded=spec.attention.shares)
-        policy = CompletionLogps(model, shares=spec.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
-        self._model = policy if spec.device_map else policy.to(where)
+            compile_layers(model, bounded=plan.attention.shares)
+        reference = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
+        self._model = reference if spec.device_map else reference.to(target)
 
     def score_block(
-        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+        self, block: Block, store: ReferenceStore, tokens: int, reused: ReusedScores = NOTHING_REUSED
     ) -> ScoringResult:
-        """Score a block in forwards of up to `tokens` tokens, and write its file; half as many where memory lacks.
+        """Score a block in forwards of up to `tokens` tokens, and write its file; halve `tokens` where memory lacks.
 
-        With `loans` it is the file of a part, without what these name. ModelError where there is not memory enough for
-        any forward.
+        With `reused`, the file is that of a part, without the scores that `reused` names. Raises ModelError where the
+        memory is too small for any forward.
         """
         tokenized = TokenizedBlock(block)
-        different = unique_completions([tokenized.pair(row) for row in range(len(tokenized))], loans)
+        unique = unique_completions([tokenized.pair(row) for row in range(len(tokenized))], reused)
         while True:
             try:
-                logps, forwards = self._score(different, tokens)
+                logps, forwards = self._score(unique, tokens)
                 break
             except torch.OutOfMemoryError as error:
-                if tokens < 2 * FEWEST_TOKENS:
+                if tokens < 2 * MIN_TOKENS:
                     raise ModelError(
                         f"the reference has no memory for a forward of {tokens} tokens ({str(error).splitlines()[0]}); "
-                        "give scorers GPUs with more memory, or lower max_length or logits_chunk_tokens"
+                        "give scoring workers GPUs with more memory, or lower max_length or logits_chunk_tokens"
                     ) from error
                 tokens //= 2
-                _log.warning("Too little memory: the reference goes on with %d tokens a forward.", tokens)
-            torch.cuda.empty_cache()  # after the error, whose traceback held tensors
+                _log.warning("Out of memory: the reference continues with %d tokens per forward.", tokens)
+            torch.cuda.empty_cache()  # only now, as the error's traceback kept tensors alive
         none = np.zeros(0, dtype=np.float32)
         sides = ([logps.get((row, side), none) for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
-        write_scores(store.part_url(block) if loans.source_blocks else store.url(block), *sides)
-        return ScoringResult(len(tokenized), forwards, different.completions, tokens)
+        write_scores(store.part_url(block) if reused.source_blocks else store.url(block), *sides)
+        completions = sum(len(entry.completions) for entry in unique)
+        return ScoringResult(len(tokenized), forwards, completions, tokens)
 
     @torch.inference_mode()
-    def _score(self, different: UniqueCompletions, tokens: int) -> tuple[dict[Place, FloatArray], int]:
-        """Log-probs of each token of the completions, by each place of theirs; number of forwards."""
-        pairs, logps = different.pairs, dict[Place, FloatArray]()
-        if not pairs:
+    def _score(self, unique: Sequence[PromptCompletions], tokens: int) -> tuple[dict[Place, FloatArray], int]:
+        """Return the log-prob of each token of the completions, by each of their places; and the number of forwards."""
+        planner = dataclasses.replace(self._spec.model.planner, tokens=tokens)
+        trees: list[PromptTree] = []
+        places: list[list[list[Place]]] = []
+        for entry in unique:
+            built = build_completion_trees(entry.prompt, entry.completions, tokens, one_pair=planner.padded)
+            remaining = iter(entry.places)
+            trees += built
+            places += [[next(remaining) for _ in tree.completions] for tree in built]
+        logps = dict[Place, FloatArray]()
+        if not trees:
             return logps, 0
-        planner = dataclasses.replace(self._spec.planner, tokens=tokens)
-        (micro_batches,) = planner.split(pairs, ranks=1)
-        for trees in micro_batches:
-            micro_batch = collate(trees, pairs, multiple=planner.multiple)
-            found: FloatArray = self._model(micro_batch)[0].cpu().numpy()
-            for index, sides in by_pair(found, trees, micro_batch).items():
-                for side, places in zip(sides, different.places[index], strict=True):
-                    logps.update(dict.fromkeys(places, side))
-        return logps, len(micro_batches)
+        (groups,) = planner.plan(trees, ranks=1)
+        for group in groups:
+            members = [trees[index] for index in group]
+            micro_batch = collate(members, pairs=(), multiple=planner.multiple)
+            values: FloatArray = self._model(micro_batch)[0].cpu().numpy()
+            for index, parts in zip(group, split_by_completion(values, members), strict=True):
+                for part, where in zip(parts, places[index], strict=True):
+                    logps.update(dict.fromkeys(where, part))
+        return logps, len(groups)

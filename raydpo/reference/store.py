@@ -1,7 +1,7 @@
-"""Scored blocks on disk or behind a URL, named by (reference identity, block content).
+"""The reference store: scored blocks on disk or behind a URL, named by reference identity and block content.
 
-The name says all that the scores depend on, so a file that exists is right: other learning rates, losses, seeds and
-runs read the same one, and a changed shard misses only its own blocks.
+The name covers everything that the scores depend on, so a file that exists is valid: runs with other learning rates,
+losses and seeds read the same file, and a changed shard misses only its own blocks.
 """
 
 import logging
@@ -19,11 +19,11 @@ from raydpo.runtime import storage
 _log = logging.getLogger(__name__)
 
 SCORED = "scored"
-"""Folder of the scores in cache_dir, with a folder for each reference."""
+"""Name of the folder of scores in cache_dir, which has a folder per reference."""
 IDENTITY_FILE = "identity.json"
-"""Beside a reference's scores: what the digest in the folder's name stands for."""
+"""Name of the file, next to a reference's scores, with the identity whose digest names the folder."""
 READERS = 16
-"""Threads that read scores: mostly they wait for the storage."""
+"""Number of threads that read scores; they mostly wait for storage."""
 
 
 @dataclass(frozen=True)
@@ -34,39 +34,39 @@ class ReferenceStore:
     """Folder or fsspec URL that every node can reach."""
     identity: ReferenceIdentity
     model: str = ""
-    """Name of the reference, and its commit where it is from the hub: for people, and of no effect."""
+    """Name of the reference, and its commit if it is from the hub; shown in lists only."""
 
     @property
     def digest(self) -> str:
-        """What names the reference."""
+        """Digest of the reference."""
         return self.identity.digest
 
     @property
     def folder(self) -> str:
-        """Where this reference's blocks lie."""
+        """Folder or URL of this reference's scored blocks."""
         return storage.join(self.cache_dir, SCORED, self.identity.digest)
 
     def url(self, block: Block) -> str:
-        """Where the scores of a block lie, or will."""
+        """Return the path or URL of a block's scores, whether they exist or not."""
         return storage.join(self.folder, f"{block.content}.parquet")
 
     def open(self) -> None:
-        """Write down, beside the scores, what the digest in the folder's name stands for."""
+        """Write the reference's identity next to its scores."""
         described = {**self.identity.to_dict(), "model": self.model}
         storage.write_json(storage.join(self.folder, IDENTITY_FILE), described)
 
     def missing(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks without whole scores, each content once, in the order given: reads the files of all others."""
+        """Return the blocks without valid scores, each content once, in the given order. Reads all other scores."""
         unique = list({block.content: block for block in blocks}.values())
         with ThreadPoolExecutor(READERS) as threads:
             return [block for block, whole in zip(unique, threads.map(self._has, unique), strict=True) if not whole]
 
     def absent(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks that have no file of scores."""
+        """Return the blocks that have no file of scores."""
         return [block for block in blocks if not storage.exists(self.url(block))]
 
     def _has(self, block: Block) -> bool:
-        """True where there are scores for each pair; logged where there are some that cannot be used."""
+        """Return whether a block has a score file for all of its pairs; log a file that cannot be used."""
         url = self.url(block)
         try:
             rows = len(storage.read_table(url))
@@ -80,15 +80,15 @@ class ReferenceStore:
         return rows == block.pairs
 
     def part_url(self, block: Block) -> str:
-        """Where the scores of a block lie while they lack those that other blocks lend it."""
+        """Return the path or URL of a block's scores before the reused ones are filled in."""
         return f"{self.url(block)}.part"
 
     def read_scores(self, url: str) -> tuple[Lists, Lists]:
-        """Log-probs of each row's chosen and rejected completion; FileNotFoundError or DamagedFile as for files."""
+        """Read the log-probs of each row's chosen and rejected completion. Raises FileNotFoundError or DamagedFile."""
         scores = storage.read_table(url)
         return Lists(scores, schema.REF_CHOSEN_LOGPS), Lists(scores, schema.REF_REJECTED_LOGPS)
 
     def read(self, block: Block) -> ScoredBlock:
-        """A block's pairs and scores; `ReferenceMismatch` where the two do not fit."""
+        """Return a block's pairs with their scores. Raises ReferenceMismatch where the two do not fit."""
         url = self.url(block)
         return ScoredBlock(TokenizedBlock(block), storage.read_table(url), url)

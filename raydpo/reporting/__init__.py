@@ -1,1 +1,1 @@
-"""What a run tells: metrics, ledger, console lines, trackers."""
+"""The outputs of a run: metrics, ledger, console lines and trackers."""

@@ -1,4 +1,4 @@
-"""What the driver prints: one line a stage, with rate and time left."""
+"""The driver's console output: one line per stage, with rate and remaining time."""
 
 import sys
 import threading
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import TextIO
 
 REDRAW_S = 0.2
-"""On a terminal the line is drawn over itself, at most this often."""
+"""Minimum seconds between updates of the line on a terminal, where it is redrawn in place."""
 REPEAT_S = 15.0
-"""Elsewhere (a job's log) a stage still under way gets another line this often."""
+"""Minimum seconds between the lines of a running stage if the output is not a terminal, such as a job's log."""
 
 
 class Stage:
     """The progress line of one stage."""
 
     def __init__(self, title: str, unit: str, stream: TextIO | None = None) -> None:
-        """`title` and `unit` (plural) as printed; the clock starts now."""
+        """Start the stage's clock. `title` and `unit` (plural) are printed as given; the default stream is stdout."""
         self._title = title
         self._unit = unit
         self._stream = stream or sys.stdout
@@ -26,10 +26,10 @@ class Stage:
         self._first: tuple[float, int] | None = None
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say how far the stage is; drawn only as often as is readable."""
+        """Report the progress of the stage; calls in quick succession print nothing."""
         now = time.monotonic()
         if self._first is None:
-            self._first = (now, done)  # the rate leaves the start-up out
+            self._first = (now, done)  # the rate excludes the start-up
         if now - self._drawn < (REDRAW_S if self._terminal else REPEAT_S):
             return
         self._drawn = now
@@ -41,7 +41,7 @@ class Stage:
         self._print(f"{amount} {self._unit}{speed}{left}{note and f', {note}'}", end=False)
 
     def done(self, text: str) -> float:
-        """Print the stage's last line, and return the seconds it took."""
+        """Print the stage's last line, and return the duration of the stage in seconds."""
         seconds = time.monotonic() - self._started
         self._print(f"{text} in {duration(seconds)}", end=True)
         return seconds
@@ -54,13 +54,13 @@ class Stage:
         self._stream.flush()
 
 
-def say(title: str, text: str) -> None:
-    """Print a line that belongs to no stage."""
+def print_line(title: str, text: str) -> None:
+    """Print a line that belongs to no stage, with its title in the column of the stages' titles."""
     print(f"{title:<12} {text}", flush=True)
 
 
 def duration(seconds: float) -> str:
-    """`7 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a number of seconds, as in `7.5 s`, `42 s`, `3 min 20 s` or `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
@@ -70,10 +70,10 @@ def duration(seconds: float) -> str:
 
 
 class Poller:
-    """Calls a function every second from a thread of its own, while the driver waits for something else."""
+    """A context manager that calls a function every second from a background thread."""
 
     def __init__(self, poll: Callable[[], None]) -> None:
-        """`poll` must be quick, and must not raise."""
+        """Create the poller. `poll` must be quick and must not raise."""
         self._poll = poll
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

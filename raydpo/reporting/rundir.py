@@ -1,4 +1,4 @@
-"""The run's folder: laid out at the start, checked against an earlier run of the same name, summed up at the end."""
+"""The run's folder (`output_dir`): its paths, its creation, the check against an earlier run in it, and its summary."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from raydpo.errors import ResumeError
 from raydpo.runtime import storage
 
 REFERENCES = "references"
-"""Folder of a run with the references that training makes."""
+"""Name of the run's subfolder for the references that training writes."""
 
-# Options that may change when a run goes on: they alter where it runs, what it says and when it ends, but not what an
-# update computes.
+# Options that may change when a run is resumed: they affect where it runs, what it logs and when it ends, but not what
+# an update computes.
 MAY_CHANGE = {
     "cache_dir",
     "cpus_per_worker",
@@ -55,10 +55,10 @@ MAY_CHANGE = {
 
 
 class RunDir:
-    """Paths in `output_dir`."""
+    """The paths in a run's folder (`output_dir`)."""
 
     def __init__(self, path: str) -> None:
-        """`path` is made absolute, as workers run in other folders."""
+        """Resolve the folder's path to an absolute one, as workers run in other working directories."""
         self.path = Path(storage.absolute(path))
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -70,9 +70,10 @@ class RunDir:
         self.references = self.path / REFERENCES
 
     def start(self, job: JobConfig) -> None:
-        """Lay the folder out. With `resume_from_checkpoint=none` an earlier run's files are removed first.
+        """Create the folder and write config.yaml.
 
-        `ResumeError` where the folder holds checkpoints of a run with other options.
+        With `resume_from_checkpoint=none`, the files of an earlier run are removed first. Raises ResumeError if the
+        folder has checkpoints of a run with other options.
         """
         if job.run.resume_from_checkpoint == "none":
             for old in (self.ledger, self.checkpoints, self.model, self.references):
@@ -86,17 +87,18 @@ class RunDir:
         storage.write_bytes(str(self.config), to_yaml(job).encode())
 
     def _check_same(self, job: JobConfig) -> None:
+        """Raise ResumeError if an option that must not change differs from the run in the folder."""
         before = to_flat(from_flat(fields.read_yaml(str(self.config))))
         for name, value in to_flat(job).items():
             if name not in MAY_CHANGE and before[name] != value:
                 raise ResumeError(
-                    f"{self.path} holds a run with {name}={before[name]}, and this one has {name}={value}; give it an "
-                    "output_dir of its own, or start over with resume_from_checkpoint=none (the old checkpoints are "
-                    "then removed)"
+                    f"{self.path} holds a run with {name}={before[name]}, but this run has {name}={value}; choose "
+                    "another output_dir, or start over with resume_from_checkpoint=none (this removes the old "
+                    "checkpoints)"
                 )
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; empty before there are any."""
+        """Return the lines of metrics.jsonl; an empty list if the file does not exist yet."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""metrics.jsonl and ledger/, as rank 0 writes them."""
+"""The files that rank 0 writes during training: metrics.jsonl and the ledger of the pairs of each update."""
 
 import json
 import os
@@ -10,28 +10,31 @@ from raydpo.runtime import storage
 
 
 class RunLog:
-    """The metrics and the ledger of a run, cut back to the step that it goes on from."""
+    """The metrics and the ledger of a run, truncated to the step that it resumes from."""
 
     def __init__(self, run_dir: str, resumed_at: int) -> None:
-        """Lines of steps after `resumed_at` are dropped: those steps are about to be made again."""
+        """Open the files of the run and drop the lines of steps after `resumed_at`, as these steps will be repeated."""
         self._metrics = Path(run_dir) / "metrics.jsonl"
         self._ledger = Path(run_dir) / "ledger"
         self._pending: list[dict[str, Any]] = []
         for file in [self._metrics, *sorted(self._ledger.glob("*.jsonl"))]:
-            # A run from the start has nothing to keep, nor the line before its first update.
+            # A run that starts at step 0 keeps nothing, not even the line before its first update.
             _keep_lines(file, lambda line: 0 < resumed_at >= line["step"])
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line of metrics; a reader may follow the file."""
+        """Append one line of metrics and close the file, so that other processes can follow it."""
         with self._metrics.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def enter(self, step: int, epoch: int, pair_ids: Sequence[str]) -> None:
-        """Note the pairs of an update; `flush` writes them."""
+        """Record the pairs of an update in memory until `flush` writes them."""
         self._pending.append({"step": step, "epoch": epoch, "pairs": list(pair_ids)})
 
     def flush(self) -> None:
-        """Write the noted updates as one file; called just before each checkpoint, so the two agree."""
+        """Write the recorded updates as one ledger file.
+
+        It must be called just before each checkpoint, so that ledger and checkpoint agree.
+        """
         if not self._pending:
             return
         first, last = self._pending[0]["step"], self._pending[-1]["step"]
@@ -41,7 +44,10 @@ class RunLog:
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a JSONL file with the lines to keep; a last line that a crash cut short goes too."""
+    """Rewrite a JSONL file with the lines to keep, or remove it if there are none.
+
+    A last line that a crash cut short is dropped.
+    """
     if not path.exists():
         return
     kept = []

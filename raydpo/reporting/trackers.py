@@ -1,4 +1,4 @@
-"""The trackers that `report_to` names, behind one `log`."""
+"""Experiment trackers selected by `report_to` (TensorBoard, Weights & Biases, MLflow), with a common interface."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -9,21 +9,22 @@ from raydpo.config import JobConfig, to_flat
 from raydpo.errors import ConfigError
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""Python package of each tracker."""
 
 
 def check_trackers(job: JobConfig) -> None:
-    """`ConfigError` where `report_to` names a tracker whose package is not installed."""
+    """Raise ConfigError if `report_to` names a tracker whose package is not installed."""
     for tracker in job.run.report_to:
         package = PACKAGES.get(tracker)
         if package and importlib.util.find_spec(package) is None:
-            raise ConfigError(f"report_to={tracker} needs the package {package}: pip install {package}, on every node")
+            raise ConfigError(f"report_to={tracker} needs the package {package}: pip install {package} on every node")
 
 
 class Trackers:
-    """Sends metrics to every tracker of a run; without one it does nothing."""
+    """The trackers of a run; without any, its methods do nothing."""
 
     def __init__(self, job: JobConfig, run_dir: str) -> None:
-        """Open the trackers; a run that goes on adds to what it sent before."""
+        """Open the trackers. A resumed run continues its earlier TensorBoard and W&B records."""
         self._tensorboard: Any = None
         self._wandb: Any = None
         self._mlflow: Any = None
@@ -35,7 +36,7 @@ class Trackers:
         if "wandb" in job.run.report_to:
             import wandb
 
-            # The id makes a resumed run go on in the same place instead of opening another.
+            # With the id, a resumed run continues its W&B run instead of starting a new one.
             identifier = name.replace("/", "-")
             self._wandb = wandb.init(name=name, id=identifier, resume="allow", dir=run_dir, config=to_flat(job))
         if "mlflow" in job.run.report_to:
@@ -46,7 +47,7 @@ class Trackers:
             self._mlflow = mlflow
 
     def log(self, line: Mapping[str, float]) -> None:
-        """Send one line of metrics, which holds its step."""
+        """Send one line of metrics, including its `step`, to every tracker."""
         step = int(line["step"])
         metrics = {key: value for key, value in line.items() if key != "step"}
         if self._tensorboard:
@@ -58,7 +59,7 @@ class Trackers:
             self._mlflow.log_metrics(metrics, step=step)
 
     def close(self) -> None:
-        """Send what is still buffered."""
+        """Send buffered metrics and close the trackers."""
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:

@@ -1,1 +1,1 @@
-"""What knows of Ray's cluster and of file systems."""
+"""Access to the Ray cluster and to file systems."""

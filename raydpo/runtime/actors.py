@@ -1,21 +1,26 @@
-"""What Ray's actors answer."""
+"""Retrieval of results from Ray actors."""
 
-from typing import Any
+from typing import TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from raydpo.errors import RaydpoError
 
+Result = TypeVar("Result")
 
-def get_result(result: Any) -> Any:
-    """What an actor's method has returned, once it has; its `RaydpoError` is raised as it was, without the way it came.
 
-    What else it raised comes as Ray's RayTaskError, and its death as RayActorError.
+def get_result(reference: "ObjectRef[Result]") -> Result:
+    """Wait for the call of an actor's method and return its result.
+
+    Raises the `RaydpoError` that the method raised, without Ray's frames; RayTaskError if the method raised another
+    exception; and RayActorError if the actor died.
     """
     try:
-        return ray.get(result)
+        result: Result = ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, RaydpoError):
             raise error.cause from None
         raise
+    return result

@@ -1,4 +1,4 @@
-"""How many workers each stage gets, and what each of them takes from the cluster."""
+"""The number of workers of each stage, and the cluster resources of each worker."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,43 +10,52 @@ from raydpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster."""
+    """The resources and labels of a node of the cluster."""
 
     cpus: float
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Custom ones."""
+    """Amount of each Ray resource, custom ones included."""
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Workers of one kind."""
+    """A number of workers with the same resources each."""
 
     workers: int
     gpus: float
-    """GPUs of each worker; 0 runs on CPU."""
+    """GPUs per worker; with 0, workers run on CPU."""
     cpus: float
-    """CPUs of each worker, which are also the threads that torch uses."""
+    """CPUs per worker, and the number of threads that torch uses."""
     resources: Mapping[str, float]
+    """Custom Ray resources per worker."""
     label_selector: Mapping[str, str]
+    """Labels that a worker's node must have."""
 
 
-def nodes_of(described: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The nodes that are alive, from what `ray.nodes()` says."""
+def cluster_nodes() -> list[Node]:
+    """Return the nodes of the Ray cluster that this process has joined."""
+    import ray  # not above: train workers' plans are unpickled by processes that need only the records of this module
+
+    return alive_nodes(ray.nodes())
+
+
+def alive_nodes(described: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """Return the nodes that are alive, from the node descriptions of `ray.nodes()`."""
     alive = ((node["Resources"], node.get("Labels", {})) for node in described if node["Alive"])
-    return [Node(has.get("CPU", 0), has.get("GPU", 0), labels, has) for has, labels in alive]
+    return [Node(resources.get("CPU", 0), resources.get("GPU", 0), labels, resources) for resources, labels in alive]
 
 
 ROUNDING = 1e-6
-"""Of sums of parts of a GPU."""
+"""Tolerance for rounding errors in sums of GPU fractions."""
 TRAIN_SHARE = 0.6
-"""Of each GPU, and of the CPUs, where scorers are to work beside the train workers and the user does not say how: more
-than half, so that Ray never puts two train workers on one GPU."""
+"""Share of each GPU, and of the CPUs, for train workers if scoring workers run at the same time and the user sets no
+amounts. It is more than half, so that Ray never places two train workers on one GPU."""
 
 
 def train_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
-    """The train workers; `ConfigError` where the cluster cannot hold them."""
+    """Return the group of train workers. Raises ConfigError if the cluster has no room for them."""
     cluster = job.cluster
     return _group(
         "num_workers",
@@ -64,9 +73,9 @@ def train_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
 
 
 def reference_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
-    """The scoring actors; `ConfigError` where the cluster cannot hold them.
+    """Return the group of scoring workers. Raises ConfigError if the cluster has no room for them.
 
-    They may take every GPU that fits: the pool gives them back before training starts, where both have no room.
+    They may take all matching GPUs: if there is no room for both groups, the pool releases them before training starts.
     """
     reference = job.reference
     return _group(
@@ -85,22 +94,22 @@ def reference_group(job: JobConfig, nodes: Sequence[Node]) -> WorkerGroup:
 
 
 def fit_together(groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> bool:
-    """True where there is room for the workers of all groups at the same time, each put where it first fits."""
+    """Return whether the nodes have room for all groups at the same time, with each worker on the first that fits."""
     free = [_Free(node) for node in nodes]
     return all(any(left.take(group) for left in free) for group in groups for _ in range(group.workers))
 
 
 class _Free:
-    """What of a node is not taken."""
+    """The free resources of a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._left = {**node.resources, "CPU": node.cpus}
         self._gpus = [1.0] * int(node.gpus)
-        """What is left of each: Ray gives a worker whole ones, or a part of a single one."""
+        """Free fraction of each GPU: Ray gives a worker whole GPUs, or a fraction of a single one."""
 
     def take(self, group: WorkerGroup) -> bool:
-        """Give a worker of the group what it needs; False where there is not enough."""
+        """Allocate the resources of one worker of the group; return False, and allocate nothing, if it does not fit."""
         request = {**group.resources, "CPU": group.cpus}
         part, count = (group.gpus, 1) if 0 < group.gpus < 1 else (1.0, int(group.gpus))
         gpus = [index for index, left in enumerate(self._gpus) if left >= part - ROUNDING][:count]
@@ -115,21 +124,29 @@ class _Free:
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What the user asked for; None where the cluster decides."""
+    """The resources that the user asked for; fields that are None are derived from the cluster."""
 
     workers: int | None
     gpus: float | None
+    """GPUs per worker."""
     cpus: int | None
+    """CPUs per worker."""
     share: float
-    """Of the CPUs, where the cluster decides, and of each GPU, if it is `divided`."""
+    """Share of the CPUs for the group if `cpus` is None, and of each GPU if `gpus` is None and `divided` is set."""
     divided: bool
+    """Whether each GPU is divided between a train worker and a scoring worker."""
 
 
 def _divides(job: JobConfig) -> bool:
-    """True where a scorer shares a GPU with a train worker; not if the user says what either takes, or where it is."""
+    """Return whether a scoring worker shares a GPU with a train worker.
+
+    It does not if the user sets the GPUs of either, or selects different nodes for them.
+    """
     cluster, reference = job.cluster, job.reference
-    unsaid = cluster.gpus_per_worker is None and reference.reference_gpus_per_worker is None
-    return reference.sync_ref_model and unsaid and cluster.worker_label_selector == reference.reference_label_selector
+    gpus_unset = cluster.gpus_per_worker is None and reference.reference_gpus_per_worker is None
+    return (
+        reference.sync_ref_model and gpus_unset and cluster.worker_label_selector == reference.reference_label_selector
+    )
 
 
 def _group(
@@ -139,35 +156,40 @@ def _group(
     selector: Mapping[str, str],
     nodes: Sequence[Node],
 ) -> WorkerGroup:
+    """Return the group for a request, with unset amounts derived from the nodes that match the selector.
+
+    Raises ConfigError, which names `flag`, if no node matches or the nodes have too little room.
+    """
     fitting = [node for node in nodes if selector.items() <= node.labels.items()]
     if not fitting:
-        raise ConfigError(f"no node has the labels {dict(selector)}; {_labels(nodes)}")
+        raise ConfigError(f"no node has the labels {dict(selector)}; {_labels_hint(nodes)}")
     all_gpus = any(node.gpus for node in fitting)
     gpus = request.gpus if request.gpus is not None else all_gpus * (request.share if request.divided else 1.0)
     workers = request.workers
     if workers is None:
-        each = gpus if request.gpus is not None else 1.0
-        workers = max(sum(int(node.gpus // each) for node in fitting), 1) if gpus else 1
+        gpus_each = gpus if request.gpus is not None else 1.0
+        workers = max(sum(int(node.gpus // gpus_each) for node in fitting), 1) if gpus else 1
     cpus = float(request.cpus) if request.cpus is not None else 1.0
     if request.cpus is None and not gpus:
         total = sum(node.cpus for node in fitting) * request.share
         cpus = max(min(total // workers, max(node.cpus for node in fitting) * request.share // 1), 1.0)
-    one = WorkerGroup(1, gpus, cpus, {}, {})
-    places = sum(_places(node, one, workers) for node in fitting)
+    single = WorkerGroup(1, gpus, cpus, {}, {})
+    places = sum(_capacity(node, single, workers) for node in fitting)
     if places < workers:
         raise ConfigError(
-            f"{flag}={workers} with {gpus:g} GPUs and {cpus:g} CPUs each do not fit: there is room for {places}; "
-            f"lower {flag} or what each takes, or add nodes"
+            f"{flag}={workers} with {gpus:g} GPUs and {cpus:g} CPUs per worker exceeds the cluster, which has room for "
+            f"{places}; lower {flag} or the GPUs and CPUs per worker, or add nodes"
         )
     return WorkerGroup(workers, gpus, cpus, dict(resources), dict(selector))
 
 
-def _places(node: Node, group: WorkerGroup, most: int) -> int:
-    """How many workers of the group a node has room for, up to `most`."""
+def _capacity(node: Node, group: WorkerGroup, limit: int) -> int:
+    """Return the number of workers of the group that fit on a node, up to `limit`."""
     free = _Free(node)
-    return sum(free.take(group) for _ in range(most))
+    return sum(free.take(group) for _ in range(limit))
 
 
-def _labels(nodes: Sequence[Node]) -> str:
+def _labels_hint(nodes: Sequence[Node]) -> str:
+    """Return the part of an error message that lists the nodes' labels, without those that Ray sets itself."""
     known = sorted({f"{key}={value}" for node in nodes for key, value in node.labels.items() if "ray.io/" not in key})
-    return f"the nodes' labels are {', '.join(known)}" if known else "no node has labels; leave the selector out"
+    return f"choose from the nodes' labels: {', '.join(known)}" if known else "the nodes have none; remove the selector"

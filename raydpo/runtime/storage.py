@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a local disk or behind any fsspec URL."""
+"""Atomic reading and writing of files on local disks and at fsspec URLs."""
 
 import contextlib
 import json
@@ -16,44 +16,50 @@ from raydpo.errors import DamagedFile, StorageError
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/part`, for paths and URLs alike."""
+    """Return the parts joined to a base path or URL with slashes: `base/part/part`."""
     return "/".join([base.rstrip("/"), *parts])
 
 
 def is_remote(url: str) -> bool:
-    """True for `s3://...` and the like, False for a path or `file://` URL."""
+    """Return whether the URL is remote, such as `s3://...`, and not a local path or `file://` URL."""
     return "://" in url and not url.startswith("file://")
 
 
 def absolute(path: str) -> str:
-    """The path with `~` expanded and made absolute, as Ray's workers have other working folders; URLs as they are."""
+    """Return a path as an absolute path with `~` expanded, and a URL unchanged.
+
+    Relative paths would not work, as Ray's workers run in other working directories.
+    """
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL and the path in it. Raises StorageError if the protocol is not supported."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # unknown protocol, or its client is not installed
-        raise StorageError(f"cannot open {url}: {error}; install the fsspec client of that protocol") from error
+        raise StorageError(f"cannot open {url}: {error}; install the fsspec client for this protocol") from error
     return filesystem, path
 
 
 def exists(url: str) -> bool:
-    """True if there is a file or folder at the URL."""
+    """Return whether there is a file or folder at the URL."""
     filesystem, path = _filesystem(url)
     return bool(filesystem.exists(path))
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file; FileNotFoundError if there is none."""
+    """Return the content of a file. Raises FileNotFoundError if it does not exist."""
     filesystem, path = _filesystem(url)
     return bytes(filesystem.cat_file(path))
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part.
+    """Write a file atomically: a reader sees the old content or the new content, never a part of it.
 
-    Local: written aside, then renamed. Object stores: one put, which they make visible whole.
+    A local file is written under a temporary name and then renamed; in an object store, a single put is atomic.
+
+    Raises StorageError if the file cannot be written.
     """
     filesystem, path = _filesystem(url)
     parent = path.rsplit("/", 1)[0]
@@ -62,14 +68,14 @@ def write_bytes(url: str, content: bytes) -> None:
         if is_remote(url):
             filesystem.pipe_file(path, content)
             return
-        aside = f"{parent}/.{uuid.uuid4().hex}.part"
-        with open(aside, "wb") as stream:
+        temporary = f"{parent}/.{uuid.uuid4().hex}.part"
+        with open(temporary, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except OSError as error:
-        raise StorageError(f"cannot write {url}: {error}; the folder must be writable from every node") from error
+        raise StorageError(f"cannot write {url}: {error}; make the folder writable from every node") from error
 
 
 def write_json(url: str, content: Mapping[str, Any]) -> None:
@@ -78,39 +84,43 @@ def write_json(url: str, content: Mapping[str, Any]) -> None:
 
 
 def read_json(url: str) -> dict[str, Any]:
-    """The mapping in a JSON file."""
+    """Return the mapping in a JSON file."""
     content: dict[str, Any] = json.loads(read_bytes(url))
     return content
 
 
 def write_table(url: str, table: pa.Table) -> None:
-    """Write a table as one Parquet file (zstd), with a checksum a page."""
+    """Write a table as one Parquet file (zstd), with one checksum per page."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes(url, sink.getvalue().to_pybytes())
 
 
 def read_table(url: str) -> pa.Table:
-    """The table in a Parquet file; FileNotFoundError if there is none, `DamagedFile` if it is not whole."""
+    """Return the table in a Parquet file.
+
+    Raises FileNotFoundError if the file does not exist, and DamagedFile if it is incomplete or fails its checksums.
+    """
     content = read_bytes(url)
     try:
         return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(f"{url} is damaged ({error}); delete it and run again: it will be made anew") from error
+        raise DamagedFile(f"{url} is damaged ({error}); delete it and run again to recreate it") from error
 
 
 @dataclass(frozen=True)
 class File:
-    """A file, as a listing has it."""
+    """A file in the listing of a folder."""
 
     url: str
     bytes: int
+    """Size in bytes."""
     modified: float
-    """Seconds since the epoch."""
+    """Time of the last change, in seconds since the Unix epoch."""
 
 
 def files(url: str) -> list[File]:
-    """All files below a folder, at any depth; none where there is no folder."""
+    """Return all files below a folder, at any depth; an empty list if the folder does not exist."""
     if not is_remote(url):
         folder = url.removeprefix("file://")
         paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
@@ -125,14 +135,14 @@ def files(url: str) -> list[File]:
 
 
 def remove(url: str) -> None:
-    """Remove a file; nothing happens where there is none."""
+    """Remove a file, if it exists."""
     filesystem, path = _filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm_file(path)
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and what it holds; nothing happens where there is none."""
+    """Remove a folder and its content, if it exists."""
     filesystem, path = _filesystem(url)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)

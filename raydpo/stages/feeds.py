@@ -1,112 +1,137 @@
-"""The feeds of a run."""
+"""The feeds of a run: one actor gives the training batches, another the held-out ones."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from raydpo.blocks.schema import Block
-from raydpo.data.prepare import PreparedData
 from raydpo.feed.actor import start_feed
 from raydpo.feed.batches import FeedSpec
+from raydpo.feed.handle import FeedHandle
 from raydpo.feed.schedule import Schedule
 from raydpo.objectives.objective import counts_prompts
-from raydpo.reference.readers import Unscored
+from raydpo.reference.readers import DatasetReference, LogpReader, StoreReader, WaitingReader, ZeroReference
 from raydpo.reference.store import ReferenceStore
 from raydpo.stages.plan import RunPlan
-from raydpo.stages.score import (
-    reader_of,
-    sync_plan,
-)
-from raydpo.tr_dpo.schedule import SyncPlan
-
-
-def feed_spec(plan: RunPlan) -> FeedSpec:
-    """How the training pairs are ordered, and cut into batches."""
-    optim, policy = plan.job.optim, plan.policy
-    return FeedSpec(
-        seed=optim.order_seed,
-        sampling=plan.job.data.train_sampling_strategy,
-        window=plan.job.data.shuffle_window,
-        global_batch=plan.job.global_batch(policy.group.workers),
-        planner=policy.planner,
-        update_flops=policy.planner.flops.update(frozen=plan.job.adapter.use_peft),
-        ranks=policy.group.workers,
-        with_prompts=counts_prompts(plan.job.loss),
-    )
-
-
-def in_order_of_need(plan: RunPlan, train: PreparedData, held_out: PreparedData | None) -> list[Block]:
-    """The blocks as training reads them, held-out ones first; one order in all schedules, as blocks lend to later ones.
-
-    Where a completion is scored in another block, its last digits are others.
-    """
-    order = feed_spec(plan).order(train.blocks, epoch=0)
-    first = held_out.blocks if held_out else ()  # evaluated before the first update
-    return [*first, *(train.blocks[index] for window in order.windows for index in window.blocks)]
+from raydpo.stages.tokenize import RunData
+from raydpo.tr_dpo.schedule import SyncPlan, SyncSchedule
 
 
 @dataclass(frozen=True)
 class Feeds:
-    """The actors that give batches, and how long they do."""
+    """The feed actors, and the length of what they give."""
 
-    spec: FeedSpec
-    train: Any
-    held_out: Any
+    train: FeedHandle
+    held_out: FeedHandle | None
     """None without held-out pairs."""
     schedule: Schedule
     held_out_schedule: Schedule | None
     fingerprint: dict[str, str]
-    """Digests of reference and data."""
+    """Digests of reference and data, which a checkpoint and the run that resumes from it must have in common."""
     sync: SyncPlan | None
-    """Where the reference takes after the policy."""
+    """How the reference is synced towards the policy; None if it never changes."""
 
     @property
-    def actors(self) -> list[Any]:
-        """Those that there are."""
+    def handles(self) -> list[FeedHandle]:
+        """The feeds that there are, the training one first."""
         return [feed for feed in (self.train, self.held_out) if feed is not None]
 
     def fail(self, message: str) -> None:
-        """Tell those who wait for scores that none will come."""
-        for feed in self.actors:
-            feed.fail.remote(message)
+        """Make the feeds stop waiting for scores."""
+        for feed in self.handles:
+            feed.fail(message)
 
 
-def start_feeds(
-    plan: RunPlan, store: ReferenceStore | Unscored, train: PreparedData, held_out: PreparedData | None
-) -> Feeds:
-    """Feeds of the training pairs, and of the held-out ones."""
-    optim, policy = plan.job.optim, plan.policy
-    ranks = policy.group.workers
-    schedule = Schedule.from_options(
-        train.pairs, plan.job.global_batch(ranks), num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
-    )
-    sync = sync_plan(plan, store, schedule)
-    spec = replace(feed_spec(plan), sync=sync.schedule if sync else None)
-    eval_spec = replace(
-        spec,
-        seed=optim.seed,
-        sampling="sequential",
-        window=1,
-        global_batch=optim.per_device_eval_batch_size * ranks,
-        sync=None,  # each reference scores them all
-    )
-    scores = reader_of(plan, store)
+def start_feeds(plan: RunPlan, store: ReferenceStore | None, data: RunData) -> Feeds:
+    """Start the feeds of the training pairs and of the held-out pairs."""
+    schedule = train_schedule(plan, data.train.pairs)
+    sync = plan_sync(plan, store, schedule)
+    reader = log_prob_reader(plan, store)
+    spec = replace(train_feed_spec(plan), sync=sync.schedule if sync else None)
+    eval_spec = eval_feed_spec(plan, spec)
+    held_out = data.held_out
     return Feeds(
-        spec=spec,
-        train=start_feed(train.blocks, scores, spec),
-        held_out=start_feed(held_out.blocks, scores, eval_spec) if held_out else None,
+        train=start_feed(data.train.blocks, reader, spec),
+        held_out=start_feed(held_out.blocks, reader, eval_spec) if held_out else None,
         schedule=schedule,
         held_out_schedule=Schedule.one_epoch(held_out.pairs, eval_spec.global_batch) if held_out else None,
-        fingerprint={
-            "reference": store.digest,
-            "data": data_digest(train.blocks),
-            **(sync.fingerprint if sync else {}),
-        },
+        fingerprint=fingerprint(reader, data.train.blocks, sync),
         sync=sync,
     )
 
 
+def train_schedule(plan: RunPlan, pairs: int) -> Schedule:
+    """Return the length of the run on this many training pairs."""
+    optim = plan.job.optim
+    return Schedule.from_options(
+        pairs, plan.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
+    )
+
+
+def train_feed_spec(plan: RunPlan) -> FeedSpec:
+    """Return how the training pairs are ordered and divided into micro-batches, without sync intervals."""
+    planner = plan.policy.planner
+    return FeedSpec(
+        seed=plan.job.optim.order_seed,
+        sampling=plan.job.data.train_sampling_strategy,
+        window=plan.job.data.shuffle_window,
+        global_batch=plan.global_batch,
+        planner=planner,
+        update_flops=planner.flops.update(frozen=plan.job.adapter.use_peft),
+        ranks=plan.ranks,
+        with_prompts=counts_prompts(plan.job.loss),
+    )
+
+
+def eval_feed_spec(plan: RunPlan, train: FeedSpec) -> FeedSpec:
+    """Return how the held-out pairs are divided: in the order of the files, and all scored by each version."""
+    return replace(
+        train, seed=plan.job.optim.seed, sampling="sequential", window=1, global_batch=plan.eval_batch, sync=None
+    )
+
+
+def blocks_in_training_order(plan: RunPlan, data: RunData) -> list[Block]:
+    """Return the blocks in the order in which training reads them; held-out blocks are evaluated first.
+
+    Every reference_schedule scores in this order: a block takes scores that it shares with an earlier one from there,
+    and the last digits of a score depend on the block in which it was computed.
+    """
+    order = train_feed_spec(plan).order(data.train.blocks, epoch=0)
+    held_out = data.held_out.blocks if data.held_out else ()
+    return [*held_out, *(data.train.blocks[index] for window in order.windows for index in window.blocks)]
+
+
+def log_prob_reader(plan: RunPlan, store: ReferenceStore | None) -> LogpReader:
+    """Return what the feeds read blocks with."""
+    if store is None:
+        return DatasetReference() if plan.job.loss.needs_reference else ZeroReference()
+    return WaitingReader(store) if plan.pipelined else StoreReader(store)
+
+
+def plan_sync(plan: RunPlan, store: ReferenceStore | None, schedule: Schedule) -> SyncPlan | None:
+    """Return how the reference is synced towards the policy; None if it never changes."""
+    options, run = plan.job.reference, plan.job.run
+    if not options.sync_ref_model or store is None:
+        return None
+    # A checkpoint is written at each sync, so that the checkpoints that are kept need the newest versions.
+    limit = 0 if run.save_strategy == "no" else run.save_total_limit
+    return SyncPlan(
+        schedule=SyncSchedule(options.ref_model_sync_steps, schedule.total_steps),
+        alpha=options.ref_model_mixup_alpha,
+        source=plan.reference.source,
+        adapter=plan.reference.adapter,
+        identity=store.identity,
+        lora=plan.job.adapter.use_peft,
+        kept=None if limit is None else limit + 1,
+        after_last=run.save_strategy != "no" or plan.job.optim.eval_strategy != "no",
+    )
+
+
+def fingerprint(reader: LogpReader, blocks: Sequence[Block], sync: SyncPlan | None) -> dict[str, str]:
+    """Return what a checkpoint and the run that resumes from it must have in common."""
+    return {"reference": reader.digest, "data": data_digest(blocks), **(sync.fingerprint if sync else {})}
+
+
 def data_digest(blocks: Sequence[Block]) -> str:
-    """What the order of pairs depends on, beside the seed: the blocks' contents, in order."""
+    """Return a digest of what, apart from the seed, the order of pairs depends on: the blocks' contents, in order."""
     return hashlib.sha256("\n".join(block.content for block in blocks).encode()).hexdigest()[:16]

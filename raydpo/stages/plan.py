@@ -1,20 +1,23 @@
-"""What a run settles before its first stage, so that most of what can go wrong does so at once."""
+"""The plan of a run, resolved and checked before the first stage, so that most mistakes show before work starts.
+
+Plans are plain records. Nothing here needs Ray: the cluster's nodes are an argument.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import ray
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
 from raydpo.errors import ConfigError
-from raydpo.models.attention.choice import AttentionChoice, choose
+from raydpo.models.attention.choice import choose
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
+from raydpo.models.plan import ModelPlan
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.reporting.rundir import RunDir
@@ -25,51 +28,14 @@ from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
 
 COMPILED_LENGTHS = 4
-"""Lengths that rows come in under torch_compile, which compiles anew for each."""
+"""Number of lengths that packed rows have under torch_compile, which compiles the layers for each."""
 GPU_MULTIPLE = 8
-"""Matrix units want dimensions that are multiples of this."""
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """Where a model comes from, and how it computes."""
-
-    source: ModelSource
-    adapter: ModelSource | None
-    """The LoRA adapter on it, of a policy the one that training goes on from."""
-    group: WorkerGroup
-    """The workers that hold it."""
-    precision: str
-    """float32, bfloat16 or float16."""
-    attention: AttentionChoice
-    planner: MicroBatchPlanner
-    """How pairs become its forwards."""
-
-    @property
-    def gpu(self) -> bool:
-        """True where it is on GPUs."""
-        return self.group.gpus > 0
-
-    @property
-    def display_name(self) -> str:
-        """Its name, and that of its adapter, for people."""
-        return (
-            f"{self.source.display_name} with {self.adapter.display_name}" if self.adapter else self.source.display_name
-        )
-
-    @property
-    def summary_line(self) -> str:
-        """The same for people."""
-        rows = "packed rows with shared prompts" if self.attention.shares else "a padded row for each completion"
-        return (
-            f"{rows}, {self.attention.backend} attention ({self.attention.reason}); {self.precision}, up to "
-            f"{self.planner.tokens:,} tokens a forward"
-        )
+"""Packed rows on GPUs are filled up to a multiple of this many tokens, as matrix units work best on such shapes."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What all stages share."""
+    """What all stages of a run share."""
 
     job: JobConfig
     run_dir: RunDir
@@ -77,81 +43,101 @@ class RunPlan:
     policy: ModelPlan
     reference: ModelPlan
     pipelined: bool
-    """True where the reference is scored while the policy trains."""
+    """Whether the reference is scored while the policy trains."""
+    deepspeed_config: dict[str, Any]
+    """DeepSpeed config of the train workers."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of train workers."""
+        return self.policy.group.workers
+
+    @property
+    def global_batch(self) -> int:
+        """Number of pairs per update, over all ranks."""
+        return self.job.global_batch(self.ranks)
+
+    @property
+    def eval_batch(self) -> int:
+        """Number of held-out pairs that are evaluated together, over all ranks."""
+        return self.job.optim.per_device_eval_batch_size * self.ranks
 
     @property
     def starts_from_reference(self) -> bool:
-        """True where the policy's first weights are the reference's."""
+        """Whether the policy's initial weights are those of a reference that is scored."""
         start = (self.policy.source, self.policy.adapter)
         return self.job.scores_reference and start == (self.reference.source, self.reference.adapter)
 
     @property
     def drift_tolerance(self) -> float | None:
-        """What `reference_drift_tolerance` says, for a policy that starts from its reference; None for others."""
+        """Largest mean drift per token, in nats, before the first update.
+
+        None, no limit: where the policy does not start from its reference, where dropout is on, and by default where
+        the reference is quantised.
+        """
         if not self.starts_from_reference or not self.job.loss.disable_dropout:
             return None
         if self.job.reference.reference_quantization:
             return self.job.reference.reference_drift_tolerance
-        usual = max(DRIFT_TOLERANCES[self.policy.precision], DRIFT_TOLERANCES[self.reference.precision])
-        return self.job.reference.reference_drift_tolerance or usual
+        default = max(DRIFT_TOLERANCES[self.policy.precision], DRIFT_TOLERANCES[self.reference.precision])
+        return self.job.reference.reference_drift_tolerance or default
 
 
-def plan_run(job: JobConfig) -> RunPlan:
-    """Check what can be checked before flops starts, and lay out the run's folder.
+def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
+    """Resolve the job on a cluster of these nodes, and check what can be checked before work starts.
 
-    `output_dir` and `model_name_or_path` must be set. Raises the error that fits what is wrong.
+    `output_dir` and `model_name_or_path` must be set. Raises the `RaydpoError` that fits what is wrong.
     """
-    check_trackers(job)
     assert job.run.output_dir, "the command line sets it"
     assert job.model.model_name_or_path, "the command line sets it"
-    nodes = resources.nodes_of(ray.nodes())
+    check_trackers(job)
+    check_quantization(job)
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
-    gpu = train_group.gpus > 0
-    # Reads the file that `deepspeed` names.
-    deepspeed_config(job, job.precision(gpu=gpu), gpu=gpu, num_workers=train_group.workers)
+    precision = job.precision(gpu=train_group.gpus > 0)
+    deepspeed = deepspeed_config(job, precision, gpu=train_group.gpus > 0, num_workers=train_group.workers)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
-    adapter, reference_adapter = adapters_of(job)
+    adapter, reference_adapter = resolve_adapters(job)
     config = load_config(source, trust_remote_code=trust)
     check_router(config, job.loss.router_aux_loss_coef)
-    check_quantization(job)
-    policy = plan_model(job, (source, adapter), train_group, job.precision(gpu=gpu), config, flops_model(config))
+    policy = plan_model(job, (source, adapter), train_group, precision, config, flops_model(config))
     reference_config, flops = config, policy.planner.flops
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         flops = flops_model(reference_config)
-    precision = job.reference_precision(gpu=reference_group.gpus > 0)
+    reference_precision = job.reference_precision(gpu=reference_group.gpus > 0)
     reference = plan_model(
-        job, (reference_source, reference_adapter), reference_group, precision, reference_config, flops
+        job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
     )
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
-    run_dir = RunDir(job.run.output_dir)
-    run_dir.start(job)
-    return RunPlan(job, run_dir, tokenizer, policy, reference, pipelined)
+    return RunPlan(job, RunDir(job.run.output_dir), tokenizer, policy, reference, pipelined, deepspeed)
 
 
 def is_pipelined(job: JobConfig, train: WorkerGroup, reference: WorkerGroup, nodes: Sequence[Node]) -> bool:
-    """Whether scorers flops beside the train workers; `ConfigError` where they are to, and cannot."""
+    """Return whether scoring workers run at the same time as train workers.
+
+    Raises ConfigError where the options ask for that and the nodes have no room for both.
+    """
     schedule = job.reference.reference_schedule
     if not job.scores_reference or schedule == "staged":
         return False
-    room = resources.fit_together([train, reference], nodes)
+    fits = resources.fit_together([train, reference], nodes)
     sync = job.reference.sync_ref_model
-    if (schedule == "pipelined" or sync) and not room:
-        asked = "sync_ref_model=true" if sync else "reference_schedule=pipelined"
+    if (schedule == "pipelined" or sync) and not fits:
+        option = "sync_ref_model=true" if sync else "reference_schedule=pipelined"
         raise ConfigError(
-            f"{asked} needs room for {train.workers} train workers of {train.gpus:g} GPUs and {train.cpus:g} CPUs and "
-            f"for {reference.workers} scorers of {reference.gpus:g} and {reference.cpus:g} at the same time; lower "
-            "num_workers, reference_num_workers or what each takes, or leave it out"
+            f"{option} needs room for {train.workers} train workers of {train.gpus:g} GPUs and {train.cpus:g} CPUs and "
+            f"for {reference.workers} scoring workers of {reference.gpus:g} and {reference.cpus:g} at the same time; "
+            "lower num_workers, reference_num_workers or what each takes, or leave it out"
         )
-    return room
+    return fits
 
 
 def check_quantization(job: JobConfig) -> None:
-    """`ConfigError` where the package that quantises is not there."""
+    """Raise ConfigError where the reference is to be quantised and bitsandbytes is not installed."""
     quantization = job.reference.reference_quantization
     if quantization and find_spec("bitsandbytes") is None:
         raise ConfigError(
@@ -160,8 +146,11 @@ def check_quantization(job: JobConfig) -> None:
         )
 
 
-def adapters_of(job: JobConfig) -> tuple[ModelSource | None, ModelSource | None]:
-    """The adapters that policy and reference start from; a reference of its own has only one that is named for it."""
+def resolve_adapters(job: JobConfig) -> tuple[ModelSource | None, ModelSource | None]:
+    """Return the adapters that policy and reference start from.
+
+    The reference's default is the policy's adapter, unless reference_model names another base.
+    """
     start, other = job.adapter.model_adapter_name, job.reference.ref_adapter_name
     if other is None and job.reference.reference_model is None:
         other = start
@@ -179,7 +168,10 @@ def plan_model(
     config: Any,
     flops: FlopsModel,
 ) -> ModelPlan:
-    """How a model with this Hugging Face config computes on a group of workers; `ModelError` where it cannot."""
+    """Plan a model (source, adapter) with this Hugging Face config on a group of workers.
+
+    Raises ModelError where the attention that the options ask for does not work there.
+    """
     gpu = group.gpus > 0
     attention = choose(
         config,

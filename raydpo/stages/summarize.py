@@ -1,4 +1,4 @@
-"""What came of a run: summary.json, and the same in a few lines for people."""
+"""The result of a run: summary.json, and its main figures on the console."""
 
 import platform
 import time
@@ -7,48 +7,51 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import loss_at_reference
 from raydpo.reference.pool import ScoringReport
-from raydpo.reference.readers import DatasetReference, Unscored, ZeroReference
+from raydpo.reference.readers import DatasetReference, ZeroReference
 from raydpo.reference.store import ReferenceStore
+from raydpo.stages.feeds import log_prob_reader
 from raydpo.stages.plan import RunPlan
+from raydpo.stages.tokenize import RunData
 from raydpo.training.task import TrainReport
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What the stages before training gave."""
+    """The results of the stages before training."""
 
-    train: PreparedData
-    held_out: PreparedData | None
-    store: ReferenceStore | Unscored
+    data: RunData
     scoring: ScoringReport
+    store: ReferenceStore | None
+    """Store of the reference's log-probs; None where no reference is scored."""
 
 
 class Stopwatch:
-    """Seconds a stage."""
+    """Measures the seconds of each stage."""
 
     def __init__(self) -> None:
-        """Start now."""
+        """Start the first stage now."""
         self.seconds: dict[str, float] = {}
         self._lap = time.monotonic()
 
     def lap(self, stage: str) -> None:
-        """The stage ends now."""
+        """End a stage and start the next."""
         now = time.monotonic()
         self.seconds[stage], self._lap = now - self._lap, now
 
 
 FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
-"""How far the first loss may be from the objective's value at the reference, as a share of it (at least of 1). Half
-precision rounds a log-prob differently in batches of other shapes."""
+"""Tolerance of the first loss by dtype, relative to the objective's value at the reference (or to 1, if that is more).
+Half types round a log-prob differently in batches of other shapes."""
 
 PACKAGES = ("raydpo", "ray", "torch", "transformers", "deepspeed", "peft", "datasets")
 
 
-def summarize(plan: RunPlan, scored: PreparedRun, report: TrainReport, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Write and return summary.json: counts, reference, first and last metrics, seconds a stage, versions."""
+def summarize(
+    plan: RunPlan, prepared: PreparedRun, report: TrainReport, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write summary.json and return it: counts, reference, first and last metrics, seconds per stage, versions."""
     lines = plan.run_dir.lines()
     training = [line for line in lines if "grad_norm" in line]
     evaluations = [line for line in lines if "eval_loss" in line]
@@ -56,7 +59,7 @@ def summarize(plan: RunPlan, scored: PreparedRun, report: TrainReport, seconds: 
     summary = {
         "output_dir": str(plan.run_dir.path),
         "model": report.model_dir,
-        "rows": _rows(scored),
+        "rows": _rows(prepared.data),
         "training": {
             "updates": report.steps,
             "resumed_at": report.resumed_at,
@@ -67,8 +70,8 @@ def summarize(plan: RunPlan, scored: PreparedRun, report: TrainReport, seconds: 
             "tokens_per_micro_batch": plan.policy.planner.tokens,
         },
         "reference": {
-            **_reference(scored),
-            **_moved(report),
+            **_reference(plan, prepared),
+            **_syncs(report),
             "first_loss": first.get("loss"),
             "first_loss_warning": check_first_loss(plan, first.get("loss")),
             "drift_mean": first.get("reference_drift/mean"),
@@ -76,26 +79,26 @@ def summarize(plan: RunPlan, scored: PreparedRun, report: TrainReport, seconds: 
         },
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
-        **_circumstances(seconds),
+        **_environment(seconds),
     }
     plan.run_dir.write_summary(summary)
     return summary
 
 
-def summarize_scoring(plan: RunPlan, scored: PreparedRun, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The same of a job that scores and does not train."""
+def summarize_scoring(plan: RunPlan, prepared: PreparedRun, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Write summary.json of a run that scores and does not train, and return it."""
     summary = {
         "output_dir": str(plan.run_dir.path),
-        "rows": _rows(scored),
-        "reference": _reference(scored),
-        **_circumstances(seconds),
+        "rows": _rows(prepared.data),
+        "reference": _reference(plan, prepared),
+        **_environment(seconds),
     }
     plan.run_dir.write_summary(summary)
     return summary
 
 
-def _rows(scored: PreparedRun) -> dict[str, Any]:
-    train, held_out = scored.train, scored.held_out
+def _rows(data: RunData) -> dict[str, Any]:
+    train, held_out = data.train, data.held_out
     return {
         "read": train.rows_read,
         "quarantined": train.rows_quarantined,
@@ -107,10 +110,10 @@ def _rows(scored: PreparedRun) -> dict[str, Any]:
     }
 
 
-def _reference(scored: PreparedRun) -> dict[str, Any]:
-    scoring = scored.scoring
+def _reference(plan: RunPlan, prepared: PreparedRun) -> dict[str, Any]:
+    scoring = prepared.scoring
     return {
-        "identity": scored.store.digest,
+        "identity": log_prob_reader(plan, prepared.store).digest,
         "completions_scored": scoring.completions_scored,
         "completions_reused": scoring.completions_reused,
         "completions_computed": scoring.completions_computed,
@@ -119,12 +122,12 @@ def _reference(scored: PreparedRun) -> dict[str, Any]:
     }
 
 
-def _moved(report: TrainReport) -> dict[str, Any]:
-    """Of a reference that takes after the policy: how often it did, and the one that is there at the end."""
+def _syncs(report: TrainReport) -> dict[str, Any]:
+    """Return, under TR-DPO, the number of syncs and the reference in force at the end."""
     return {} if report.reference is None else {"syncs": report.syncs, "identity_at_end": report.reference}
 
 
-def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:
+def _environment(seconds: Mapping[str, float]) -> dict[str, Any]:
     return {
         "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -132,39 +135,39 @@ def _circumstances(seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def check_first_loss(plan: RunPlan, first_loss: float | None) -> str:
-    """What is wrong where a policy that starts as its own reference does not begin with the loss it must; else nothing.
+    """Return a warning if a policy that equals its reference does not start with the loss that it must have, else "".
 
-    For sigmoid that is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
+    For sigmoid that loss is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
     """
     expected = loss_at_reference(plan.job.loss)
     if first_loss is None or expected is None or not plan.starts_from_reference:
         return ""
-    if plan.job.reference.reference_quantization:  # another model than the policy, if a near one
+    if plan.job.reference.reference_quantization:  # it is close to the policy, but not equal
         return ""
     widest = max(FIRST_LOSS_TOLERANCE[model.precision] for model in (plan.policy, plan.reference))
     tolerance = widest * max(1.0, abs(expected))
     if abs(first_loss - expected) <= tolerance:
         return ""
     return (
-        f"the first loss is {first_loss:.6f} and not {expected:.6f} to {tolerance:g}, so the policy does not "
-        "compute what its reference did: look for other numerics on the reference's nodes (GPU type, attention "
-        "implementation, versions), or for dropout that is left on"
+        f"the first loss is {first_loss:.6f} and not {expected:.6f} within {tolerance:g}, so policy and reference do "
+        "not compute the same: look for a difference between their nodes (GPU type, attention implementation, "
+        "library versions), or for dropout that is on"
     )
 
 
-def tell(summary: Mapping[str, Any]) -> None:
-    """Print what came of the run, and where it lies."""
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print the main figures of a run, and where its files are."""
     rows, reference = summary["rows"], summary["reference"]
     print()
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
     if rows["reasons"]:
-        print(f"{'':<12} in quarantine: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
+        print(f"{'':<12} reasons: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
     if reference["identity"] == ZeroReference.digest:
-        print(f"{'Reference':<12} none: the objective takes none")
+        print(f"{'Reference':<12} none: the objective takes no reference")
     elif reference["identity"] == DatasetReference.digest:
-        print(f"{'Reference':<12} as the data set gives it")
+        print(f"{'Reference':<12} log-probs of the data set")
     else:
-        lost = f"; scorers that died: {reference['scorers_lost']}" if reference["scorers_lost"] else ""
+        lost = f"; scoring workers lost: {reference['scorers_lost']}" if reference["scorers_lost"] else ""
         print(
             f"{'Reference':<12} {reference['completions_scored']:,} completions scored, "
             f"{reference['completions_reused']:,} reused (identity {reference['identity']}){lost}"
@@ -173,17 +176,17 @@ def tell(summary: Mapping[str, Any]) -> None:
         times, last = reference["syncs"], reference["identity_at_end"]
         print(f"{'':<12} syncs with the policy: {times}; identity at the end {last} (references/)")
     if "training" in summary:
-        _tell_training(summary)
+        _print_training(summary)
     else:
-        print(f"{'All else':<12} {summary['output_dir']} (summary.json, quarantine/)")
+        print(f"{'Other files':<12} {summary['output_dir']} (summary.json, quarantine/)")
 
 
-def _tell_training(summary: Mapping[str, Any]) -> None:
+def _print_training(summary: Mapping[str, Any]) -> None:
     reference, metrics = summary["reference"], summary["metrics"]
     if reference["first_loss"] is not None:
         print(
             f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "
-            f"{reference['drift_mean']:.1e} a token on average, {reference['drift_max']:.1e} at most"
+            f"{reference['drift_mean']:.1e} per token on average, {reference['drift_max']:.1e} at most"
         )
     if reference["first_loss_warning"]:
         print(f"warning: {reference['first_loss_warning']}")
@@ -200,4 +203,5 @@ def _tell_training(summary: Mapping[str, Any]) -> None:
             f"{before['eval_rewards/margins']:.3f} -> {after['eval_rewards/margins']:.3f}"
         )
     print(f"{'Model':<12} {summary['model']}")
-    print(f"{'All else':<12} {summary['output_dir']} (summary.json, metrics.jsonl, ledger/, quarantine/, checkpoints/)")
+    files = "summary.json, metrics.jsonl, ledger/, quarantine/, checkpoints/"
+    print(f"{'Other files':<12} {summary['output_dir']} ({files})")

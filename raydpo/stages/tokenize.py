@@ -1,6 +1,7 @@
-"""Shards to tokenized blocks, for training and for evaluation."""
+"""Preference shards to tokenized blocks, for training and for evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from raydpo.config import JobConfig
@@ -12,29 +13,45 @@ from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
 from raydpo.stages.plan import RunPlan
 
+HELD_OUT = "held_out"
+"""Folder of the held-out pairs' bad rows in quarantine/."""
 
-def tokenize(plan: RunPlan) -> tuple[PreparedData, PreparedData | None]:
-    """Shards to tokenized blocks: of the pairs to train on, and of the held-out ones where evaluation is asked for."""
+
+@dataclass(frozen=True)
+class RunData:
+    """The tokenized blocks of a run."""
+
+    train: PreparedData
+    held_out: PreparedData | None
+    """The pairs to evaluate on; None with eval_strategy=no."""
+
+
+def tokenize(plan: RunPlan) -> RunData:
+    """Tokenize the training pairs and, if the run evaluates, the held-out pairs. Raises DataError where it cannot."""
     data = plan.job.data
     shards = find_shards(data.dataset_name, data.dataset_train_split, data.dataset_config)
-    held_out_shards = held_out(plan.job, shards)
+    held_out_shards = find_held_out(plan.job, shards)
     stage = Stage("Tokenizing", "rows")
     quarantine = plan.run_dir.quarantine
-    folders = ((shards, quarantine), (held_out_shards, quarantine / "held_out"))
-    every = [_prepare(plan, part, folder, stage) for part, folder in folders if part]
-    rows, bad = sum(part.rows_read for part in every), sum(part.rows_quarantined for part in every)
-    dialects = sorted({dialect for part in every for dialect in part.dialects.values()})
+    train = _prepare(plan, shards, quarantine, stage.update)
+    held_out = _prepare(plan, held_out_shards, quarantine / HELD_OUT, stage.update) if held_out_shards else None
+    parts = [part for part in (train, held_out) if part]
+    rows, bad = sum(part.rows_read for part in parts), sum(part.rows_quarantined for part in parts)
+    dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
     stage.done(f"{rows:,} rows ({', '.join(dialects)}), {bad:,} to quarantine")
-    return every[0], every[1] if held_out_shards else None
+    return RunData(train, held_out)
 
 
-def held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
-    """The shards of held-out pairs; none with `eval_strategy=no`. `DataError` where they are wanted and not there."""
+def find_held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
+    """Return the shards of held-out pairs; none with eval_strategy=no.
+
+    Raises DataError where the run evaluates and there are none, or where one of them is a shard of `train` too.
+    """
     data = job.data
     if job.optim.eval_strategy == "no":
         return ()
     names = data.eval_dataset_name or data.dataset_name
-    # Files named one by one belong to whichever option names them; only other sources are looked through for a split.
+    # Files named one by one belong to the option that names them; only other sources are searched for a split.
     shards = find_shards(names, data.dataset_test_split, data.dataset_config, required=bool(data.eval_dataset_name))
     if not shards:
         raise DataError(
@@ -46,7 +63,9 @@ def held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
     return shards
 
 
-def _prepare(plan: RunPlan, shards: Sequence[Shard], quarantine: Path, stage: Stage) -> PreparedData:
+def _prepare(
+    plan: RunPlan, shards: Sequence[Shard], quarantine: Path, on_progress: Callable[[int], None]
+) -> PreparedData:
     data = plan.job.data
     request = TokenizationRequest(
         tokenizer=plan.tokenizer,
@@ -58,4 +77,4 @@ def _prepare(plan: RunPlan, shards: Sequence[Shard], quarantine: Path, stage: St
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
     )
-    return prepare(shards, request, data.max_bad_rows, stage.update)
+    return prepare(shards, request, data.max_bad_rows, on_progress)

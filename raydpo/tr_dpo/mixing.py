@@ -1,9 +1,8 @@
-"""TR-DPO's soft update: a new reference of (1 - alpha) parts of the one before and alpha parts of the policy.
+"""TR-DPO's soft update: the new reference is (1 - alpha) times the previous one plus alpha times the policy.
 
-Gorbatovski et al. 2024 (Learn Your Reference Model for Real Good Alignment, arXiv 2404.09656); alpha 1 is its hard
-update.
-Both are mixtures of the whole weights. Those of a LoRA policy are base + s B A, so that its reference is the base with
-the terms of all updates so far, one beside the other: an adapter whose rank grows by that of the policy each time.
+Gorbatovski et al. 2024 (Learn Your Reference Model for Real Good Alignment, arXiv 2404.09656); alpha = 1 is its hard
+update. Full weights are mixed. The weights of a LoRA policy are base + s B A, so its reference is the base plus the
+terms of all syncs so far: an adapter of these terms side by side, whose rank grows by the policy's at each sync.
 """
 
 import math
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 
 A, B = "lora_A", "lora_B"
 PREFIX = "base_model.model."
-"""Of a layer's name in peft's models and files."""
+"""Prefix of a layer's name in peft's models and files."""
 
 
 class Term(NamedTuple):
-    """What LoRA adds to a layer's weight: the product B A."""
+    """The term that LoRA adds to a layer's weight: the product B A."""
 
     a: Tensor
     """[rank, in]"""
@@ -48,10 +47,10 @@ class Term(NamedTuple):
 
 
 class StoredWeights:
-    """The weights of a model's folder, read one by one."""
+    """The weights in a model's folder, read one at a time."""
 
     def __init__(self, folder: str) -> None:
-        """ModelError where the folder's weights are no safetensors files."""
+        """Open the folder's weight files. Raises ModelError where they are not safetensors files."""
         self._folder = folder
         self._files: dict[str, Any] = {}
         for path in weight_files(folder):
@@ -59,20 +58,20 @@ class StoredWeights:
                 file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise ModelError(
-                    f"the reference's weights in {path} are no safetensors ({error}), and sync_ref_model reads them by "
-                    "name; save that model again with save_pretrained"
+                    f"the reference's weights in {path} are not safetensors ({error}), and sync_ref_model reads them "
+                    "by name; save that model again with save_pretrained"
                 ) from error
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def check(self, model: PreTrainedModel) -> None:
-        """ModelError unless each of the model's weights is there in its shape, to be mixed with."""
+        """Raise ModelError unless the folder has each of the model's weights in the same shape."""
         for name, shape in shapes_to_export(model).items():
             found = tuple(self._files[name].get_slice(name).get_shape()) if name in self._files else None
             if found != shape:
-                lack = "has no weight" if found is None else f"has the shape {found} and not {shape} in"
+                fault = "has no weight" if found is None else f"has the shape {found} and not {shape} in"
                 raise ModelError(
-                    f"the reference in {self._folder} {lack} {name}, so that it cannot be mixed with the policy; give "
-                    "one of the same architecture, saved with save_pretrained, or leave sync_ref_model out"
+                    f"the reference in {self._folder} {fault} {name}, so it cannot be mixed with the policy; give one "
+                    "of the same architecture, saved with save_pretrained, or leave sync_ref_model out"
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -83,15 +82,15 @@ class StoredWeights:
 def write_mixed_model(
     model: PreTrainedModel, target: ExportTarget, gather: Gather, previous: str, alpha: float
 ) -> None:
-    """Write the new reference's folder from the previous one's; all ranks call it, as `export_model`.
+    """Mix the policy into the reference in the folder `previous`, and write the result. All ranks call it.
 
-    Each weight is mixed in float32 and kept in the policy's type. ModelError where the previous one is no match.
+    Each weight is mixed in float32 and stored in the policy's dtype. Raises ModelError where the two do not match.
     """
     stored = StoredWeights(previous)
     stored.check(model)
 
     def blend(name: str, tensor: Tensor) -> Tensor:
-        # Not in place: what is changed of a mapped file stays in memory.
+        # Not in place, as changed pages of a mapped file would stay in memory.
         mixed = stored[name].float().mul(1 - alpha).add_(tensor.cpu().float(), alpha=alpha)
         return mixed.to(tensor.dtype)
 
@@ -101,12 +100,12 @@ def write_mixed_model(
 def write_mixed_adapter(
     model: "PeftModel", target: ExportTarget, gather: Gather, previous: str | None, alpha: float
 ) -> None:
-    """Write the new reference's adapter, whose base is the policy's; all ranks call it.
+    """Mix the policy's adapter into the previous reference's, and write the result as an adapter. All ranks call it.
 
-    `previous` is the folder of the previous reference's adapter; None where that was the base alone. ModelError where
-    an adapter holds more than LoRA's two factors.
+    `previous` is the folder of the previous reference's adapter; None where that reference is the base alone. Raises
+    ModelError where an adapter has more than LoRA's two factors.
     """
-    from peft import LoraConfig, TaskType  # not above, as in `adapters.add_lora`
+    from peft import LoraConfig, TaskType  # imported here for the reason given in `adapters.add_lora`
 
     tensors = gather_tensors(check_mixable(model), target, gather)
     if not target.is_main:
@@ -127,7 +126,7 @@ def write_mixed_adapter(
         task_type=TaskType.CAUSAL_LM,
         r=max(ranks.values()),
         target_modules=list(ranks),
-        # Together a scale of 1 in each layer, as the factors have theirs in them.
+        # A scale of alpha / r = 1 in each layer, as the factors include theirs.
         rank_pattern=dict(ranks),
         alpha_pattern=dict(ranks),
     )
@@ -135,9 +134,9 @@ def write_mixed_adapter(
 
 
 def check_mixable(model: "PeftModel") -> dict[str, Tensor]:
-    """The adapter's tensors by name, as `adapter_tensors` has them.
+    """Return the adapter's tensors by name (see `adapter_tensors`).
 
-    ModelError unless they are LoRA's two factors in each of its layers, whose products can be added up.
+    Raises ModelError unless they are LoRA's two factors for each layer, whose products can be added.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -147,14 +146,14 @@ def check_mixable(model: "PeftModel") -> dict[str, Tensor]:
     }
     if others := sorted(set(tensors) ^ factors):
         raise ModelError(
-            f"sync_ref_model adds up LoRA's terms, and the adapter has other weights, first {others[0]} (DoRA, a bias, "
-            "a module trained in full, or an adapter of no linear layer); leave those out, or train all weights"
+            f"sync_ref_model adds LoRA products, and the adapter has other weights, first {others[0]} (DoRA, a bias, a "
+            "module trained in full, or an adapter of a non-linear layer); leave those out, or train all weights"
         )
     return tensors
 
 
 def lora_layers(model: "PeftModel") -> dict[str, Any]:
-    """The layers that the active adapter is in, by name."""
+    """Return the layers of the active adapter, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {
@@ -165,21 +164,21 @@ def lora_layers(model: "PeftModel") -> dict[str, Any]:
 
 
 def read_terms(folder: str) -> dict[str, Term]:
-    """By layer, what an adapter's folder adds to its weight; ModelError where that is not a product of two factors."""
+    """Read an adapter's term for each layer. Raises ModelError where it is not a product of two factors."""
     config = storage.read_json(os.path.join(folder, ADAPTER_CONFIG))
     tensors = load_file(os.path.join(folder, ADAPTER_WEIGHTS))
     layers = [name.removesuffix(f".{A}.weight") for name in tensors if name.endswith(f".{A}.weight")]
     if len(tensors) != 2 * len(layers):
         raise ModelError(
             f"the reference's adapter in {folder} has more than the two factors of LoRA (DoRA, or a module trained in "
-            "full), so that it cannot be mixed with the policy; leave sync_ref_model out"
+            "full), so it cannot be mixed with the policy; leave sync_ref_model out"
         )
     terms = {layer: Term(tensors[f"{layer}.{A}.weight"], tensors[f"{layer}.{B}.weight"]) for layer in layers}
     return {layer: Term(a, _scale(config, layer, len(a)) * b.float()) for layer, (a, b) in terms.items()}
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """What peft multiplies a layer's product by."""
+    """Return the factor that peft multiplies a layer's product by."""
     from peft.utils.other import get_pattern_key
 
     alphas = config.get("alpha_pattern") or {}

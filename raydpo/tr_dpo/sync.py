@@ -1,9 +1,10 @@
-"""TR-DPO in the train workers: they write the new reference where the pool will load it from."""
+"""The train workers' side of TR-DPO: they write the next version of the reference where the scoring pool loads it."""
 
 import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,87 +19,133 @@ from raydpo.tr_dpo.schedule import SyncPlan
 from raydpo.tr_dpo.version import ReferenceVersion
 
 UNNAMED = "unnamed"
-"""Folder of a reference that is being written, until its digest is known."""
+"""Folder of a version that is being written, until its digest is known."""
 
 
-def check_sync(model: Any, sync: SyncPlan) -> None:
-    """ModelError where policy and first reference cannot be mixed; asked at the start, hours before they are."""
-    if not sync.lora:
-        StoredWeights(local_folder(sync.source)).check(model)
+class ReferenceSync:
+    """The version of the reference in force on one rank, and its replacement when a sync is due."""
+
+    def __init__(
+        self,
+        plan: SyncPlan,
+        model: Any,
+        target: ExportTarget,
+        gather: Gather,
+        announce: Callable[[ReferenceVersion], None],
+    ) -> None:
+        """Start with the first reference.
+
+        `target.folder` is the folder of all versions. `announce` is called with each version that comes into force.
+        Raises ModelError where policy and reference cannot be mixed: here, hours before the first sync.
+        """
+        self.version = ReferenceVersion(plan.identity)
+        """The version in force."""
+        self._plan = plan
+        self._model = model
+        self._target = target
+        self._gather = gather
+        self._announce = announce
+        check_mixable_with_reference(model, plan)
+
+    def start(self, version: ReferenceVersion | None) -> None:
+        """Put into force the version that a checkpoint resumes with (None: the first reference). All ranks call it.
+
+        Raises ResumeError where that version's folder is missing or changed.
+        """
+        found = find_version(version or self.version, self._plan, self._target)
+        self._put_into_force(found)
+
+    def sync(self) -> None:
+        """Mix the policy into the reference, and put the new version into force. All ranks call it."""
+        self._put_into_force(sync_reference(self._model, self.version, self._plan, self._target, self._gather))
+
+    def prune(self) -> None:
+        """Remove the versions that no checkpoint resumes with. Call it after the checkpoint that names the new one."""
+        if self._target.is_main:
+            prune_versions(self._target.folder, self._plan.kept)
+
+    def _put_into_force(self, version: ReferenceVersion) -> None:
+        self.version = version
+        self._announce(version)
+
+
+def check_mixable_with_reference(model: Any, plan: SyncPlan) -> None:
+    """Raise ModelError where the policy and the first reference cannot be mixed."""
+    if not plan.lora:
+        StoredWeights(local_folder(plan.source)).check(model)
         return
     check_mixable(model)
-    if sync.adapter:
-        read_terms(local_adapter(sync.adapter))
+    if plan.adapter:
+        read_terms(local_adapter(plan.adapter))
 
 
 def sync_reference(
-    model: Any, previous: ReferenceVersion, sync: SyncPlan, target: ExportTarget, gather: Gather
+    model: Any, previous: ReferenceVersion, plan: SyncPlan, target: ExportTarget, gather: Gather
 ) -> ReferenceVersion:
-    """Mix the policy into the reference -> the new one; all ranks call it, rank 0 writes.
+    """Mix the policy into the previous version and return the new one. All ranks call it, and rank 0 writes.
 
-    `target` is the folder of references; each of them lies in one of its own there, named by its digest.
+    The new version's folder lies in `target.folder` and is named by its digest.
     """
     unnamed = os.path.join(target.folder, UNNAMED)
-    into = dataclasses.replace(target, folder=unnamed)
-    if sync.lora:
-        first = local_adapter(sync.adapter) if sync.adapter else None
-        write_mixed_adapter(model, into, gather, previous.folder or first, sync.alpha)
+    unnamed_target = dataclasses.replace(target, folder=unnamed)
+    if plan.lora:
+        first = local_adapter(plan.adapter) if plan.adapter else None
+        write_mixed_adapter(model, unnamed_target, gather, previous.folder or first, plan.alpha)
     else:
-        write_mixed_model(model, into, gather, previous.folder or local_folder(sync.source), sync.alpha)
-    found: list[ReferenceVersion | None] = [None]
+        write_mixed_model(model, unnamed_target, gather, previous.folder or local_folder(plan.source), plan.alpha)
+    version: list[ReferenceVersion | None] = [None]
     if target.is_main:
-        identity = identity_of(unnamed, sync)
+        identity = identify_version(unnamed, plan)
         folder = os.path.join(target.folder, identity.digest)
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt at the same updates
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt at the same updates may have left it
         os.rename(unnamed, folder)
-        found = [ReferenceVersion(identity, folder)]
-    torch.distributed.broadcast_object_list(found, src=0)
-    assert found[0] is not None, "rank 0 gives it"
-    return found[0]
+        version = [ReferenceVersion(identity, folder)]
+    torch.distributed.broadcast_object_list(version, src=0)
+    assert version[0] is not None, "rank 0 broadcasts it"
+    return version[0]
 
 
 def prune_versions(folder: str, kept: int | None) -> None:
-    """Remove all but the newest references; None keeps all."""
+    """Remove all but the `kept` newest versions in a folder; None keeps all."""
     if kept is not None and os.path.isdir(folder):
         newest = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime, reverse=True)
         for entry in newest[kept:]:
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def identity_of(folder: str, sync: SyncPlan) -> ReferenceIdentity:
-    """Of a reference that training made, read from its folder."""
-    if sync.lora:
-        return dataclasses.replace(sync.identity, adapter=adapter_digest(folder))
-    return identify(folder, None, json.loads(sync.identity.numerics))
+def identify_version(folder: str, plan: SyncPlan) -> ReferenceIdentity:
+    """Return the identity of the version in a folder, read from its files."""
+    if plan.lora:
+        return dataclasses.replace(plan.identity, adapter=adapter_digest(folder))
+    return identify(folder, None, json.loads(plan.identity.numerics))
 
 
-def find_version(reference: ReferenceVersion, sync: SyncPlan, folder: str, *, is_main: bool) -> ReferenceVersion:
-    """The reference of a checkpoint where it lies now: where it was written, or in this run's `folder` of them.
+def find_version(version: ReferenceVersion, plan: SyncPlan, target: ExportTarget) -> ReferenceVersion:
+    """Return a checkpoint's version with the folder it lies in now: where it was written, or in `target.folder`.
 
-    ResumeError on all ranks, which all call it, unless it is there as it was; rank 0 reads it.
+    All ranks call it, and rank 0 reads the folder. Raises ResumeError on all ranks where it is missing or changed.
     """
-    if reference.folder and not os.path.isdir(reference.folder):
-        reference = dataclasses.replace(reference, folder=os.path.join(folder, os.path.basename(reference.folder)))
-    wrong = [""]
-    if is_main:
-        wrong = [_wrong_with(reference, sync)]
-    torch.distributed.broadcast_object_list(wrong, src=0)
-    if wrong[0]:
-        raise ResumeError(wrong[0])
-    return reference
+    if version.folder and not os.path.isdir(version.folder):
+        version = dataclasses.replace(version, folder=os.path.join(target.folder, os.path.basename(version.folder)))
+    fault = [_fault_of(version, plan) if target.is_main else ""]
+    torch.distributed.broadcast_object_list(fault, src=0)
+    if fault[0]:
+        raise ResumeError(fault[0])
+    return version
 
 
-def _wrong_with(reference: ReferenceVersion, sync: SyncPlan) -> str:
-    if reference.folder and not os.path.isdir(reference.folder):
+def _fault_of(version: ReferenceVersion, plan: SyncPlan) -> str:
+    """Return the message for a version that is missing or changed; empty for one that is as it was."""
+    if version.folder and not os.path.isdir(version.folder):
         return (
-            f"the reference of that checkpoint is gone: there is no folder {reference.folder}; bring it back, or go on "
+            f"the reference of that checkpoint is gone: there is no folder {version.folder}; bring it back, or resume "
             "from another checkpoint with resume_from_checkpoint"
         )
-    identity = identity_of(reference.folder, sync) if reference.folder else sync.identity
-    if identity == reference.identity:
+    identity = identify_version(version.folder, plan) if version.folder else plan.identity
+    if identity == version.identity:
         return ""
     return (
-        f"the reference in {reference.folder or sync.source.name} has changed since the checkpoint: its digest is "
-        f"{identity.digest}, and was {reference.identity.digest}; bring back what it was, or start over in another "
-        "output_dir"
+        f"the reference in {version.folder or plan.source.name} has changed since the checkpoint: its digest is "
+        f"{identity.digest}, and was {version.identity.digest}; bring back the files of that time, or start over in "
+        "another output_dir"
     )

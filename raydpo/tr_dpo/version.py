@@ -1,50 +1,36 @@
-"""References that change while the policy trains (TR-DPO), and scores that the feed asks for.
+"""A version of a reference that changes during training (TR-DPO), and the blocks that it has to score.
 
-Imports no torch, as the feed comes by here.
+Imports no torch: the feed, which loads no model, imports this module.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from raydpo.blocks.schema import Block
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.readers import WaitingReader
 
 
 @dataclass(frozen=True)
 class ReferenceVersion:
-    """A reference that was in force, or is."""
+    """The reference of one sync interval."""
 
     identity: ReferenceIdentity
     folder: str = ""
-    """Its weights or, with LoRA, its adapter; empty for the first, which is as the run's options say."""
+    """Folder of its weights or, with LoRA, of its adapter; empty for the first version, which the options name."""
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> "ReferenceVersion":
-        """From what `dataclasses.asdict` makes of it; ReferenceMismatch as `ReferenceIdentity.from_dict` has it."""
+        """Read what `dataclasses.asdict` made of a version. Raises ReferenceMismatch where its identity is damaged."""
         return ReferenceVersion(ReferenceIdentity.from_dict(content["identity"]), content["folder"])
 
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """Blocks, or parts of blocks, that are wanted scored by a reference."""
+    """Blocks, or parts of blocks, that a version of the reference has to score."""
 
     name: str
-    """Of the reference and the positions in the run that it is for."""
-    reference: ReferenceVersion
+    """Digest of the version and the positions in the run that the request covers; equal names are equal requests."""
+    version: ReferenceVersion
     blocks: tuple[Block, ...]
-    """In the order that they are read in."""
-
-
-@dataclass
-class OnDemandReader(WaitingReader):
-    """Reads blocks' scores by the reference that was last asked for."""
-
-    asked: ScoringRequest | None = field(default=None, init=False)
-    """What is to be scored for now."""
-
-    def ask(self, asked: ScoringRequest) -> None:
-        """From here on read these blocks' scores."""
-        self.store = replace(self.store, identity=asked.reference.identity)
-        self.asked = asked
+    """The blocks, in the order in which training reads them."""

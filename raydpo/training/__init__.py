@@ -1,1 +1,1 @@
-"""The update of the policy: Ray Train's workers under DeepSpeed ZeRO, fed with global batches by position."""
+"""The updates of the policy: Ray Train's workers under DeepSpeed ZeRO, which get global batches from the feed."""

@@ -1,4 +1,4 @@
-"""Sharded checkpoints through Ray Train's storage, and going on from one."""
+"""Sharded checkpoints in Ray Train's storage: writing one, and resuming from one."""
 
 import json
 import shutil
@@ -20,32 +20,32 @@ STATE_FILE = "state.json"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is after an update."""
+    """The state of a run after an update, apart from the weights and the optimizer."""
 
     step: int = 0
-    """Updates made."""
+    """Number of updates made."""
     position: int = 0
-    """Pairs consumed since the start of the run."""
+    """Number of pairs trained on since the start of the run."""
     tokens: int = 0
-    """Tokens seen over all ranks, padding not counted."""
+    """Number of tokens seen over all ranks, without padding."""
     sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Sums and weights of the metrics since the last line of them, over all ranks."""
+    """Sum and weight of each metric since the last line of metrics, over all ranks."""
     rewards: Sequence[float] = (0.0, 0.0)
-    """Sum and number of all rewards so far, where the objective keeps their mean (bco_running_mean)."""
+    """Sum and number of all rewards so far; used with bco_running_mean."""
     reference: ReferenceVersion | None = None
-    """The reference in force; None where it stays as it is."""
+    """Version of the reference in force; None if it never changes."""
 
 
 def name(step: int) -> str:
-    """The folder's name, as Hugging Face's Trainer has it."""
+    """Return the name of a checkpoint's folder, the same as in Hugging Face's Trainer."""
     return f"checkpoint-{step}"
 
 
 def save(engine: Any, state: TrainState, fingerprint: Mapping[str, str], metrics: Mapping[str, float]) -> None:
     """Write each rank's shards and let Ray Train collect them; every rank must call it.
 
-    The checkpoint counts only once all ranks have handed in theirs. `state.json` lists every file with its size, so
-    that a checkpoint that lost one is found out before it is used.
+    The checkpoint counts once all ranks have reported theirs. `state.json` lists every file with its size, so that a
+    checkpoint that lost one is detected before it is used.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     folder = Path(tempfile.mkdtemp(prefix="raydpo-checkpoint-"))
@@ -70,7 +70,7 @@ def save(engine: Any, state: TrainState, fingerprint: Mapping[str, str], metrics
 
 
 def restore(engine: Any, checkpoint: ray.train.Checkpoint, fingerprint: Mapping[str, str]) -> TrainState:
-    """Load a checkpoint into the engine -> where the run goes on. `ResumeError` where it does not fit or is damaged."""
+    """Load a checkpoint into the engine and return its state. Raises ResumeError if it does not fit or is damaged."""
     with checkpoint.as_directory() as directory:
         folder = Path(directory)
         state = read_state(folder, fingerprint, torch.distributed.get_world_size())
@@ -83,7 +83,7 @@ def restore(engine: Any, checkpoint: ray.train.Checkpoint, fingerprint: Mapping[
 
 
 def read_state(folder: Path, fingerprint: Mapping[str, str], num_workers: int) -> TrainState:
-    """Where a checkpoint's run was, after checking that its files are whole and that it belongs to this run."""
+    """Return a checkpoint's state. Raises ResumeError unless its files are whole and it belongs to this run."""
     try:
         content = json.loads((folder / STATE_FILE).read_text())
     except (OSError, ValueError) as error:

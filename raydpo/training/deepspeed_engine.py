@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO around the policy. DeepSpeed is imported in here alone, and inside a worker only."""
+"""DeepSpeed ZeRO around the policy. Only this module imports DeepSpeed, and only inside a train worker."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from raydpo.config import JobConfig
 from raydpo.errors import ConfigError
 from raydpo.training.task import TrainTask
 
-# What a DeepSpeed file may only repeat: the batch is cut by the feed, which these flags set.
+# Keys of a DeepSpeed file that may only be "auto", with the options that set them: the feed makes the batches.
 BATCH_KEYS = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -23,10 +23,10 @@ BATCH_KEYS = {
 
 
 def deepspeed_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: int) -> dict[str, Any]:
-    """The DeepSpeed config of a run: from the flags, then what the file named by `deepspeed` says, which wins.
+    """Return the DeepSpeed config of a run: from the options, overridden by the file that `deepspeed` names.
 
-    Accumulation is driven by hand over a loss that is normalised by the global batch, so to DeepSpeed each update is
-    one step of accumulation. `ConfigError` where the file cannot be read or sets a batch size.
+    The worker accumulates gradients itself, over a loss that is normalised by the global batch, so gradient
+    accumulation is 1 for DeepSpeed. Raises ConfigError where the file cannot be read or sets a batch size.
     """
     stage = job.zero_stage(num_workers, precision)
     zero: dict[str, Any] = {"stage": stage}
@@ -39,13 +39,13 @@ def deepspeed_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: 
         "gradient_accumulation_steps": 1,
         "gradient_clipping": job.optim.max_grad_norm,
         "zero_optimization": zero,
-        # The optimizer is torch's own where there is no GPU, offloaded or not: DeepSpeed's would have to be compiled.
+        # Without a GPU the optimizer is torch's, offloaded or not: DeepSpeed's would have to be compiled.
         "zero_force_ds_cpu_optimizer": gpu,
         "steps_per_print": None,
     }
     if precision == "bfloat16":
         config["bf16"] = {"enabled": True}
-        if stage > 0:  # summing micro-batches in bf16 would lose the later ones, but DeepSpeed has no other way here
+        if stage > 0:  # bf16 sums would lose later micro-batches; stage 0 of DeepSpeed has no fp32 sums
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision == "float16":
         config["fp16"] = {"enabled": True}
@@ -53,13 +53,13 @@ def deepspeed_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: 
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """A DeepSpeed JSON config; `ConfigError` where it cannot be used."""
+    """Read a DeepSpeed JSON config. Raises ConfigError where it cannot be used."""
     try:
         content = json.loads(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"deepspeed={path} cannot be read ({error.strerror}); give a JSON file's path") from error
     except ValueError as error:
-        raise ConfigError(f"deepspeed={path} is not JSON ({error}); mend the file") from error
+        raise ConfigError(f"deepspeed={path} is not JSON ({error}); correct the file") from error
     if not isinstance(content, dict):
         raise ConfigError(f"deepspeed={path} must hold a JSON object, not a {type(content).__name__}")
     for key, flag in BATCH_KEYS.items():
@@ -69,7 +69,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """`theirs` over `ours`, key by key at every depth; "auto" leaves ours, or the default of DeepSpeed."""
+    """Return `ours` overridden by `theirs`, key by key at every depth; "auto" keeps ours, or DeepSpeed's default."""
     merged = dict(ours)
     for key, value in theirs.items():
         if isinstance(value, Mapping):
@@ -80,19 +80,19 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare_process(gpu: bool) -> None:
-    """Set up DeepSpeed in this worker, on top of the process group that Ray Train made."""
+    """Set up DeepSpeed in this worker, on top of Ray Train's process group."""
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
     if not gpu:
-        # Its shared-memory collectives would be compiled on the first run, for a minute; gloo does the same work.
+        # DeepSpeed would compile its shared-memory collectives on the first run, for a minute; gloo does the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
 
 
 def keep_weights_partitioned(config: Mapping[str, Any]) -> Any:
-    """Under ZeRO-3: make `from_pretrained` load each rank's share only, for as long as the result is kept alive."""
+    """Under ZeRO-3, make `from_pretrained` load only each rank's share, for as long as the returned object is kept."""
     if config["zero_optimization"]["stage"] < 3:
         return None
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -101,7 +101,7 @@ def keep_weights_partitioned(config: Mapping[str, Any]) -> Any:
 
 
 def gather(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]:
-    """A context in which the given parameters are whole on every rank; all ranks must enter it alike."""
+    """Return a function that makes a context in which given parameters are whole on every rank; all ranks enter it."""
     if config["zero_optimization"]["stage"] < 3:
         return lambda parameters: nullcontext()
     import deepspeed
@@ -111,7 +111,7 @@ def gather(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], Abst
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Vectors are biases and norms, which have no decay; under ZeRO-3 the true shape is in ds_shape.
+    # Vectors are biases and norms, which get no weight decay; under ZeRO-3 ds_shape has the full shape.
     matrices = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
     vectors = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
     return [
@@ -133,16 +133,17 @@ def _optimizer(job: JobConfig, config: Mapping[str, Any], model: nn.Module, gpu:
     return torch.optim.AdamW(groups, **arguments, fused=True)
 
 
-class Engine:
-    """A DeepSpeed engine, with the two things that it leaves open: the gradient's norm and the learning rate."""
+class DeepSpeedEngine:
+    """A DeepSpeed engine whose step returns the gradient norm and the learning rate."""
 
-    def __init__(self, model: nn.Module, task: TrainTask, config: Mapping[str, Any]) -> None:
-        """Wrap the model, with AdamW and the run's learning-rate schedule unless the config names others."""
+    def __init__(self, model: nn.Module, task: TrainTask) -> None:
+        """Wrap the model, with AdamW and the run's learning-rate schedule unless the DeepSpeed config names others."""
         import deepspeed
         from transformers import get_scheduler
 
         job, total_steps = task.job, task.schedule.total_steps
-        # Without ZeRO and in fp32 DeepSpeed clips but does not say the norm, so that case is clipped in `step`.
+        config = task.deepspeed_config
+        # Without ZeRO and in fp32 DeepSpeed clips but does not return the norm, so `step` clips in that case.
         self._clips = config["zero_optimization"]["stage"] == 0 and not _enabled(config, "bf16", "fp16")
         self._max_norm = float(config["gradient_clipping"]) or float("inf")
         if self._clips:
@@ -159,13 +160,13 @@ class Engine:
 
         self.engine, _, _, self._scheduler = deepspeed.initialize(
             model=model,
-            optimizer=None if "optimizer" in config else _optimizer(job, config, model, task.gpu),
+            optimizer=None if "optimizer" in config else _optimizer(job, config, model, task.policy.gpu),
             lr_scheduler=None if "scheduler" in config else schedule,
             config=dict(config),
         )
 
     def step(self) -> tuple[float, float]:
-        """Clip, update, advance the schedule -> the gradient's norm before clipping, the learning rate used."""
+        """Clip, update and advance the schedule; return the gradient norm before clipping and the learning rate."""
         learning_rate = float(self.engine.optimizer.param_groups[0]["lr"])
         norm: Any = None
         if self._clips:

@@ -1,4 +1,4 @@
-"""Held-out metrics, each the mean over samples: the same for any batch size and any number of ranks."""
+"""Metrics of the held-out pairs, as means over samples: the same for any batch size and any number of ranks."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from raydpo.training.step import Objective, add_router_sums, forward
 
 @torch.no_grad()
 def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objective) -> dict[str, float]:
-    """One pass over the held-out pairs -> metrics named as TRL names them (`eval_loss`, `eval_rewards/...`).
+    """Make one pass over the held-out pairs and return TRL's metrics (`eval_loss`, `eval_rewards/...`).
 
-    The loss is that of all held-out pairs as one batch, which for most objectives is the mean over them.
+    The loss is computed on all held-out pairs as one batch, which for most objectives is the mean over pairs.
     """
     engine.eval()
     sums, tables = MetricSums(), []

@@ -1,8 +1,8 @@
-"""Objectives whose pairs depend on each other, over the whole global batch, whatever ranks and micro-batches it is in.
+"""Losses that depend on the whole global batch, however it is divided among ranks and micro-batches.
 
-Such a loss is no sum over micro-batches, so it takes two forwards. The first, without gradient, gives the few numbers a
-pair that the loss depends on. They are gathered from all ranks; the loss on them says how it changes with each of them;
-and the second forward's backward takes these as weights.
+Such a loss is not a sum over micro-batches, so it takes two forwards. The first, without gradient, computes the few
+numbers per pair that the loss depends on. They are gathered from all ranks, and the loss is differentiated with respect
+to them. The backward of the second forward uses these derivatives as weights.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from raydpo.objectives.pairs import PairLogps, from_table
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
-    """This rank's [n, K], n differing by rank -> those of all ranks below each other, and where this rank's stand."""
+    """Gather [n, K] from all ranks, where n differs by rank: return [sum of n, K] and the slice of this rank's rows."""
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
     torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
@@ -30,10 +30,10 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
 
 
 class RewardMean:
-    """The mean of all rewards of the run so far, chosen and rejected alike: BCO's delta (Jung et al. 2024)."""
+    """The mean of all rewards of the run so far, chosen and rejected together: BCO's delta (Jung et al. 2024)."""
 
     def __init__(self, total: float = 0.0, count: float = 0.0) -> None:
-        """Go on from a sum over `count` rewards."""
+        """Start from a sum over `count` rewards."""
         self.total, self.count = total, count
 
     @property
@@ -42,15 +42,16 @@ class RewardMean:
         return self.total / self.count if self.count else 0.0
 
     def add(self, pairs: PairLogps, beta: float) -> None:
-        """Take in the rewards of a global batch."""
+        """Add the rewards of a global batch."""
         rewards = beta * torch.cat([pairs.chosen_logratios, pairs.rejected_logratios]).detach().double()
         self.total, self.count = self.total + float(rewards.sum()), self.count + len(rewards)
 
 
-def weights_of(tables: Sequence[Tensor], loss: LossConfig, rewards: RewardMean) -> tuple[list[Tensor], Tensor]:
-    """d objective / d table of each of this rank's micro-batches, and the loss of each of its pairs, [n].
+def loss_gradients(tables: Sequence[Tensor], loss: LossConfig, rewards: RewardMean) -> tuple[list[Tensor], Tensor]:
+    """Return d objective / d table for each of this rank's micro-batches, and the loss of each of its pairs [n].
 
-    `tables` are those of `PairLogps`, without gradient. `rewards` takes in the batch where the loss needs their mean.
+    `tables` are the tables [b, 9] of this rank's micro-batches (`PairLogps.table`), without gradient. If the loss uses
+    the mean of rewards, those of the batch are added to `rewards`.
     """
     everyone, own = gather_rows(torch.cat(list(tables)))
     pairs = from_table(everyone.requires_grad_())

@@ -1,4 +1,4 @@
-"""The sums that metrics are made of, so that each sample weighs alike whatever rank, batch or step it was in."""
+"""Weighted sums that metrics are computed from: each sample has the same weight, on any rank and in any batch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from raydpo.objectives.pairs import PairLogps
 
 
 class MetricSums:
-    """Weighted sums by name, so that a mean over ranks and steps weighs each sample alike."""
+    """Weighted sums by name, whose means over ranks and steps give each sample the same weight."""
 
     def __init__(self, totals: Mapping[str, Sequence[float]] | None = None) -> None:
-        """Empty, or going on from what `totals` gave."""
+        """Start empty, or from an earlier result of `totals`."""
         self._totals: dict[str, tuple[float | Tensor, float | Tensor]] = {
             name: (total, weight) for name, (total, weight) in (totals or {}).items()
         }
 
     def add(self, name: str, total: float | Tensor, weight: float | Tensor) -> None:
-        """Add a sum over `weight` samples (scalars; tensors stay on their device, so that nothing waits for a GPU)."""
+        """Add a sum over `weight` samples. Both are scalars; tensors stay on their device, so that nothing waits."""
         old_total, old_weight = self._totals.get(name, (0.0, 0.0))
         self._totals[name] = (old_total + total, old_weight + weight)
 
     def totals(self, device: torch.device) -> dict[str, list[float]]:
-        """Sum and weight of each name over all ranks; every rank must call it, with the same names added."""
+        """Return the sum and weight of each name over all ranks. Every rank must call it, with the same names added."""
         names = sorted(self._totals)
         rows = [[float(value) for value in self._totals[name]] for name in names]
         table = torch.tensor(rows, dtype=torch.float64, device=device).reshape(len(names), 2)
@@ -38,12 +38,12 @@ class MetricSums:
         return dict(zip(names, table.tolist(), strict=True))
 
     def means(self, device: torch.device) -> dict[str, float]:
-        """The mean of each name over all ranks, to be called as `totals`."""
+        """Return the mean of each name over all ranks. Every rank must call it, with the same names added."""
         return {name: total / weight if weight else math.nan for name, (total, weight) in self.totals(device).items()}
 
 
 def add_pair_sums(sums: MetricSums, pairs: PairLogps, loss: LossConfig) -> None:
-    """Add a micro-batch's rewards and log-probs and, where the objective has one, its likelihood term."""
+    """Add a micro-batch's rewards, log-probs and, if the objective has one, likelihood term."""
     for name, values in pair_metrics(pairs, loss).items():
         sums.add(name, values.double().sum(), len(values))
     if has_likelihood(loss):
@@ -51,7 +51,7 @@ def add_pair_sums(sums: MetricSums, pairs: PairLogps, loss: LossConfig) -> None:
 
 
 def add_token_sums(sums: MetricSums, tokens: TokenLogps, micro_batch: MicroBatch) -> None:
-    """Add what needs a pass over the vocabulary: entropy, accuracy on the chosen, and mean logits."""
+    """Add the statistics that need a pass over the vocabulary: entropy, token accuracy of chosen, mean logits."""
     chosen = torch.from_numpy(micro_batch.sequence_index < micro_batch.pairs).to(tokens.logps.device)
     count, chosen_count = len(chosen), chosen.sum()
     sums.add("entropy", tokens.entropy.double().sum(), count)

@@ -1,4 +1,4 @@
-"""The policy as a train worker loads it."""
+"""The policy as a train worker builds it."""
 
 from typing import Any
 
@@ -11,27 +11,28 @@ from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
 
 
-def build_policy(task: TrainTask, deepspeed_config: dict[str, Any]) -> tuple[CompletionLogps, RouterLoss | None]:
-    """The model to train, as a policy that gives log-probs; and its auxiliary loss, if it is to have one."""
-    keep_alive = deepspeed_engine.keep_weights_partitioned(deepspeed_config)
+def build_policy(task: TrainTask) -> tuple[CompletionLogps, RouterLoss | None]:
+    """Return the model to train, as a module that computes log-probs, and its router's auxiliary loss if it has one."""
+    job, plan = task.job, task.policy
+    keep_alive = deepspeed_engine.keep_weights_partitioned(task.deepspeed_config)
     model: Any = load_causal_lm(
-        task.source,
-        dtype=task.precision,
-        attn_implementation=task.attention.implementation,
-        trust_remote_code=task.job.model.trust_remote_code,
+        plan.source,
+        dtype=plan.precision,
+        attn_implementation=plan.attention.implementation,
+        trust_remote_code=job.model.trust_remote_code,
     )
-    router = router_loss(model, task.job.loss.router_aux_loss_coef)
-    if task.job.gradient_checkpointing(task.gpu):
+    router = router_loss(model, job.loss.router_aux_loss_coef)
+    if job.gradient_checkpointing(plan.gpu):
         enable_gradient_checkpointing(model)
-    if task.adapter:
-        model = load_adapter(model, task.adapter, trainable=True)
-    elif task.job.adapter.use_peft:
-        model = add_lora(model, task.job.adapter)
-    if task.job.loss.disable_dropout:
+    if plan.adapter:
+        model = load_adapter(model, plan.adapter, trainable=True)
+    elif job.adapter.use_peft:
+        model = add_lora(model, job.adapter)
+    if job.loss.disable_dropout:
         disable_dropout(model)
-    if task.job.model.torch_compile:
-        compile_layers(model, bounded=task.attention.shares)
-    del keep_alive  # held until here, as transformers keeps no reference of its own
-    chunk_tokens = task.job.model.logits_chunk_tokens
-    policy = CompletionLogps(model, shares=task.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
+    if job.model.torch_compile:
+        compile_layers(model, bounded=plan.attention.shares)
+    del keep_alive  # kept until here, as transformers keeps only a weak reference
+    chunk_tokens = job.model.logits_chunk_tokens
+    policy = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
     return policy, router

@@ -1,4 +1,4 @@
-"""One update's forwards and backwards over a rank's micro-batches."""
+"""The forwards and backwards of one update over a rank's micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,27 +15,28 @@ from raydpo.models.device import to_device
 from raydpo.models.head import TokenLogps, TokenStatsRequest
 from raydpo.objectives.objective import counts_prompts, needs_global_batch, pair_losses
 from raydpo.objectives.pairs import PairLogps, tail_weights
-from raydpo.training.global_batch_loss import RewardMean, weights_of
+from raydpo.training.global_batch_loss import RewardMean, loss_gradients
 from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an update minimises, and what it keeps in mind from one update to the next."""
+    """What an update minimises, and the state that it carries from one update to the next."""
 
     loss: LossConfig
     router_coefficient: float
-    """Weight of a mixture-of-experts model's auxiliary loss; 0 for dense models."""
+    """Weight of the auxiliary loss of a mixture-of-experts model's router; 0 for dense models."""
     rewards: RewardMean
 
 
 def train_micro_batches(
     engine: Any, batch: RankBatch, objective: Objective, sums: MetricSums, *, seed: int, with_statistics: bool
 ) -> Iterator[tuple[MicroBatch, TokenLogps]]:
-    """Forward and backward over this rank's share of a global batch, a micro-batch a turn; the caller then steps.
+    """Run forward and backward over this rank's share of a global batch, and yield after each micro-batch.
 
-    The loss is the mean over the global batch's pairs. DeepSpeed averages gradients over ranks, so each rank's part is
-    multiplied by their number. `seed` makes dropout the same in each of two forwards.
+    The caller then makes the optimizer step. The loss is the mean over the global batch's pairs; DeepSpeed averages
+    gradients over ranks, so each rank's part is multiplied by the number of ranks. `seed` makes dropout the same in
+    both forwards of a loss that needs two.
     """
     loss = objective.loss
     world = torch.distributed.get_world_size()
@@ -43,7 +44,7 @@ def train_micro_batches(
     weights: list[Tensor] | None = None
     if needs_global_batch(loss):
         torch.manual_seed(seed)
-        weights, values = weights_of(_tables(engine, batch, loss), loss, objective.rewards)
+        weights, values = loss_gradients(_tables(engine, batch, loss), loss, objective.rewards)
         sums.add("loss", values.double().sum(), len(values))
     torch.manual_seed(seed)
     for index, micro_batch in enumerate(batch.micro_batches):
@@ -55,7 +56,7 @@ def train_micro_batches(
             values = pair_losses(pairs, loss)
             part = values.sum() / batch.pairs
             sums.add("loss", values.detach().double().sum(), len(values))
-        # A dummy micro-batch has no share, but must take part in the backward.
+        # An empty micro-batch has no share, but must take part in the collectives of the backward.
         share = micro_batch.pairs / batch.pairs
         engine.backward((part + objective.router_coefficient * share * tokens.router_loss) * world)
         add_router_sums(sums, tokens, micro_batch, objective.router_coefficient)
@@ -75,19 +76,19 @@ def _tables(engine: Any, batch: RankBatch, loss: LossConfig) -> list[Tensor]:
 
 
 def add_router_sums(sums: MetricSums, tokens: TokenLogps, micro_batch: MicroBatch, coefficient: float) -> None:
-    """Add a mixture-of-experts model's auxiliary loss, and its part of the loss; nothing for dense models."""
+    """Add the router's auxiliary loss to the sums of aux_loss and loss; do nothing for dense models."""
     if coefficient:
-        weighed = tokens.router_loss.detach().double() * micro_batch.pairs
-        sums.add("aux_loss", weighed, micro_batch.pairs)
-        sums.add("loss", coefficient * weighed, 0)
+        weighted = tokens.router_loss.detach().double() * micro_batch.pairs
+        sums.add("aux_loss", weighted, micro_batch.pairs)
+        sums.add("loss", coefficient * weighted, 0)
 
 
 def forward(
     engine: Any, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float, *, with_statistics: bool
 ) -> tuple[TokenLogps, PairLogps]:
-    """Log-probs of the M completion tokens, and of the pairs with the reference's beside; as `loss` counts them.
+    """Run one forward; return the log-probs of the M completion tokens, and the log-probs per pair for `loss`.
 
-    `mean_nll_tokens` is that of the global batch (see `PairLogps`).
+    `mean_nll_tokens` is the global batch's (see `PairLogps`).
     """
     request = TokenStatsRequest(statistics=with_statistics, collision=loss.use_weighting)
     every = TokenLogps(*engine(micro_batch, request))
@@ -99,13 +100,13 @@ def forward(
 def _pair_logps(
     tokens: TokenLogps, prompt_logps: Tensor, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float
 ) -> PairLogps:
-    """The sums over each completion, of its tokens' log-probs [M] and those of the prompts [P]."""
+    """Sum log-probs of completion tokens [M] and of prompt tokens [P] per completion and pair."""
     logps, device, pairs = tokens.logps, tokens.logps.device, micro_batch.pairs
-    completion = to_device(micro_batch.sequence_index, device)
+    sequence_index = to_device(micro_batch.sequence_index, device)
     reference = to_device(micro_batch.ref_logps, device)
 
     def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = completion_sums(values, completion, 2 * pairs).chunk(2) if pairs else (values, values)
+        chosen, rejected = completion_sums(values, sequence_index, 2 * pairs).chunk(2) if pairs else (values, values)
         return chosen, rejected
 
     (chosen_tokens, rejected_tokens), (chosen_plain, _) = sums(torch.ones_like(logps)), sums(logps)
@@ -115,11 +116,11 @@ def _pair_logps(
         nll = nll - completion_sums(prompt_logps, prompt, pairs)
         nll_tokens = nll_tokens + completion_sums(torch.ones_like(prompt_logps), prompt, pairs)
     weights = torch.ones_like(chosen_tokens)
-    if loss.use_weighting:  # Zhou et al. 2024 (WPO), eq. 2, each token held against how sure the policy is there
+    if loss.use_weighting:  # Zhou et al. 2024 (WPO), eq. 2, relative to the policy's certainty at each token
         chosen, rejected = sums((logps - tokens.collision).detach())
         weights = torch.exp(chosen / chosen_tokens + rejected / rejected_tokens)
     if loss.ld_alpha is not None:
-        weight = tail_weights(completion, pairs, loss.ld_alpha)
+        weight = tail_weights(sequence_index, pairs, loss.ld_alpha)
         logps, reference = weight * logps, weight * reference
     (chosen, rejected), (ref_chosen, ref_rejected) = sums(logps), sums(reference)
     return PairLogps(

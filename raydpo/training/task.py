@@ -1,55 +1,83 @@
-"""What the driver tells the train workers, and what rank 0 says at the end."""
+"""What the driver hands to the train workers, and what rank 0 reports at the end.
+
+Imports neither torch nor ray: Ray Train's controller unpickles a `TrainTask` before it asks for workers.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 from raydpo.config import JobConfig
+from raydpo.feed.handle import FeedHandle
 from raydpo.feed.schedule import Schedule
-from raydpo.models.attention.choice import AttentionChoice
-from raydpo.models.source import ModelSource
+from raydpo.models.plan import ModelPlan
 from raydpo.tr_dpo.schedule import SyncPlan
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """All that a train worker needs; the same for each of them."""
+    """Everything that a train worker needs; the same for each of them."""
 
     job: JobConfig
-    source: ModelSource
-    adapter: ModelSource | None
-    """The LoRA adapter that training goes on from."""
-    precision: str
-    """float32, bfloat16 or float16."""
-    attention: AttentionChoice
-    gpu: bool
+    policy: ModelPlan
+    deepspeed_config: dict[str, Any]
     schedule: Schedule
-    feed: Any
-    """Handle of the actor that gives training batches."""
-    eval_feed: Any
-    """Handle of the actor that gives held-out batches, or None."""
+    feed: FeedHandle
+    """Feed of the training pairs."""
+    eval_feed: FeedHandle | None
+    """Feed of the held-out pairs; None without any."""
     eval_schedule: Schedule | None
     drift_tolerance: float | None
-    """Mean |policy - reference| a token, in nats, past which the first update is not made; None: no limit."""
+    """Largest mean |policy - reference| per token, in nats, with which the first update is made; None: no limit."""
     run_dir: str
-    """Absolute path that every node sees."""
+    """Absolute path of output_dir, which every node sees."""
     fingerprint: dict[str, str]
-    """Digests of reference and data, which a checkpoint must share."""
+    """Digests of reference and data, which a checkpoint and the run that resumes from it must have in common."""
     sync: SyncPlan | None
-    """How the reference takes after the policy; None where it stays as it is."""
+    """How the reference is synced towards the policy; None if it never changes."""
+
+    def logging_due(self, step: int) -> bool:
+        """Return whether update `step` gets a line of metrics."""
+        run = self.job.run
+        first = run.logging_first_step and step == 1
+        return first or self._is_last(step) or self._due(run.logging_strategy, step, run.logging_steps)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether the held-out pairs are evaluated after update `step`; the last update always is followed."""
+        optim = self.job.optim
+        return self._is_last(step) or self._due(optim.eval_strategy, step, optim.eval_steps or 1)
+
+    def checkpoint_due(self, step: int, *, synced: bool) -> bool:
+        """Return whether a checkpoint is written after update `step`: also after the last, and after a sync."""
+        run = self.job.run
+        extra = run.save_strategy != "no" and (synced or self._is_last(step))
+        return extra or self._due(run.save_strategy, step, run.save_steps)
+
+    def sync_due(self, step: int) -> bool:
+        """Return whether the reference is synced after update `step`."""
+        return self.sync is not None and self.sync.due(step)
+
+    def _is_last(self, step: int) -> bool:
+        return step == self.schedule.total_steps
+
+    def _due(self, strategy: str, step: int, every: int) -> bool:
+        """Return whether a strategy (no, steps or epoch) names update `step`."""
+        ends_epoch = self.schedule.ends_epoch(self.schedule.position_after(step))
+        return {"no": False, "steps": step % every == 0, "epoch": ends_epoch}[strategy]
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What rank 0 says when training is over."""
+    """What rank 0 reports when training is over."""
 
     steps: int
-    """Updates of the run, those before a resume counted in."""
+    """Number of updates of the run, including those before a resume."""
     resumed_at: int
-    """Updates that a checkpoint had already."""
+    """Number of updates that the checkpoint already had; 0 for a run from the start."""
     pairs_trained: int
-    """Pairs since the start of the run; a pair counts once an epoch."""
+    """Number of pairs trained on since the start of the run; a pair counts once per epoch."""
     reference: str | None
-    """With a reference that changes: digest of the one in force at the end."""
+    """Digest of the version of the reference in force at the end; None if it never changes."""
     syncs: int
-    """How often it changed."""
+    """Number of syncs of the reference."""
     model_dir: str
+    """Folder of the trained model or adapter."""

@@ -1,4 +1,4 @@
-"""The driver's side of training: Ray Train around `loop.train_worker`."""
+"""The driver's side of training: Ray Train's TorchTrainer around `worker.train_worker`."""
 
 import json
 import os
@@ -13,28 +13,27 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from raydpo.config import JobConfig
 from raydpo.errors import RaydpoError, ResumeError, TrainingError
 from raydpo.runtime import storage
-from raydpo.runtime.resources import WorkerGroup
 from raydpo.training import checkpoint
 from raydpo.training.task import TrainReport, TrainTask
 from raydpo.training.worker import train_worker
 
 CHECKPOINTS = "checkpoints"
-"""Ray Train's name of the run below `storage_path`, where that is the run's own folder."""
+"""Ray Train's name of the run, if its storage path is the run's own folder."""
 COLLECTIVE_TIMEOUT_S = 1800
-"""How long a rank waits for the others: a save to slow storage and the load of a large model take minutes."""
+"""Seconds that a rank waits for the others: saving to slow storage and loading a large model take minutes."""
 
 
 def storage_of(job: JobConfig, run_dir: str) -> tuple[str, str]:
-    """Where checkpoints lie -> (Ray Train's storage path, name of the run in it)."""
+    """Return where checkpoints lie: Ray Train's storage path, and the name of the run in it."""
     if job.run.storage_path is None:
         return run_dir, CHECKPOINTS
     return storage.absolute(job.run.storage_path), job.run.run_name or os.path.basename(run_dir.rstrip("/"))
 
 
-def check_resume(task: TrainTask, group: WorkerGroup) -> None:
-    """`ResumeError` where the newest checkpoint does not fit this run: said here, before workers start.
+def check_resume(task: TrainTask) -> None:
+    """Raise ResumeError before workers start, where the newest checkpoint does not belong to this run.
 
-    Of storage behind a URL the workers find out themselves.
+    Checkpoints behind a URL are checked by the workers.
     """
     storage_path, name = storage_of(task.job, task.run_dir)
     snapshot = Path(storage_path) / name / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -49,19 +48,19 @@ def check_resume(task: TrainTask, group: WorkerGroup) -> None:
         ) from error
     if newest:
         folder = snapshot.parent / newest["checkpoint_dir_name"]
-        checkpoint.read_state(folder, task.fingerprint, group.workers)
+        checkpoint.read_state(folder, task.fingerprint, task.policy.group.workers)
 
 
-def fit(task: TrainTask, group: WorkerGroup) -> TrainReport:
-    """Train, going on from the newest checkpoint after a lost worker -> what rank 0 reports.
+def fit(task: TrainTask) -> TrainReport:
+    """Train, resuming from the newest checkpoint after a lost worker, and return rank 0's report.
 
-    A run of the same name in the same storage is resumed. Raises the `RaydpoError` that a worker met, or
-    `TrainingError` where workers were lost more often than `max_failures` allows.
+    A run of the same name in the same storage is resumed. Raises the `RaydpoError` that a worker raised, or
+    TrainingError where workers were lost more often than `max_failures` allows.
     """
-    job = task.job
-    check_resume(task, group)
+    job, group = task.job, task.policy.group
+    check_resume(task)
     storage_path, name = storage_of(job, task.run_dir)
-    # Ray asks for a new group of workers when the first takes longer than this; large images and models do.
+    # Ray gives a group of workers up that takes longer than this to start, as large images and models do.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     trainer = TorchTrainer(
         train_worker,
@@ -78,7 +77,7 @@ def fit(task: TrainTask, group: WorkerGroup) -> TrainReport:
             failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.run.save_total_limit),
         ),
-        torch_config=TorchConfig(backend="nccl" if task.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(backend="nccl" if task.policy.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
     )
     try:
         report: Any = trainer.fit().return_value
@@ -91,13 +90,13 @@ def fit(task: TrainTask, group: WorkerGroup) -> TrainReport:
 
 
 def _cause(error: TrainingFailedError) -> RaydpoError:
-    """The error to show: the user's own where a worker met one."""
+    """Return the error to show: the `RaydpoError` that a worker raised, if there is one."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for failure in failures.values():
         cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps what a worker raised
         if isinstance(cause, RaydpoError):
             return cause
     return TrainingError(
-        f"training failed: {error}\nEach worker's messages are in Ray's logs; run the same command again to go on from "
-        "the newest checkpoint"
+        f"training failed: {error}\nRay's logs have the messages of each worker; run the same command again to resume "
+        "from the newest checkpoint"
     )

@@ -1,4 +1,4 @@
-"""What each train worker runs: build the policy, go on from a checkpoint, update, evaluate, save, export."""
+"""What each train worker runs: build the policy, resume from a checkpoint, update, evaluate, save, export."""
 
 import dataclasses
 import math
@@ -19,7 +19,8 @@ from raydpo.models.source import ModelSource
 from raydpo.reporting.rundir import REFERENCES
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
-from raydpo.tr_dpo.sync import check_sync, find_version, prune_versions, sync_reference
+from raydpo.runtime.actors import get_result
+from raydpo.tr_dpo.sync import ReferenceSync
 from raydpo.tr_dpo.version import ReferenceVersion
 from raydpo.training import checkpoint, deepspeed_engine
 from raydpo.training.checkpoint import TrainState
@@ -30,19 +31,19 @@ from raydpo.training.metric_sums import MetricSums
 from raydpo.training.policy import build_policy
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.task import TrainReport, TrainTask
-from raydpo.training.throughput import Throughput, all_peak_flops
+from raydpo.training.throughput import Throughput, total_peak_flops
 
 
 def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
-    """Ray Train's entry: `config["task"]` is a `TrainTask`. Rank 0's report is the run's.
+    """Train on one rank; Ray Train calls it with a `TrainTask` in `config["task"]`. Rank 0's report is the run's.
 
-    What all ranks find alike, and would find again, is returned: what is raised starts them anew.
+    An error that all ranks find alike, and would find again after a restart, is returned: a raised one restarts them.
     """
     task: TrainTask = config["task"]
     quiet_libraries()
     check_run_dir(task.run_dir)
-    device(task.gpu)
-    deepspeed_engine.prepare_process(task.gpu)
+    device(task.policy.gpu)
+    deepspeed_engine.prepare_process(task.policy.gpu)
     worker = Worker(task)
     try:
         worker.train()
@@ -52,7 +53,7 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
 
 
 def check_run_dir(run_dir: str) -> None:
-    """`StorageError` unless this process sees the run's folder, which the driver made."""
+    """Raise StorageError unless this process sees the run's folder, which the driver made."""
     if not Path(run_dir).is_dir():
         raise StorageError(
             f"output_dir={run_dir} does not exist on node {ray.util.get_node_ip_address()}; every node must see it: "
@@ -64,23 +65,18 @@ class Worker:
     """One rank's state over the run."""
 
     def __init__(self, task: TrainTask) -> None:
-        """Load the policy, start DeepSpeed, and go on from the newest checkpoint if there is one."""
+        """Load the policy, start DeepSpeed, and resume from the newest checkpoint if there is one."""
         self._task = task
         self._job = task.job
         self._rank = torch.distributed.get_rank()
-        torch.manual_seed(task.job.optim.seed)  # what LoRA draws must be alike on all ranks
-        self._zero_config = deepspeed_engine.deepspeed_config(
-            task.job, task.precision, gpu=task.gpu, num_workers=torch.distributed.get_world_size()
-        )
-        policy, router = build_policy(task, self._zero_config)
+        torch.manual_seed(task.job.optim.seed)  # the random weights of LoRA must be the same on all ranks
+        policy, router = build_policy(task)
         self._model: Any = policy.model
-        self._zero = deepspeed_engine.Engine(policy, task, self._zero_config)
-        self._engine = self._zero.engine
+        self._deepspeed = deepspeed_engine.DeepSpeedEngine(policy, task)
+        self._engine = self._deepspeed.engine
+        self._sync = self._reference_sync()
         self._state = TrainState()
-        if task.sync:
-            self._state = TrainState(reference=ReferenceVersion(task.sync.identity))
-            check_sync(self._model, task.sync)
-        if newest := ray.train.get_checkpoint() or self._given_checkpoint():
+        if newest := ray.train.get_checkpoint() or self._named_checkpoint():
             self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
         self._resumed_at = self._state.step
         self._objective = Objective(
@@ -89,102 +85,93 @@ class Worker:
         self._sums = MetricSums(self._state.sums if self._rank == 0 else None)
         self._log = RunLog(task.run_dir, self._resumed_at) if self._rank == 0 else None
         self._trackers = Trackers(task.job, task.run_dir) if self._rank == 0 else None
-        schedule = task.schedule
-        self._feed = Prefetcher(
-            task.feed,
-            self._rank,
-            pairs=schedule.pairs,
-            global_batch=schedule.global_batch,
-            reference=self._state.reference,
-        )
+        self._feed = Prefetcher(task.feed, self._rank, task.schedule, self._version)
         self._last_line: dict[str, float] = {}
-        self._rates = Throughput(all_peak_flops(task))
+        self._throughput = Throughput(total_peak_flops(task))
 
-    def _given_checkpoint(self) -> ray.train.Checkpoint | None:
+    def _named_checkpoint(self) -> ray.train.Checkpoint | None:
         path = self._job.run.resume_from_checkpoint
         return None if path in ("auto", "none") else ray.train.Checkpoint(path)
 
     def train(self) -> None:
-        """All updates that are left."""
-        schedule, job = self._task.schedule, self._job
+        """Make all updates that are left."""
+        task = self._task
         self._engine.train()
-        self._find_reference()
+
+        # Before the first update: the version of the reference in force, and metrics of the policy as it starts.
+        if self._sync:
+            self._sync.start(self._state.reference)
         if self._state.step == 0:
             self._evaluate()
-        while self._state.step < schedule.total_steps:
-            waiting = time.monotonic()
-            batch = self._feed.get(self._state.position, self._known_until())
-            self._rates.wait(time.monotonic() - waiting)
-            self._update(batch)
-            step, done = self._state.step, self._state.step == schedule.total_steps
-            synced = self._sync()
-            if self._evaluation_due(step):
+
+        while self._state.step < task.schedule.total_steps:
+            # Each step: one update on the next global batch, with its ledger entry and its line of metrics.
+            self._update(self._next_batch())
+            step = self._state.step
+
+            # After each sync interval (TR-DPO): mix the policy into the reference.
+            synced = task.sync_due(step)
+            if synced:
+                self._sync_reference()
+
+            # Once in a while: metrics of the held-out pairs.
+            if task.evaluation_due(step):
                 self._evaluate()
-            epoch_done = schedule.ends_epoch(self._state.position)
-            if due(job.run.save_strategy, step, job.run.save_steps, epoch_done) or (
-                (done or synced) and job.run.save_strategy != "no"
-            ):
+
+            # Once in a while: a checkpoint, from which a lost run resumes with the next pair.
+            if task.checkpoint_due(step, synced=synced):
                 self._save()
-            if synced and self._task.sync and self._rank == 0:  # after the checkpoint that goes on with the new one
-                prune_versions(str(Path(self._task.run_dir) / REFERENCES), self._task.sync.kept)
+            if synced and self._sync:
+                self._sync.prune()
         if self._log:
             self._log.flush()
 
-    def _find_reference(self) -> None:
-        """`ResumeError` on all ranks unless the reference that a checkpoint goes on with is there as it was."""
-        sync, version = self._task.sync, self._state.reference
-        if sync and version:
-            version = find_version(version, sync, str(Path(self._task.run_dir) / REFERENCES), is_main=self._rank == 0)
-            self._hold_against(version)
-
-    def _hold_against(self, reference: ReferenceVersion) -> None:
-        """From here on this is the reference in force."""
-        self._state = dataclasses.replace(self._state, reference=reference)
-        self._feed.reference = reference
+    def _next_batch(self) -> RankBatch:
+        started = time.monotonic()
+        batch = self._feed.get(self._state.position, self._known_until())
+        self._throughput.wait(time.monotonic() - started)
+        return batch
 
     def _known_until(self) -> int:
-        """The position up to which batches may be asked for: the reference of those after it is still to come."""
+        """Return the position up to which batches can be asked for: the end of the sync interval, or of the run."""
         schedule, sync = self._task.schedule, self._task.sync
         if sync is None:
             return schedule.end
-        return sync.schedule.window(self._state.position, schedule.pairs, schedule.global_batch)[1]
+        return sync.schedule.interval(self._state.position, schedule.pairs, schedule.global_batch)[1]
 
-    def _sync(self) -> bool:
-        """Let the reference take after the policy, where that is due -> True where it did."""
-        sync, step, previous = self._task.sync, self._state.step, self._state.reference
-        if sync is None or previous is None or not self._sync_due(step):
-            return False
-        waiting = time.monotonic()
-        target = self._target(REFERENCES, sync.source)
-        reference = sync_reference(self._model, previous, sync, target, deepspeed_engine.gather(self._zero_config))
-        self._hold_against(reference)
-        until = min(step + sync.schedule.every, self._task.schedule.total_steps + 1)
-        if self._task.eval_feed and self._rank == 0 and any(map(self._evaluation_due, range(step, until))):
-            self._task.eval_feed.fetch.remote(0, 0, reference)  # so that its pairs are scored together with the others
-        self._rates.wait(time.monotonic() - waiting)
-        return True
+    @property
+    def _version(self) -> ReferenceVersion | None:
+        """Version of the reference in force; None if it never changes."""
+        return self._sync.version if self._sync else None
 
-    def _evaluation_due(self, step: int) -> bool:
-        """After the updates that `eval_strategy` names, and after the last."""
-        optim, schedule = self._job.optim, self._task.schedule
-        epoch_done = schedule.ends_epoch(schedule.position_after(step))
-        return due(optim.eval_strategy, step, optim.eval_steps or 1, epoch_done) or step == schedule.total_steps
+    def _reference_sync(self) -> ReferenceSync | None:
+        sync = self._task.sync
+        if sync is None:
+            return None
+        target, gather = self._target(REFERENCES, sync.source), deepspeed_engine.gather(self._task.deepspeed_config)
+        return ReferenceSync(sync, self._model, target, gather, self._announce)
 
-    def _sync_due(self, step: int) -> bool:
-        """After every so many updates; not after the last of a run that cannot go on, where nothing would use it."""
-        sync, last = self._task.sync, step == self._task.schedule.total_steps
-        unused = last and self._task.eval_feed is None and self._job.run.save_strategy == "no"
-        return sync is not None and step % sync.schedule.every == 0 and not unused
+    def _announce(self, version: ReferenceVersion) -> None:
+        """Fetch batches that this version scores, and let the driver know which pairs it has to score."""
+        task, step = self._task, self._state.step
+        self._feed.version = version
+        if self._rank != 0 or task.sync is None:
+            return
+        if task.eval_feed and any(map(task.evaluation_due, task.sync.steps_of_interval(step))):
+            # Answered before the other is made, so that the driver scores both with one load of the reference.
+            get_result(task.eval_feed.announce(version, 0))
+        task.feed.announce(version, self._state.position)
+
+    def _sync_reference(self) -> None:
+        assert self._sync, "a sync is due only where there is a plan for it"
+        started = time.monotonic()
+        self._sync.sync()
+        self._throughput.wait(time.monotonic() - started)
 
     def _update(self, batch: RankBatch) -> None:
-        """One update, its ledger entry and, where one is due, its line of metrics."""
+        """Make one update, its ledger entry and, where one is due, its line of metrics."""
         step = self._state.step + 1
-        run, schedule = self._job.run, self._task.schedule
-        logging = (
-            due(run.logging_strategy, step, run.logging_steps, schedule.ends_epoch(batch.stop))
-            or step == schedule.total_steps
-            or (run.logging_first_step and step == 1)
-        )
+        logging = self._task.logging_due(step)
         # Seeded by step and rank, so that dropout after a resume is that of the uninterrupted run.
         seed = hash((self._job.optim.seed, step, self._rank))
         drift = Drift(self._engine.device)
@@ -194,24 +181,26 @@ class Worker:
             if step == 1:
                 drift.add(micro_batch, token_logps)
         if step == 1:
-            first_loss = self._sums.means(self._engine.device)["loss"]
-            # Scores that the rows carry may be sums, which say nothing of a token.
-            against = drift.reduced() if self._job.scores_reference else {}
-            self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **against})
-            check_drift(against.get("reference_drift/mean", 0.0), self._task.drift_tolerance)
-        grad_norm, learning_rate = self._zero.step()
-        self._rates.add(batch)
+            self._check_first_batch(drift)
+        grad_norm, learning_rate = self._deepspeed.step()
+        self._throughput.add(batch)
         rewards = (self._objective.rewards.total, self._objective.rewards.count)
-        self._state = TrainState(
-            step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards, reference=self._state.reference
-        )
+        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
         if self._log:
             self._log.enter(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
         if logging:
             self._log_line(grad_norm, learning_rate)
 
+    def _check_first_batch(self, drift: Drift) -> None:
+        """Write the first loss and the drift. Raises ReferenceMismatch where the drift is above its tolerance."""
+        first_loss = self._sums.means(self._engine.device)["loss"]
+        # Reference log-probs from the data set may be sums, which cannot be compared token by token.
+        metrics = drift.reduced() if self._job.scores_reference else {}
+        self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **metrics})
+        check_drift(metrics.get("reference_drift/mean", 0.0), self._task.drift_tolerance)
+
     def _log_line(self, grad_norm: float, learning_rate: float) -> None:
-        """Average what was gathered since the last line, over ranks and samples, and write it."""
+        """Write the means, over ranks and samples, of what was summed since the last line."""
         metrics = self._sums.means(self._engine.device)
         self._sums = MetricSums()
         state, schedule = self._state, self._task.schedule
@@ -223,13 +212,13 @@ class Worker:
             "learning_rate": learning_rate,
             **metrics,
             "num_tokens": state.tokens,
-            **self._rates.values(),
+            **self._throughput.values(),
         }
         self._last_line = line
         self._write(line)
         if not math.isfinite(line["loss"]):
             raise TrainingError(
-                f"the loss is {line['loss']} at step {state.step}; lower learning_rate, or compute in a wider type "
+                f"the loss is {line['loss']} at step {state.step}; lower learning_rate, or compute in a wider dtype "
                 "(bf16=true instead of fp16, or dtype=float32)"
             )
 
@@ -237,49 +226,43 @@ class Worker:
         if self._log and self._trackers:
             self._log.log(line)
             self._trackers.log(line)
-            self._task.feed.report.remote(line)
+            self._task.feed.report(line)
 
     def _evaluate(self) -> None:
-        """Held-out metrics, as a line of their own; nothing where there are no held-out pairs."""
+        """Write the metrics of the held-out pairs as a line of their own; do nothing without held-out pairs."""
         task = self._task
         if task.eval_feed is None or task.eval_schedule is None:
             return
-        feed = Prefetcher(
-            task.eval_feed,
-            self._rank,
-            pairs=task.eval_schedule.pairs,
-            global_batch=task.eval_schedule.global_batch,
-            reference=self._state.reference,
-        )
+        feed = Prefetcher(task.eval_feed, self._rank, task.eval_schedule, self._version)
         feed.ask(0, task.eval_schedule.pairs)
-        self._feed.ask(self._state.position, self._known_until())  # after the other, as it is needed later
+        self._feed.ask(self._state.position, self._known_until())  # after the held-out pairs, as it is needed later
         metrics = evaluate(self._engine, feed, task.eval_schedule, self._objective)
         self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
-        self._rates.restart()  # the rates are those of training
+        self._throughput.restart()  # its rates are those of training alone
 
     def _save(self) -> None:
         if self._log:
             self._log.flush()
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
-        state = dataclasses.replace(self._state, sums=self._sums.totals(self._engine.device))
+        sums = self._sums.totals(self._engine.device)
+        state = dataclasses.replace(self._state, sums=sums, reference=self._version)
         checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
-        self._rates.restart()
+        self._throughput.restart()
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:
-        """A folder of the run, for weights."""
+        """Return the target for weights in a folder of the run."""
         return ExportTarget(
             folder=str(Path(self._task.run_dir) / name),
             source=source,
-            tokenizer=load_tokenizer(self._task.source, trust_remote_code=self._job.model.trust_remote_code),
+            tokenizer=load_tokenizer(self._task.policy.source, trust_remote_code=self._job.model.trust_remote_code),
             is_main=self._rank == 0,
         )
 
     def export(self) -> TrainReport:
-        """Write the trained model, and sum the run up."""
-        job = self._job
-        target = self._target("model", self._task.source)
-        write = export_adapter if job.adapter.use_peft else export_model
-        write(self._model, target, deepspeed_engine.gather(self._zero_config))
+        """Write the trained model or adapter, and return the report of the run."""
+        target = self._target("model", self._task.policy.source)
+        write = export_adapter if self._job.adapter.use_peft else export_model
+        write(self._model, target, deepspeed_engine.gather(self._task.deepspeed_config))
         torch.distributed.barrier()
         if self._trackers:
             self._trackers.close()
@@ -287,12 +270,7 @@ class Worker:
             steps=self._state.step,
             resumed_at=self._resumed_at,
             pairs_trained=self._state.position,
-            reference=self._state.reference.identity.digest if self._state.reference else None,
-            syncs=sum(map(self._sync_due, range(1, self._state.step + 1))),
+            reference=self._version.identity.digest if self._version else None,
+            syncs=self._task.sync.syncs_until(self._state.step) if self._task.sync else 0,
             model_dir=target.folder,
         )
-
-
-def due(strategy: str, step: int, every: int, epoch_done: bool) -> bool:
-    """True after the updates that `save_strategy`, `eval_strategy` or `logging_strategy` names."""
-    return {"no": False, "steps": step % every == 0, "epoch": epoch_done}[strategy]

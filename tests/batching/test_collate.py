@@ -1,8 +1,10 @@
 """Packed rows, against ones written out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from raydpo.batching.collate import by_pair, collate, collate_scored
+from raydpo.batching.collate import collate, collate_scored, split_by_completion
 from raydpo.batching.micro_batch import Layout
 from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import ScoredPair
@@ -68,11 +70,21 @@ def test_filled_up_to_a_multiple() -> None:
     assert max(batch.predictors) < 11
 
 
-def test_scores_go_back_to_their_pairs() -> None:
+def test_scores_go_back_to_their_completions() -> None:
     batch = collate(TREES, PAIRS)
-    found = by_pair(batch.targets.astype(np.float32), TREES, batch)
-    sides = {index: (chosen.tolist(), rejected.tolist()) for index, (chosen, rejected) in found.items()}
-    assert sides == {0: ([7], [8, 9]), 1: ([2, 3, 4], [2]), 2: ([8, 9], [3])}
+    found = split_by_completion(batch.targets.astype(np.float32), TREES)
+    assert [[part.tolist() for part in parts] for parts in found] == [
+        [completion.tolist() for completion in tree.completions] for tree in TREES
+    ]
+
+
+def test_completions_without_pairs_are_packed_alike() -> None:
+    alone = [replace(tree, pairs=(), chosen=(), rejected=()) for tree in TREES]
+    batch, expected = collate(alone, ()), collate(TREES, PAIRS)
+    assert batch.pair_ids == ()
+    assert batch.layout == expected.layout
+    for name in ("input_ids", "position_ids", "predictors", "targets"):
+        assert getattr(batch, name).tolist() == getattr(expected, name).tolist()
 
 
 def test_a_rank_without_pairs_gets_one_harmless_row() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
+from raydpo.batching.prefix_tree import build_completion_trees
 from raydpo.blocks.schema import TokenizedPair
 
 FLOPS = FlopsModel(token=1.0, completion_token=1.0, attention=((0.01, None),))
@@ -33,6 +34,20 @@ def test_pairs_of_one_prompt_do_not_leave_ranks_idle() -> None:
     assert all(len(micro_batches) == 1 and micro_batches[0] for micro_batches in ranks)
     loads = [sum(map(FLOPS.forward, trees)) for (trees,) in ranks]
     assert max(loads) / min(loads) < 1.5
+
+
+def test_completions_of_a_prompt_are_packed_two_at_a_time() -> None:
+    prompt, completions = np.arange(50), [np.arange(start, start + 10) for start in range(7)]
+
+    def sizes(max_tokens: int, one_pair: bool = False) -> list[int]:
+        trees = build_completion_trees(prompt, completions, max_tokens, one_pair=one_pair)
+        assert [ids.tolist() for tree in trees for ids in tree.completions] == [ids.tolist() for ids in completions]
+        return [len(tree.completions) for tree in trees]
+
+    assert sizes(10_000) == [7]
+    assert sizes(100) == [4, 3]  # 50 tokens of prompt leave room for 5 completions of 10, which is 2 pairs of them
+    assert sizes(60) == [2, 2, 2, 1]  # two completions go together, whatever the budget is
+    assert sizes(10_000, one_pair=True) == [2, 2, 2, 1]
 
 
 def test_nothing_is_shared_in_padded_rows() -> None:

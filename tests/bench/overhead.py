@@ -43,10 +43,10 @@ def run(capture: Path, flags: list[str]) -> int:
         given.extend(arguments)
         return start_feed(*arguments)
 
-    def fitting(task: Any, group: Any) -> Any:
+    def fitting(task: Any) -> Any:
         alone = dataclasses.replace(task, feed=None)  # an actor's handle means nothing outside its job
         capture.write_bytes(pickle.dumps((given, alone)))
-        return fit(task, group)
+        return fit(task)
 
     with mock.patch("raydpo.stages.feeds.start_feed", starting), mock.patch("raydpo.training.trainer.fit", fitting):
         return main(flags)
@@ -62,15 +62,12 @@ def bare(capture: Path, result: Path) -> None:
 
     from raydpo.feed.batches import BatchSource
     from raydpo.objectives.objective import pair_losses
-    from raydpo.training import deepspeed_engine
     from raydpo.training import policy as policies
     from raydpo.training.step import forward
 
     source, task = pickle.loads(capture.read_bytes())
     batches = _batches(BatchSource(*source), task.schedule.end)
-    policy, _ = policies.build_policy(
-        task, deepspeed_engine.deepspeed_config(task.job, task.precision, gpu=task.gpu, num_workers=1)
-    )
+    policy, _ = policies.build_policy(task)
     engine = Bare(policy.train())
     optim, loss = task.job.optim, task.job.loss
     optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=0.0)

@@ -10,10 +10,10 @@ from raydpo.cli.run import BAD_INPUT, main, with_output_dir
 
 @pytest.mark.parametrize("job", config.JOBS)
 def test_a_run_without_a_folder_gets_one_called_after_its_job(job: str) -> None:
-    folder = with_output_dir(config.parse([], job), job).run.output_dir
+    folder = with_output_dir(config.parse([], job), job).job.run.output_dir
     assert re.fullmatch(rf"runs/{job}-\d{{8}}-\d{{6}}", folder or "")
-    assert with_output_dir(config.parse(["--run_name", "mine"], job), job).run.output_dir == "runs/mine"
-    assert with_output_dir(config.parse(["--output_dir", "there"], job), job).run.output_dir == "there"
+    assert with_output_dir(config.parse(["--run_name", "mine"], job), job).job.run.output_dir == "runs/mine"
+    assert with_output_dir(config.parse(["--output_dir", "there"], job), job).job.run.output_dir == "there"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def config_of(entrypoint: str) -> JobConfig:
     program, script, *flags = shlex.split(entrypoint)
     assert program == "python"
     assert script == f"{IN_IMAGE}jobs/dpo.py"
-    return parse([flag.replace(IN_IMAGE, f"{ROOT}/") if flag.endswith(".yaml") else flag for flag in flags])
+    return parse([flag.replace(IN_IMAGE, f"{ROOT}/") if flag.endswith(".yaml") else flag for flag in flags]).job
 
 
 def test_there_are_manifests_and_configs() -> None:
@@ -143,7 +143,7 @@ def test_the_entrypoint_fits_the_groups(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_each_config_parses(path: Path) -> None:
-    config = parse(["--config", str(path)])
+    config = parse(["--config", str(path)]).job
     assert config.model.model_name_or_path is not None
     assert config.data.dataset_name
     assert f"--config jobs/configs/{path.name}" in path.read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def test_each_config_parses(path: Path) -> None:
 def test_each_config_says_its_global_batch(path: Path) -> None:
     said = re.search(r"= (\d+) pairs an update", path.read_text(encoding="utf-8"))
     assert said is not None
-    config = parse(["--config", str(path)])
+    config = parse(["--config", str(path)]).job
     assert config.cluster.num_workers is not None
     assert config.global_batch(config.cluster.num_workers) == int(said[1])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import HINTS, SCHEDULERS, JobConfig, from_flat, parse, to_flat, trl_compat
+from raydpo.config import HINTS, SCHEDULERS, JobConfig, from_flat, parse, parse_options, to_flat, trl_compat
 
 trl = pytest.importorskip("trl", reason="needs the extra `parity`")
 
@@ -81,7 +81,7 @@ def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
 
     theirs = {field.name: field.default for field in dataclasses.fields(CPOConfig)}
     for name in ("cpo_alpha", "simpo_gamma", "loss_type", "beta"):
-        assert plain(to_flat(parse([], "cpo"))[name]) == theirs[name]
+        assert plain(to_flat(parse([], "cpo").job)[name]) == theirs[name]
 
 
 def test_each_key_of_trl_has_exactly_one_place() -> None:
@@ -101,7 +101,7 @@ def test_neutral_values_are_trls_defaults() -> None:
 
 def test_every_default_of_trl_is_taken_in_silence() -> None:
     foreign = {key: value for key, value in trl_defaults().items() if key not in HINTS}
-    assert from_flat(foreign).notices == ()
+    assert parse_options(foreign).notices == ()
     assert from_flat(foreign) == JobConfig()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raydpo.config import FLAGS, HINTS, from_flat, parse, to_flat, to_yaml, with_defaults
+from raydpo.config import FLAGS, HINTS, from_flat, parse, parse_options, to_flat, to_yaml
 from raydpo.config.trl_compat import KEYS, REFUSED, RENAMED, TRANSLATED, WITHOUT_MEANING
 from raydpo.errors import ConfigError
 
@@ -35,10 +35,11 @@ def notices(command: str) -> list[str]:
     ],
 )
 def test_other_names_of_options_are_honoured(command: str, expected: dict[str, object]) -> None:
-    config = parse(command.split())
+    parsed = parse(command.split())
+    config = parsed.job
     assert config == from_flat(expected)
-    assert config.explicit == set(expected)
-    assert config.notices == ()
+    assert parsed.explicit == set(expected)
+    assert parsed.notices == ()
 
 
 def test_each_other_name_leads_to_an_option() -> None:
@@ -65,7 +66,7 @@ def test_other_names_are_held_to_the_rules(command: str, words: list[str]) -> No
 
 
 def test_two_names_may_say_the_same() -> None:
-    config = parse("--activation_checkpointing --gradient_checkpointing true --bf16 --mixed_precision bf16".split())
+    config = parse("--activation_checkpointing --gradient_checkpointing true --bf16 --mixed_precision bf16".split()).job
     assert config == from_flat({"gradient_checkpointing": True, "bf16": True})
 
 
@@ -73,7 +74,7 @@ def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
     path = f"{tmp_path}/run.yaml"
     with open(path, "w") as stream:
         stream.write("torch_dtype: float32\naccelerate_config: zero3\npush_to_hub: true\n")
-    config = parse(["--config", path, "--dtype", "bfloat16", "--zero_stage", "1", "--no_push_to_hub"])
+    config = parse(["--config", path, "--dtype", "bfloat16", "--zero_stage", "1", "--no_push_to_hub"]).job
     assert (config.model.dtype, config.cluster.zero_stage) == ("bfloat16", 1)
 
 
@@ -99,7 +100,7 @@ def test_keys_without_meaning_are_told_of_once(command: str, said: str) -> None:
 def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
     (notice,) = parse(["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']).notices
     assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
-    (notice,) = from_flat({"gradient_checkpointing_kwargs": {"use_reentrant": False}}).notices
+    (notice,) = parse_options({"gradient_checkpointing_kwargs": {"use_reentrant": False}}).notices
     assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
 
 
@@ -112,9 +113,10 @@ def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
     ],
 )
 def test_neutral_values_are_taken_in_silence(command: str) -> None:
-    config = parse(command.split())
+    parsed = parse(command.split())
+    config = parsed.job
     assert config == from_flat({})
-    assert (config.notices, config.explicit) == ((), frozenset())
+    assert (parsed.notices, parsed.explicit) == ((), frozenset())
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,11 @@ def test_a_reference_that_nothing_is_held_against_is_told_of() -> None:
 
 
 def test_what_is_written_and_carried_on_holds_options_only() -> None:
-    config = parse("--use_cpu --dataset_num_proc 8 --label_smoothing 0.1".split())
-    assert len(config.notices) == 2
-    assert "label_smoothing=0.1 smooths" in config.notices[1]
-    assert with_defaults(config, {"beta": 0.2}).notices == config.notices
+    parsed = parse("--use_cpu --dataset_num_proc 8 --label_smoothing 0.1".split())
+    config = parsed.job
+    assert len(parsed.notices) == 2
+    assert "label_smoothing=0.1 smooths" in parsed.notices[1]
+    assert parsed.with_defaults({"beta": 0.2}).notices == parsed.notices
     assert not set(to_flat(config)) & KEYS
     assert "dataset_num_proc" not in to_yaml(config)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raydpo.config import JobConfig, parse
+from raydpo.config import ParsedOptions, parse
 from raydpo.errors import ConfigError
 
 # trl/scripts/dpo.py
@@ -90,21 +90,22 @@ warmup_ratio: 0.1
 """
 
 
-def told(config: JobConfig) -> list[str]:
+def told(parsed: ParsedOptions) -> list[str]:
     """Keys that something is said of."""
-    return [notice.split("=")[0] for notice in config.notices]
+    return [notice.split("=")[0] for notice in parsed.notices]
 
 
 def test_the_command_in_trls_script() -> None:
-    config = parse(FULL.split())
-    assert told(config) == ["remove_unused_columns"]
+    parsed = parse(FULL.split())
+    config = parsed.job
+    assert told(parsed) == ["remove_unused_columns"]
     assert config.data.dataset_name == ("trl-lib/ultrafeedback_binarized",)
     assert (config.optim.learning_rate, config.optim.max_steps, config.optim.eval_steps) == (5e-7, 1000, 50)
     assert config.run.output_dir == "Qwen2-0.5B-DPO"
 
 
 def test_the_command_with_lora() -> None:
-    config = parse(LORA.split())
+    config = parse(LORA.split()).job
     assert (config.adapter.use_peft, config.adapter.lora_r, config.adapter.lora_alpha) == (True, 32, 16)
 
 
@@ -112,8 +113,9 @@ def test_the_command_with_lora() -> None:
 def test_the_documented_files(text: str, tmp_path: Path) -> None:
     path = tmp_path / "dpo_config.yaml"
     path.write_text(text)
-    config = parse(["--config", str(path)])
-    assert config.notices == ()
+    parsed = parse(["--config", str(path)])
+    config = parsed.job
+    assert parsed.notices == ()
     assert (config.model.model_name_or_path, config.data.dataset_name) == ("Qwen/Qwen2.5-0.5B", ("anthropic/hh-rlhf",))
     assert config.cluster.num_workers == (4 if "num_processes" in text else None)
     assert config.zero_stage(num_workers=4, precision="bfloat16") == 2
@@ -122,8 +124,9 @@ def test_the_documented_files(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("job", ["orpo", "cpo"])
 def test_the_commands_for_orpo_and_cpo(job: str) -> None:
     assert parse(ORPO.split(), job).notices == ()
-    config = parse(EXAMPLE.split(), job)
-    assert told(config) == ["remove_unused_columns"]
+    parsed = parse(EXAMPLE.split(), job)
+    config = parsed.job
+    assert told(parsed) == ["remove_unused_columns"]
     assert (config.run.logging_first_step, config.run.report_to, config.optim.bf16) == (True, ("wandb",), True)
     assert config.loss.loss_type == (("orpo",) if job == "orpo" else ("sigmoid",))
     assert not config.loss.needs_reference
@@ -136,19 +139,20 @@ def test_the_alignment_handbook_is_refused_only_for_what_it_promises_beyond(tmp_
     refused = []
     while True:
         try:
-            config = parse(["--config", str(path)])
+            parsed = parse(["--config", str(path)])
+            config = parsed.job
             break
         except ConfigError as error:
             refused.append(str(error).split("=")[0])
         del keys[refused[-1]]
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
     assert refused == ["dataset_mixture", "push_to_hub"]
-    assert told(config) == [
+    assert told(parsed) == [
         "dataset_num_proc",
         "do_eval",
         "gradient_checkpointing_kwargs",
         "hub_model_id",
         "log_level",
     ]
-    assert config.explicit == keys.keys() - set(told(config)) - {"torch_dtype", "optim"}
+    assert parsed.explicit == keys.keys() - set(told(parsed)) - {"torch_dtype", "optim"}
     assert (config.loss.beta, config.optim.lr_scheduler_type, config.optim.warmup_ratio) == (0.01, "cosine", 0.1)

@@ -42,10 +42,10 @@ def test_a_sum_stands_for_all_tokens() -> None:
     [
         ({"ref_chosen_logps": -1.0}, "no reference log-probs: the row has no 'ref_rejected_logps'"),
         (row(None), "no reference log-probs: the row has no 'ref_chosen_logps'"),
-        (row("-1.0"), "wrong type: column 'ref_chosen_logps' holds text"),
-        (row([-1.0, True]), "wrong type: column 'ref_chosen_logps' holds a truth value"),
+        (row("-1.0"), "wrong type: column 'ref_chosen_logps' holds a string"),
+        (row([-1.0, True]), "wrong type: column 'ref_chosen_logps' holds a boolean"),
         (row([-1.0, float("nan")]), "wrong reference log-probs: .* holds nan"),
-        (row(0.5), "wrong reference log-probs: .* holds 0.5, and a log-prob is at most 0"),
+        (row(0.5), "wrong reference log-probs: .* holds 0.5, but a log-prob is finite and at most 0"),
     ],
 )
 def test_rows_without_log_probs(columns: dict[str, Any], reason: str) -> None:
@@ -57,8 +57,8 @@ def test_rows_without_log_probs(columns: dict[str, Any], reason: str) -> None:
     ("given", "per_token", "reason"),
     [
         (DatasetLogps([-1.0], -1.0), False, "'ref_chosen_logps' has 1 values for 2 tokens"),
-        (DatasetLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, and ld_alpha needs a value a token"),
-        (DatasetLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, of which max_length leaves 2"),
+        (DatasetLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, but ld_alpha needs one value per token"),
+        (DatasetLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, but max_length keeps only 2"),
     ],
 )
 def test_values_that_do_not_fit(given: DatasetLogps, per_token: bool, reason: str) -> None:

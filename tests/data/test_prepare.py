@@ -148,7 +148,7 @@ def test_max_bad_rows_stops_with_the_first(tmp_path: Path, text_tokenizer: PreTr
     wanted = request(tmp_path, text_tokenizer, block_pairs=20)
     message = (
         r"more than max_bad_rows=0. The first is row 131 of .*rows.jsonl: empty completion: chosen holds no text. See "
-        r".*quarantine; mend"
+        r".*quarantine; fix"
     )
     with pytest.raises(DataError, match=message):
         prepare(shards, wanted, max_bad_rows=0)
@@ -173,7 +173,7 @@ def test_conversations_need_a_chat_template(tmp_path: Path, text_tokenizer: PreT
     row["rejected"] = [row["chosen"][0], {"role": "assistant", "content": "c"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(
-        DataError, match=r"rows.jsonl has conversations, but the tokenizer of .* has no chat template; take"
+        DataError, match=r"rows.jsonl has conversations, but the tokenizer of .* has no chat template; use"
     ):
         prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), request(tmp_path, text_tokenizer))
 
@@ -227,7 +227,7 @@ def test_dropped_prompt_tails_are_counted_and_told_once(
     assert data.dropped_prompt_tails == 9
     told = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
     assert len(told) == 1
-    assert told[0].startswith("The prompts of 9 pairs lose their last tokens, here 'he'")
+    assert told[0].startswith("The prompts of 9 pairs lose their last tokens, for example 'he'")
 
 
 def test_a_flag_overrides_the_dialect(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:

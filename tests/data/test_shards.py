@@ -63,7 +63,7 @@ def test_a_folder_with_split_names(tmp_path: Path) -> None:
     assert found([str(tmp_path)]) == ["train-0.jsonl", "train-1.json.gz"]
     assert found([str(tmp_path)], "test") == ["part.parquet"]
     assert found([str(tmp_path)], "validation") == ["val.jsonl"]
-    with pytest.raises(DataError, match=r"no split 'prefs' but 'test', 'train', 'validation'; choose"):
+    with pytest.raises(DataError, match=r"no split 'prefs', only 'test', 'train', 'validation'; choose"):
         find_shards([str(tmp_path)], "prefs")
     assert found([str(tmp_path)], "prefs", required=False) == []
 
@@ -101,7 +101,7 @@ def test_saved_datasets_folders(tmp_path: Path) -> None:
     assert found([str(tmp_path / "one")], "test", required=False) == []
     shards = find_shards([str(tmp_path / "dict")], "test_prefs")
     assert [shard.url for shard in shards] == [str(tmp_path / "dict/test_prefs/data-00000-of-00001.arrow")]
-    with pytest.raises(DataError, match="no split 'test' but 'train', 'test_prefs'"):
+    with pytest.raises(DataError, match="no split 'test', only 'train', 'test_prefs'"):
         find_shards([str(tmp_path / "dict")], "test")
     assert found([str(tmp_path / "dict")], "test", required=False) == []
 
@@ -119,7 +119,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "hub_files", lambda name, config: original(str(tmp_path), config))
     urls = [shard.url for shard in find_shards(["owner/name"], "test", "en")]
     assert urls == [str(tmp_path / "en/test-00000-of-00001.jsonl")]
-    with pytest.raises(DataError, match="owner/name has no split 'test' but 'train'"):
+    with pytest.raises(DataError, match="owner/name has no split 'test', only 'train'"):
         find_shards(["owner/name"], "test", "de")
     with pytest.raises(DataError, match="Config name is missing"):
         find_shards(["owner/name"], "train")
@@ -129,7 +129,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_configuration_without_a_hub_id_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl")
-    with pytest.raises(DataError, match="dataset_config='en' is the configuration of a hub data set"):
+    with pytest.raises(DataError, match="dataset_config='en' is the configuration of a hub dataset"):
         find_shards([str(tmp_path / "a.jsonl")], "train", "en")
 
 
@@ -141,11 +141,11 @@ def test_single_files_have_no_test_split(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     put(tmp_path, "here.jsonl", "empty/notes.txt")
-    with pytest.raises(DataError, match=r"no file or folder .*gone.jsonl \(beside it: empty, here.jsonl\); give"):
+    with pytest.raises(DataError, match=r"no file or folder .*gone.jsonl \(its folder has: empty, here.jsonl\); give"):
         find_shards([str(tmp_path / "gone.jsonl")], "train")
     with pytest.raises(DataError, match="no file or folder"):
         find_shards([str(tmp_path / "*.parquet")], "train")
-    with pytest.raises(DataError, match=r"no data files \(it has notes.txt\); they end in .jsonl"):
+    with pytest.raises(DataError, match=r"no data files \(it has notes.txt\); data files end in .jsonl"):
         find_shards([str(tmp_path / "empty")], "train")
     with pytest.raises(DataError, match="Protocol not known: nowhere"):
         find_shards(["nowhere://bucket/a.jsonl"], "train")
@@ -153,7 +153,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_unknown_types(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("prompt,chosen,rejected\n")
-    with pytest.raises(DataError, match=r"table.csv is of no known type; shards are JSONL"):
+    with pytest.raises(DataError, match=r"table.csv has an unknown file type; shards are JSONL"):
         find_shards([str(tmp_path / "table.csv")], "train")
     (tmp_path / "rows.txt").write_text(json.dumps([json.loads(ROW)]))
     assert found([str(tmp_path / "rows.txt")]) == ["rows.txt"]

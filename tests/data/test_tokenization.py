@@ -79,7 +79,10 @@ def test_faults_stay_with_their_row(chat_tokenizer: PreTrainedTokenizerFast) -> 
     results = list(tokenize(chat_tokenizer, [good, forbidden, Pair("x", "y", "z"), good, reserved, blank, good]))
     assert [isinstance(result, EncodedPair) for result in results] == [True, False, True, True, False, False, True]
     assert str(results[1]) == "refused by the chat template: TemplateError: no such role"
-    assert str(results[4]) == "wrong chat_template_kwargs: ['tokenize'] are no variables of a chat template"
+    assert (
+        str(results[4])
+        == "wrong chat_template_kwargs: ['tokenize'] are not variables of the chat template; remove them"
+    )
     assert str(results[5]).startswith("no prompt: ")
 
 
@@ -118,7 +121,11 @@ def test_truncation() -> None:
 @pytest.mark.parametrize(
     ("pair", "how", "reason"),
     [
-        (tokenized(4, 3, 5), {"max_length": 4}, "prompt too long: its 4 tokens fill max_length 4"),
+        (
+            tokenized(4, 3, 5),
+            {"max_length": 4},
+            "prompt too long: its 4 tokens leave no room for a completion in max_length=4",
+        ),
         (tokenized(4, 3, 5), {"max_length": 5, "truncation_mode": "keep_end"}, "completion too long: its 5 tokens"),
     ],
 )
@@ -129,6 +136,8 @@ def test_truncation_that_leaves_nothing(pair: EncodedPair, how: dict[str, Any], 
 
 def test_completions_that_differ_only_where_they_are_cut(text_tokenizer: PreTrainedTokenizerFast) -> None:
     pair = one(text_tokenizer, Pair("p", "same start, then this", "same start, then that"))
-    with pytest.raises(RowError, match="chosen and rejected are the same: their tokens are, once cut to max_length 6"):
+    with pytest.raises(
+        RowError, match="chosen and rejected are the same: their tokens are identical after truncation to max_length=6"
+    ):
         Truncation(max_length=6).apply(pair)
     assert Truncation(max_length=100).apply(pair).length == pair.length

@@ -5,29 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e import plain
+from tests.e2e.adapters import write_adapter
 from tests.e2e.jobs import rows, run_job, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 PAIRS = rows(8)
-
-
-def write_adapter(model: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter that changes the model's log-probs, as a folder."""
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    adapted.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.errors import ResumeError
 from tests.e2e import plain
+from tests.e2e.adapters import write_adapter
 from tests.e2e.jobs import Run, rows, run_job, run_until, write_rows
-from tests.e2e.test_adapters import write_adapter
 from tests.models.merged import whole_weights
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.jobs import flags, rows, write_rows
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -13,6 +13,8 @@ import pytest
 from raydpo.batching.order import EpochOrder
 from tests.e2e.jobs import read_lines, rows, run_job, write_rows
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 
 

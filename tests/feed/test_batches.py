@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block
 from raydpo.feed.batches import BatchSource, FeedSpec
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.readers import ZeroReference
+from raydpo.reference.readers import WaitingReader, ZeroReference
 from raydpo.reference.store import ReferenceStore
 from raydpo.runtime import storage
 from raydpo.tr_dpo.schedule import SyncSchedule
-from raydpo.tr_dpo.version import OnDemandReader, ReferenceVersion, ScoringRequest
+from raydpo.tr_dpo.version import ReferenceVersion
 from raydpo.training.throughput import Throughput
 
 FLOPS = FlopsModel(token=2.0, completion_token=10.0, attention=())
@@ -111,41 +113,47 @@ def test_ranks_get_each_pair_once_in_as_many_forwards(blocks: list[Block]) -> No
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
 
 
-class ScoredAtOnce(OnDemandReader):
-    """Has what is asked for as soon as it is: a token's score is its id, and the reference's number after the point."""
-
-    def ask(self, asked: ScoringRequest) -> None:
-        """As `OnDemandReader`."""
-        super().ask(asked)
-        for block in asked.blocks:
-            pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
-            sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
-            write_scores(self.store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
+def write_stand_ins(store: ReferenceStore, blocks: Sequence[Block]) -> None:
+    """Write scores that name their token: its id plus one half."""
+    for block in blocks:
+        pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
+        sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
+        write_scores(store.url(block), *([(ids + 0.5).astype("f4") for ids in side] for side in sides))
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_prompt"])
-def test_each_reference_scores_the_pairs_of_its_window_alone(
+def test_each_version_scores_the_pairs_of_its_interval_alone(
     sampling: str, blocks: list[Block], tmp_path: Path
 ) -> None:
-    """Windows of 3 of the 4 updates an epoch, the last of them cut off by the end of the run."""
+    """Intervals of 3 of the 4 updates per epoch; the last is cut short by the end of the run."""
     usual = source(blocks, sampling=sampling, window=1)
     spec = FeedSpec(**{**vars(usual._spec), "sync": SyncSchedule(every=3, total_steps=8)})
-    scored = Counter()
-    for window, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
-        store = ScoredAtOnce(ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}")))
-        feed = BatchSource(blocks, store, spec)
-        reference = ReferenceVersion(ReferenceIdentity(f"weights {window}", "", None, "{}"))
+    scored: Counter[str] = Counter()
+    store = ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}"))
+    for interval, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
+        feed = BatchSource(blocks, WaitingReader(store), spec)
+        version = ReferenceVersion(ReferenceIdentity(f"weights {interval}", "", None, "{}"))
+        requests = [feed.request(position, version) for position in positions]
+        assert {request.name for request in requests} == {requests[0].name}, "one request for the whole interval"
+        assert len(set(map(repr, requests))) == 1
+        write_stand_ins(replace(store, identity=version.identity), requests[0].blocks)
         for position in reversed(positions):  # from any position, as after a resume
-            pairs = feed.pairs(position, reference)
+            pairs = feed.pairs(position, version)
             assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in usual.pairs(position)]
             for pair in pairs:
                 assert pair.ref_chosen_logps.tolist() == (pair.chosen_ids + 0.5).tolist()
                 assert pair.ref_rejected_logps.tolist() == (pair.rejected_ids + 0.5).tolist()
-        assert store.asked is not None
-        asked = [name for block in store.asked.blocks for name in TokenizedBlock(block).pair_ids]
-        assert sorted(asked) == sorted(pair.pair_id for position in positions for pair in usual.pairs(position))
-        scored.update(asked)
-    assert set(scored.values()) == {2}, "once an epoch"
+        requested = [name for block in requests[0].blocks for name in TokenizedBlock(block).pair_ids]
+        assert sorted(requested) == sorted(pair.pair_id for position in positions for pair in usual.pairs(position))
+        scored.update(requested)
+    assert set(scored.values()) == {2}, "once per epoch"
+
+
+def test_held_out_pairs_are_all_scored_by_each_version(blocks: list[Block]) -> None:
+    version = ReferenceVersion(ReferenceIdentity("weights", "", None, "{}"))
+    request = source(blocks, sampling="sequential").request(0, version)
+    assert request.blocks == tuple(blocks)
+    assert request.version == version
 
 
 def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,13 +95,13 @@ def test_an_unknown_module_is_answered_with_the_known_ones(flag: str) -> None:
     with pytest.raises(ModelError) as caught:
         add_lora(llama(), AdapterConfig(**{flag: ("query_key_value",)}))
     assert str(caught.value) == (
-        f"{flag}=query_key_value names no module of LlamaForCausalLM; "
+        f"{flag}=query_key_value matches no module of LlamaForCausalLM; "
         "its linear modules are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     )
 
 
 def test_a_module_that_is_no_layer_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no adapter fits mlp .*its linear modules are down_proj"):
+    with pytest.raises(ModelError, match=r"a LoRA adapter cannot be added to mlp .*its linear modules are down_proj"):
         add_lora(llama(), AdapterConfig(lora_target_modules=("mlp",)))
 
 
@@ -132,7 +132,7 @@ def test_an_adapter_that_is_there_is_taken_up(dtype: torch.dtype, tmp_path: Path
         (
             LoraConfig(target_modules=["q_proj"]),
             {"hidden_size": 32},
-            r"does not go onto LlamaForCausalLM: .*size mismatch",
+            r"cannot be loaded onto LlamaForCausalLM: .*size mismatch",
         ),
         (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), {}, "only LoRA adapters"),
         (LoraConfig(target_modules=["lm_head"]), {}, r"changes the output embedding.*merge it"),

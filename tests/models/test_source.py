@@ -54,7 +54,7 @@ def test_a_node_without_a_plain_folder_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("someone/unknown", "cannot be fetched"), ("/no/such/folder", "neither a folder here nor a hub id")],
+    [("someone/unknown", "cannot be downloaded"), ("/no/such/folder", "neither a folder here nor a hub id")],
 )
 @pytest.mark.usefixtures("hub_cache")
 def test_a_name_that_leads_nowhere(name: str, said: str) -> None:
@@ -124,7 +124,7 @@ def test_a_missing_shard_is_named(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"lacks 1 of {len(files)} weight files.*{os.path.basename(files[1])}"):
         resolve_model(str(tmp_path / "sharded"), None)
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ModelError, match=r"index\.json is no index of weight files"):
+    with pytest.raises(ModelError, match=r"index\.json is not an index of weight files"):
         resolve_model(str(tmp_path / "sharded"), None)
 
 

@@ -13,7 +13,7 @@ from raydpo.data.prepare import TokenizationRequest, prepare
 from raydpo.data.shards import find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.runtime import storage
-from tests.data.conftest import TEMPLATE, build_tokenizer
+from tests.data.tokenizers import TEMPLATE, build_tokenizer
 from tests.e2e.jobs import read_lines, write_rows
 from tests.parity.trl_side import RUN_ON_CPU, classes, needs_trl
 

@@ -14,6 +14,7 @@ from raydpo.blocks import schema
 from raydpo.blocks.schema import Block
 from raydpo.models.attention.choice import choose
 from raydpo.models.loading import load_config
+from raydpo.models.plan import ModelPlan
 from raydpo.models.source import resolve_model
 from raydpo.reference.dedup import NOTHING_REUSED, ReusedScores
 from raydpo.reference.scorer import Scorer, ScorerSpec, ScoringResult
@@ -55,14 +56,16 @@ def spec_of(model: Path) -> ScorerSpec:
     source = resolve_model(str(model), None)
     config = load_config(source, trust_remote_code=False)
     return ScorerSpec(
-        source=source,
-        adapter=None,
-        dtype="float32",
-        attention=choose(config, attn_implementation=None, share_prompts=True, gpu=False, dtype="float32"),
+        model=ModelPlan(
+            source=source,
+            adapter=None,
+            group=group_of(1),
+            precision="float32",
+            attention=choose(config, attn_implementation=None, share_prompts=True, gpu=False, dtype="float32"),
+            planner=MicroBatchPlanner(tokens=256, flops=FlopsModel(1.0, 1.0, ()), padded=False),
+        ),
         trust_remote_code=False,
         quantization=None,
-        gpus=0,
-        planner=MicroBatchPlanner(tokens=256, flops=FlopsModel(1.0, 1.0, ()), padded=False),
         logits_chunk_tokens=None,
         torch_compile=False,
     )
@@ -77,23 +80,23 @@ class Poisoned(Scorer):
     """Dies of block 1, as by a fault in a kernel."""
 
     def score_block(
-        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+        self, block: Block, store: ReferenceStore, tokens: int, reused: ReusedScores = NOTHING_REUSED
     ) -> ScoringResult:
         """As `Scorer`."""
         if block.url.endswith("block-1.parquet"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().score_block(block, store, tokens, loans)
+        return super().score_block(block, store, tokens, reused)
 
 
 class Slow(Scorer):
     """Leaves time to be killed within a block."""
 
     def score_block(
-        self, block: Block, store: ReferenceStore, tokens: int, loans: ReusedScores = NOTHING_REUSED
+        self, block: Block, store: ReferenceStore, tokens: int, reused: ReusedScores = NOTHING_REUSED
     ) -> ScoringResult:
         """As `Scorer`."""
         time.sleep(0.3)
-        return super().score_block(block, store, tokens, loans)
+        return super().score_block(block, store, tokens, reused)
 
 
 class Unloadable(Scorer):

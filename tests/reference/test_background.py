@@ -86,7 +86,7 @@ def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: Referenc
         return report
 
     with (
-        pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scorer.*reference_schedule=staged"),
+        pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scoring worker.*schedule=staged"),
         BackgroundScoring(score, fail),
     ):
         awaited.read(block)

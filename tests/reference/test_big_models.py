@@ -31,9 +31,9 @@ def test_layers_that_lie_elsewhere_score_alike(tiny_model: Path, tmp_path: Path)
     found = []
     for elsewhere in (False, True):
         model = load_causal_lm(
-            spec.source,
+            spec.model.source,
             dtype="float32",
-            attn_implementation=spec.attention.implementation,
+            attn_implementation=spec.model.attention.implementation,
             trust_remote_code=False,
         )
         if elsewhere:

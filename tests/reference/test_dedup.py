@@ -44,20 +44,21 @@ def blocks(tmp_path: Path) -> list[Block]:
     return found
 
 
-def score(store: ReferenceStore, block: Block, loans: ReusedScores) -> Counter[tuple[int, ...]]:
+def score(store: ReferenceStore, block: Block, reused: ReusedScores) -> Counter[tuple[int, ...]]:
     """Write a stand-in for log-probs that tells what they are of, as a scorer would -> what was scored."""
     tokenized = TokenizedBlock(block)
-    different = unique_completions([tokenized.pair(row) for row in range(PAIRS)], loans)
+    unique = unique_completions([tokenized.pair(row) for row in range(PAIRS)], reused)
     scored: Counter[tuple[int, ...]] = Counter()
     logps = {}
-    for pair, places in zip(different.pairs, different.places, strict=True):
-        for ids, its_places in zip((pair.chosen_ids, pair.rejected_ids), places, strict=True):
-            scored[completion(pair.prompt_ids, ids)] += bool(its_places)
-            logps.update(dict.fromkeys(its_places, np.array([*ids, len(pair.prompt_ids)], dtype=np.float32)))
-    assert different.completions == scored.total()
+    for entry in unique:
+        for ids, places in zip(entry.completions, entry.places, strict=True):
+            assert places, "a completion stands somewhere"
+            scored[completion(entry.prompt, ids)] += 1
+            logps.update(dict.fromkeys(places, np.array([*ids, len(entry.prompt)], dtype=np.float32)))
+    assert set(scored.values()) <= {1}, "each is scored once"
     none = np.zeros(0, dtype=np.float32)
     sides = ([logps.get((row, side), none) for row in range(PAIRS)] for side in (0, 1))
-    write_scores(store.part_url(block) if loans.source_blocks else store.url(block), *sides)
+    write_scores(store.part_url(block) if reused.source_blocks else store.url(block), *sides)
     return scored
 
 
@@ -65,17 +66,17 @@ def score(store: ReferenceStore, block: Block, loans: ReusedScores) -> Counter[t
 def test_each_completion_is_left_to_one_block(
     most: int, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup, "MOST_LENDERS", most)
+    monkeypatch.setattr(dedup, "MAX_SOURCE_BLOCKS", most)
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
-    loans = find_reused_scores(blocks)
-    assert max(len(each.source_blocks) for each in loans.values()) == min(most, 3)
+    reused = find_reused_scores(blocks)
+    assert max(len(each.source_blocks) for each in reused.values()) == min(most, 3)
     scored: Counter[tuple[int, ...]] = Counter()
     for block in reversed(blocks):  # none waits for those before it
-        scored += score(store, block, loans.get(block.content, NOTHING_REUSED))
+        scored += score(store, block, reused.get(block.content, NOTHING_REUSED))
     every = []
     for block in blocks:
-        if block.content in loans:
-            assert fill_in(store, block, loans[block.content])
+        if block.content in reused:
+            assert fill_in(store, block, reused[block.content])
             assert not Path(store.part_url(block)).exists()
         tokenized = TokenizedBlock(block)
         chosen, rejected = store.read_scores(store.url(block))
@@ -93,11 +94,11 @@ def test_each_completion_is_left_to_one_block(
 def test_a_block_is_not_filled_up_from_one_that_is_not_there(blocks: list[Block], tmp_path: Path) -> None:
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
     borrower = blocks[-1]
-    loans = find_reused_scores(blocks)[borrower.content]
-    score(store, borrower, loans)
-    for lender in loans.source_blocks[:-1]:
+    reused = find_reused_scores(blocks)[borrower.content]
+    score(store, borrower, reused)
+    for lender in reused.source_blocks[:-1]:
         score(store, lender, NOTHING_REUSED)
-    assert not fill_in(store, borrower, loans)
-    Path(store.url(loans.source_blocks[-1])).write_bytes(b"PAR1, but cut off")
-    assert not fill_in(store, borrower, loans)
+    assert not fill_in(store, borrower, reused)
+    Path(store.url(reused.source_blocks[-1])).write_bytes(b"PAR1, but cut off")
+    assert not fill_in(store, borrower, reused)
     assert not Path(store.url(borrower)).exists()

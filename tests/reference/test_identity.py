@@ -211,7 +211,7 @@ def test_it_survives_json_and_shows_tampering(folder: Path) -> None:
 @pytest.mark.parametrize("size", [0, 5, 300, 20_000])
 def test_a_cut_off_file_is_an_error(folder: Path, size: int) -> None:
     os.truncate(folder / "model.safetensors", size)
-    with pytest.raises(ModelError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a complete safetensors file"):
         identity_of(folder)
 
 

@@ -105,7 +105,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "4 blocks, 0.000 GB read, 1 damaged" in told
 
     assert main(["prune", *here]) == 2
-    assert "say what may go" in capsys.readouterr().err
+    assert "prune needs a limit" in capsys.readouterr().err
     assert main(["prune", *here, "--older_than_days", "2.5", "--dry_run"]) == 0
     assert "1 blocks, 0.000 GB, would be removed" in capsys.readouterr().out
     assert main(["prune", *here, "--identity", stores["first"].digest]) == 0

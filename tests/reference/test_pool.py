@@ -136,7 +136,7 @@ def test_scorers_that_die_while_they_load_end_the_run(
     blocks: list[Block], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "Scorer", Unloadable)
-    with pytest.raises(TrainingError, match="3 scorers died while they loaded"):
+    with pytest.raises(TrainingError, match="3 scoring workers died while they loaded"):
         run(blocks, tiny_model, tmp_path)
 
 

@@ -16,9 +16,9 @@ from raydpo.models.export import ExportTarget
 from raydpo.models.loading import load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model
 from raydpo.tr_dpo.mixing import StoredWeights, check_mixable, read_terms, write_mixed_adapter, write_mixed_model
+from tests.models.bases import IDS, make_base
 from tests.models.merged import whole_weights
 from tests.models.partitioned import Partitioned, whole
-from tests.models.test_export import IDS, make_base
 
 ALPHA = 0.3
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_mixed_is_said_before_training(tiny_model: Path, tmp_path
         StoredWeights(str(tmp_path / "base")).check(load(other))
     torch.save(policy.state_dict(), tmp_path / "base" / "pytorch_model.bin")
     (tmp_path / "base" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no safetensors.*save that model again"):
+    with pytest.raises(ModelError, match=r"not safetensors.*save that model again"):
         StoredWeights(str(tmp_path / "base"))
     with pytest.raises(ModelError, match=r"other weights, first .*lora_magnitude_vector.*DoRA"):
         check_mixable(add_lora(policy, AdapterConfig(lora_target_modules=("q_proj",), use_dora=True)))

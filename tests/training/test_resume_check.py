@@ -12,11 +12,10 @@ from raydpo.errors import ResumeError
 from raydpo.runtime.resources import WorkerGroup
 from raydpo.training.trainer import check_resume
 
-ONE, TWO = (WorkerGroup(workers, 0, 1, {}, {}) for workers in (1, 2))
 
-
-def task(folder: Path) -> Any:
-    return SimpleNamespace(job=config.from_flat({}), run_dir=str(folder), fingerprint={"data": "abc"})
+def task(folder: Path, workers: int = 1) -> Any:
+    policy = SimpleNamespace(group=WorkerGroup(workers, 0, 1, {}, {}))
+    return SimpleNamespace(job=config.from_flat({}), policy=policy, run_dir=str(folder), fingerprint={"data": "abc"})
 
 
 def snapshot(folder: Path, content: str) -> None:
@@ -30,17 +29,17 @@ def snapshot(folder: Path, content: str) -> None:
 
 
 def test_a_new_run_has_nothing_to_check(tmp_path: Path) -> None:
-    check_resume(task(tmp_path), ONE)
+    check_resume(task(tmp_path))
 
 
 def test_the_newest_checkpoint_must_fit(tmp_path: Path) -> None:
     snapshot(tmp_path, json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint-3"}}))
-    check_resume(task(tmp_path), ONE)
+    check_resume(task(tmp_path))
     with pytest.raises(ResumeError, match="written by 1 workers and this run has 2"):
-        check_resume(task(tmp_path), TWO)
+        check_resume(task(tmp_path, workers=2))
 
 
 def test_a_list_of_checkpoints_that_a_crash_cut_short(tmp_path: Path) -> None:
     snapshot(tmp_path, '{"latest_checkpoint_res')
     with pytest.raises(ResumeError, match=r"was cut short.*resume_from_checkpoint"):
-        check_resume(task(tmp_path), ONE)
+        check_resume(task(tmp_path))

@@ -1,1 +1,1 @@
-"""From the columns of a row to a preference pair."""
+"""Convert the columns of a row to a preference pair."""

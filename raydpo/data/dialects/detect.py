@@ -1,13 +1,13 @@
-"""Row dialects: which one a shard speaks, and its rows as canonical pairs.
+"""Detect the row dialect of a shard and convert its rows to canonical pairs.
 
-- `preference`: `prompt`, `chosen`, `rejected`, each text or a list of messages; without `prompt`, the common part of
-  `chosen` and `rejected` is the prompt.
-- `hh`: Anthropic HH transcripts in `chosen` and `rejected`, see `transcripts`.
-- `sharegpt`: the prompt in `conversations`; a message is `{"from": ..., "value": ...}`.
-- `openai`: the prompt in `messages`; or OpenAI's own `input`, `preferred_output`, `non_preferred_output`.
+- `preference`: columns `prompt`, `chosen` and `rejected`, each text or a list of messages. Without `prompt`, the prompt
+  is the common beginning of `chosen` and `rejected`.
+- `hh`: Anthropic HH transcripts in `chosen` and `rejected`; see `hh.py`.
+- `sharegpt`: the prompt is in `conversations`, and a message is `{"from": ..., "value": ...}`.
+- `openai`: the prompt is in `messages`; or the columns are those of OpenAI's preference format: `input`,
+  `preferred_output` and `non_preferred_output`.
 
-`tools` (a list, or JSON of one), `chat_template_kwargs` and, with `conversations` or `messages`, `system` are read in
-each dialect.
+All dialects also read `tools` (a list, or its JSON) and `chat_template_kwargs`; `sharegpt` and `openai` read `system`.
 """
 
 import json
@@ -24,17 +24,17 @@ DIALECTS = ("preference", "hh", "sharegpt", "openai")
 _PROMPT_COLUMNS = {"preference": "prompt", "sharegpt": "conversations", "openai": "messages"}
 
 MISSING: Any = object()
-"""Stands for a prompt that the row does not name."""
+"""Marker for a prompt that has no column of its own in the row."""
 
 COLUMNS = frozenset(
     "prompt chosen rejected conversations messages system tools chat_template_kwargs "
     "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps".split()
 )
-"""Every column that some dialect reads."""
+"""All columns that any dialect reads."""
 
 
 def dialect_of(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The dialect that most of these rows speak; None if there are no rows."""
+    """Return the dialect of the majority of these rows, or None if there are no rows."""
     found = Counter(_dialect_of_row(row) for row in rows)
     return found.most_common(1)[0][0] if found else None
 
@@ -45,7 +45,7 @@ def _dialect_of_row(row: Mapping[str, Any]) -> str:
         return "sharegpt"
     if "preferred_output" in row:
         return "openai"
-    if isinstance(row.get("messages"), list) and prompt is None and not _are_whole(chosen, rejected):
+    if isinstance(row.get("messages"), list) and prompt is None and not _are_full_conversations(chosen, rejected):
         return "openai"
     if isinstance(chosen, str) and hh.is_transcript(chosen if prompt is None else prompt):
         return "hh"
@@ -57,16 +57,16 @@ def _has_key(value: Any, key: str) -> bool:
     return isinstance(first, dict) and key in first
 
 
-def _are_whole(chosen: Any, rejected: Any) -> bool:
-    """True for conversations that have their prompt in them."""
+def _are_full_conversations(chosen: Any, rejected: Any) -> bool:
+    """Return whether both completions are full conversations, which contain the prompt."""
     lists = isinstance(chosen, list) and isinstance(rejected, list)
     return lists and all(map(is_message, [*chosen, *rejected])) and is_whole_conversation(chosen, rejected)
 
 
 def to_pair(row: Mapping[str, Any], dialect: str, chat: bool) -> Pair:
-    """The canonical pair in a row; RowError if it holds none.
+    """Return the canonical pair of a row. Raises RowError if the row holds no valid pair.
 
-    `chat` says that the tokenizer has a chat template: transcripts become conversations then.
+    `chat` is whether the tokenizer has a chat template; if so, `hh` transcripts become conversations, otherwise text.
     """
     if dialect == "openai" and "preferred_output" in row:
         row = _from_openai(row)
@@ -74,7 +74,7 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool) -> Pair:
     if dialect == "hh":
         prompt, chosen, rejected = _from_transcripts(row, chosen, rejected, chat)
     else:
-        prompt = _prompt(row, dialect, _are_whole(chosen, rejected))
+        prompt = _prompt(row, dialect, _are_full_conversations(chosen, rejected))
         prompt, chosen, rejected = _assemble(prompt, chosen, rejected)
         prompt = _with_system(prompt, row.get("system")) if dialect in ("sharegpt", "openai") else prompt
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
@@ -83,7 +83,9 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool) -> Pair:
     if chosen == rejected:
         raise RowError("chosen and rejected are the same")
     if isinstance(prompt, list) and not prompt:
-        raise RowError("no prompt", "the conversations of chosen and rejected do not begin alike")
+        raise RowError(
+            "no prompt", "the prompt has no messages; give a prompt, or conversations that begin with the same messages"
+        )
     return Pair(prompt, chosen, rejected, _tools(row), _template_kwargs(row))
 
 
@@ -107,14 +109,17 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _prompt(row: Mapping[str, Any], dialect: str, whole: bool) -> Any:
-    """The prompt's column, or MISSING where the prompt is the common part of two whole conversations."""
+def _prompt(row: Mapping[str, Any], dialect: str, contained: bool) -> Any:
+    """Return the value of the prompt column, or MISSING if the prompt must be split off `chosen` and `rejected`.
+
+    `contained` is whether `chosen` and `rejected` are full conversations, which contain the prompt.
+    """
     name = _PROMPT_COLUMNS[dialect]
     if dialect == "preference":
-        if name not in row or (whole and isinstance(row[name], str)):
-            return MISSING  # some data sets have the first question as text beside the two conversations
+        if name not in row or (contained and isinstance(row[name], str)):
+            return MISSING  # some datasets repeat the first question as text in `prompt`
         return _column(row, name)
-    return MISSING if whole and name not in row else _column(row, name)
+    return MISSING if contained and name not in row else _column(row, name)
 
 
 def _assemble(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -137,7 +142,7 @@ def _with_system(prompt: Messages, system: Any) -> Messages:
     if not system or (prompt and prompt[0]["role"] == "system"):
         return prompt
     if not isinstance(system, str):
-        raise RowError("wrong type", f"column 'system' is {type_name(system)}, not text")
+        raise RowError("wrong type", f"column 'system' is {type_name(system)}, not a string")
     return [{"role": "system", "content": system}, *prompt]
 
 

@@ -1,4 +1,4 @@
-"""Anthropic HH transcripts: `\\n\\nHuman: ...\\n\\nAssistant: ...` in one text, the last turn the model's."""
+"""Parse Anthropic HH transcripts: one text `\\n\\nHuman: ...\\n\\nAssistant: ...` that ends with an assistant turn."""
 
 import re
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ class _Turn:
     role: str
     text: str
     start: int
-    """Where the text begins in the transcript, right behind the colon."""
+    """Offset of the text in the transcript, in characters: directly after the colon."""
 
 
 def is_transcript(value: Any) -> bool:
-    """True for text that begins with a turn of the human and has one of the assistant."""
+    """Return whether a value is text that begins with a human turn and contains an assistant turn."""
     return isinstance(value, str) and _START.match(value) is not None and "Assistant:" in value
 
 
 def split(chosen: str, rejected: str, chat: bool) -> tuple[Any, Any, Any]:
-    """Prompt, chosen, rejected of two transcripts: as conversations if `chat`, else as text.
+    """Split two transcripts into prompt, chosen and rejected: conversations if `chat`, otherwise text.
 
-    As text the prompt ends with `Assistant:`. As conversations turns lose the blanks around them, and turns of one
-    speaker in a row become one, as chat templates want it. RowError for what is no transcript.
+    A text prompt ends with `Assistant:`. In conversations, turns are stripped of surrounding whitespace and consecutive
+    turns of one speaker are merged, as chat templates expect. Raises RowError if a text is not a transcript.
     """
     turns = [_turns(text, name) for text, name in ((chosen, "chosen"), (rejected, "rejected"))]
     if chat:
@@ -47,7 +47,7 @@ def _turns(text: str, name: str) -> list[_Turn]:
     if not marks or marks[0].start() != 0:
         raise RowError("no transcript", f"{name} does not begin with 'Human:' or 'Assistant:'")
     if marks[-1][1] != "Assistant":
-        raise RowError("no transcript", f"{name} does not end with a turn of the assistant")
+        raise RowError("no transcript", f"{name} does not end with an Assistant turn")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return [_Turn(_ROLES[mark[1]], text[mark.end() : end], mark.end()) for mark, end in zip(marks, ends, strict=True)]
 

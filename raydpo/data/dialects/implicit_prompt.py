@@ -1,4 +1,4 @@
-"""The prompt that two completions share where a row does not name it."""
+"""Split the shared prompt off chosen and rejected when a row has no prompt column."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from raydpo.data.dialects.pair import Messages
 
 
 def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen, rejected: cut where the texts differ, with a blank before that left to the completions (as TRL).
+    """Split two texts into prompt, chosen and rejected at the first character that differs.
 
-    Where one text is (but for blanks) the beginning of the other, its last word is its completion, or its last
-    character in scripts without blanks: any cut would be a guess, and this one leaves both completions something to
-    learn from.
+    A space directly before that character goes to the completions, as in TRL. If one text is the beginning of the other
+    (apart from whitespace), its last word becomes its completion, or its last character if it has only one word, as in
+    scripts without spaces. Any split would be a guess there; this one leaves both completions something to learn from.
     """
     cut = _common_length(chosen, rejected)
     if not (chosen[cut:].strip() and rejected[cut:].strip()):
@@ -29,7 +29,7 @@ def _before_last_word(text: str) -> int:
 
 
 def _common_length(one: str, other: str) -> int:
-    """Characters that both texts begin with, by bisection: comparing slices is much faster than a loop."""
+    """Return the length of the common prefix in characters. Bisection on slices is much faster than a loop."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -41,16 +41,19 @@ def _common_length(one: str, other: str) -> int:
 
 
 def split_turns(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """Prompt, chosen, rejected: cut before the first turn that differs, or the last turn of the model before it.
+    """Split two conversations into prompt, chosen and rejected; see `common_turns` for the position.
 
-    The prompt is empty where the conversations do not begin alike.
+    The prompt is empty if the conversations share no leading turns.
     """
     cut = common_turns(chosen, rejected)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
 def common_turns(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> int:
-    """How many turns the prompt has: both sides go on with a turn of the model."""
+    """Return the number of turns in the shared prompt.
+
+    This is the longest common prefix after which both conversations continue with a turn of the model.
+    """
     shortest = min(len(chosen), len(rejected))
     cut = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
     while cut and not (cut < shortest and is_from_model(chosen[cut]) and is_from_model(rejected[cut])):
@@ -59,5 +62,5 @@ def common_turns(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping
 
 
 def is_whole_conversation(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> bool:
-    """True if both begin with another's turn than the model's, so that each has its prompt in it."""
+    """Return whether neither conversation begins with a turn of the model, so that each contains its prompt."""
     return bool(chosen and rejected) and not is_from_model(chosen[0]) and not is_from_model(rejected[0])

@@ -1,43 +1,44 @@
-"""The canonical preference pair, and why a row may hold none."""
+"""The canonical preference pair, and the error for rows that hold none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Messages = list[dict[str, Any]]
-"""A conversation: each message has a `role`, and mostly a `content`."""
+"""A conversation: each message has a `role` and usually a `content`."""
 
 
 class RowError(Exception):
-    """A row that cannot be trained on. Its text is the reason: the kind of fault, then what it was in this row."""
+    """A row cannot be trained on. The message is the kind of fault, then the details of this row."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
 
 
 def kind_of(reason: str) -> str:
-    """The kind of fault alone, by which bad rows are counted."""
+    """Return the kind of fault from a RowError message; bad rows are counted by it."""
     return reason.split(":", 1)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and its two completions: three texts, or three lists of messages."""
+    """A prompt and its two completions: either three texts or three lists of messages."""
 
     prompt: str | Messages
     chosen: str | Messages
     rejected: str | Messages
     tools: list[Any] | None = None
-    """JSON schemas of the functions that the chat template tells the model of."""
+    """JSON schemas of the functions that the chat template presents to the model."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Additional variables for the chat template."""
 
     @property
     def conversational(self) -> bool:
-        """True for messages, False for text."""
+        """Whether the pair consists of messages; False for text."""
         return not isinstance(self.prompt, str)
 
 
 def type_name(value: Any) -> str:
-    """The type of a JSON value, in words for a reader."""
-    names = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    """Return the type of a JSON value for an error message, such as "a list" or "null"."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -1,1 +1,1 @@
-"""Rows of one shard: its bytes, its format, and each row with its number."""
+"""Read the numbered rows of one shard: open and decompress it, detect its format, and parse its rows."""

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files: record batches out of a stream, and Python rows out of a batch."""
+"""Read record batches from Parquet and Arrow files, and convert them to Python rows."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,17 +10,18 @@ import pyarrow.parquet as pq
 from raydpo.data.files.streams import CHUNK_BYTES, Damaged, ShardStream
 
 READ_ROWS = 256
-"""Rows decoded at a time, which bounds memory for rows of any size."""
+"""Number of rows decoded at a time; this bounds memory for rows of any size."""
 
 
 def record_batches(stream: ShardStream, kind: str, columns: frozenset[str]) -> Iterator[pa.RecordBatch]:
-    """The file's batches with those of `columns` that it has (all, if it has none); Damaged where it cannot be read.
+    """Yield the file's record batches, reduced to `columns` (all columns if the file has none of these).
 
-    `kind` is that of `streams.content_kind`: parquet, arrow_file or arrow_stream.
+    `kind` comes from `streams.content_kind`: parquet, arrow_file or arrow_stream. Raises Damaged at the point where the
+    file cannot be read.
     """
     try:
         if kind == "parquet":
-            # Unbuffered, a column chunk is read whole, and a file may be a single one.
+            # Without a buffer size, pyarrow reads a whole column chunk at once, and a file may be a single chunk.
             file = pq.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
             wanted = [name for name in file.schema_arrow.names if name in columns] or None
             batches = file.iter_batches(batch_size=READ_ROWS, columns=wanted, use_threads=False)
@@ -41,10 +42,10 @@ def _one_line(error: Exception) -> str:
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows as Python values; the reason, in place of one that holds bytes that are no UTF-8.
+    """Yield each row as Python values, or the reason (a string) if it holds invalid UTF-8 or JSON.
 
-    A null inside a struct is left out: files of this kind give every struct of a column the same fields, so that a
-    null there may only mean that another row has that field.
+    Nulls inside a struct are left out: in these files all structs of a column have the same fields, so a null may only
+    mean that some other row has that field.
     """
     decoders = [_json_decoder(field.type) for field in batch.schema]
     try:
@@ -82,7 +83,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """How to read a type that holds JSON text somewhere (the `Json` feature of `datasets`); None if it holds none."""
+    """Return a decoder for a type that contains JSON text (the `Json` feature of `datasets`), or None."""
     if isinstance(kind, pa.JsonType):
         return lambda value: None if value is None else json.loads(value)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):

@@ -1,4 +1,4 @@
-"""JSON rows sliced out of a stream of bytes, without parsing them: lines, or the elements of one array."""
+"""Cut a stream of bytes into JSON rows without parsing them: into lines, or into the elements of one array."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raydpo.data.files.streams import Damaged
 
 MAX_ROW_BYTES = 8 << 20
-"""Longer rows are bad: a single one would cost gigabytes to tokenize."""
+"""Maximum size of a row in bytes. Longer rows are bad: tokenizing a single one would take gigabytes."""
 
 _TOO_LONG = f"the row is longer than {MAX_ROW_BYTES >> 20} MiB"
 _KEPT_BYTES = 1 << 13
@@ -17,24 +17,24 @@ _STRING_RUN = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stands in the file."""
+    """The unparsed content of one row of a file."""
 
     number: int
-    """From 1: the line, or the element of the array."""
+    """Line number, or position in the array, from 1."""
     content: bytes
     reason: str | None = None
-    """Why it cannot be a row; None for one that is still to be parsed."""
+    """Reason why the row is bad; None if it is still to be parsed."""
 
 
 def lines(chunks: Iterator[bytes]) -> Iterator[RawRow]:
-    """The lines that are not blank; where the stream is damaged, one last row says so."""
+    """Yield the lines that are not blank. If the stream is damaged, the last row carries the reason."""
     number = 0
-    parts: list[bytes] = []  # of the line that is not yet at its end
+    parts: list[bytes] = []  # of the current, incomplete line
     size = 0
     try:
         for chunk in chunks:
             first, *rest = chunk.split(b"\n")
-            if size <= MAX_ROW_BYTES:  # beyond that, the rest of the line is not kept
+            if size <= MAX_ROW_BYTES:  # the rest of an overlong line is not kept
                 parts.append(first)
             size += len(first)
             for following in rest:
@@ -58,16 +58,16 @@ def _line(number: int, parts: list[bytes]) -> Iterator[RawRow]:
 
 
 class _ArrayCutter:
-    """Finds the elements of one JSON array by its brackets and strings alone.
+    """An incremental splitter of one JSON array, which looks only at brackets, commas and strings.
 
-    What lies between two commas of the outermost level is an element, whether it is JSON or not, so that one broken
-    element does not hide the next.
+    Everything between two commas of the outermost level is an element, valid JSON or not, so that one broken element
+    does not hide the next.
     """
 
     def __init__(self) -> None:
         self.buffer = b""
-        self.at = 0  # looked at up to here
-        self.start = 0  # of the element that is not yet at its end
+        self.at = 0  # position up to which the buffer is scanned
+        self.start = 0  # of the current, incomplete element
         self.depth = 0
         self.in_string = False
         self.number = 0
@@ -75,7 +75,7 @@ class _ArrayCutter:
         self.closed = False
 
     def feed(self, chunk: bytes) -> Iterator[RawRow]:
-        """The elements that end in this chunk."""
+        """Yield the elements that end in this chunk."""
         if self.closed:
             self.buffer = (self.buffer[self.start :] + chunk).strip()[:_KEPT_BYTES]
             self.start = 0
@@ -92,7 +92,7 @@ class _ArrayCutter:
             yield from self._element()
 
     def _step(self) -> bool:
-        """Go on to just behind the next place where an element may end; False at the end of the buffer."""
+        """Advance to just after the next possible end of an element. Return False at the end of the buffer."""
         while True:
             if self.in_string:
                 run = _STRING_RUN.match(self.buffer, self.at)
@@ -132,16 +132,18 @@ class _ArrayCutter:
         if overlong:
             yield RawRow(self.number, content[:_KEPT_BYTES], _TOO_LONG)
         else:
-            yield RawRow(self.number, content, None if content else "broken JSON: nothing between two commas")
+            yield RawRow(self.number, content, None if content else "broken JSON: an element of the array is empty")
 
     def finish(self, damage: Damaged | None) -> Iterator[RawRow]:
-        """The last rows, once there is nothing more to feed."""
+        """Yield the last rows, after the last chunk was fed."""
         rest = self.buffer[self.start :].strip()
         if damage is not None:
             yield RawRow(self.number + 1, rest[:_KEPT_BYTES], str(damage))
         elif self.closed:
             if rest:
-                yield RawRow(self.number + 1, rest[:_KEPT_BYTES], "broken JSON: text after the end of the array")
+                yield RawRow(
+                    self.number + 1, rest[:_KEPT_BYTES], "broken JSON: there is text after the end of the array"
+                )
         elif self.depth == 1 and not self.in_string:
             if rest:
                 yield RawRow(self.number + 1, rest)
@@ -155,7 +157,7 @@ class _ArrayCutter:
 
 
 def elements(chunks: Iterator[bytes]) -> Iterator[RawRow]:
-    """The elements of the array; where the stream is damaged or cut off, one last row says so."""
+    """Yield the elements of the array. If the stream is damaged or cut off, the last row carries the reason."""
     cutter = _ArrayCutter()
     damage = None
     try:

@@ -1,4 +1,4 @@
-"""The rows of one shard, in order and numbered, cut into slices without holding more than one of them."""
+"""Read the rows of one shard in order, in slices of numbered rows, with only one slice in memory at a time."""
 
 import json
 from collections.abc import Iterator
@@ -21,40 +21,40 @@ from raydpo.data.files.streams import (
 )
 
 MAX_SLICE_BYTES = 64 << 20
-"""A slice of very long rows ends before it has its full number of rows, so that memory stays bounded."""
+"""Maximum size of a slice in bytes. A slice of very long rows gets fewer rows, so that memory stays bounded."""
 
 _ESCAPED_SURROGATES = (b"\\ud", b"\\uD")
 
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Consecutive rows as they stand in the file: those of `batch`, then those of `rows`."""
+    """Consecutive unparsed rows of a file: first those of `batch`, then those of `rows`."""
 
     first_row: int
-    """Number of the first row."""
+    """Number of the first row in the file, from 1."""
     rows: tuple[RawRow, ...] = ()
-    """JSON rows, and rows that cannot be read."""
+    """JSON rows, and rows of any format that cannot be read."""
     batch: bytes | None = None
     """Rows of a columnar file, as an Arrow IPC stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """A row that was read: its columns, or the reason why it has none."""
+    """A parsed row: its columns, or the reason why it is bad."""
 
     number: int
     columns: dict[str, Any] | None
     reason: str
-    """Empty for a good row."""
+    """Reason why the row is bad; empty for a good row."""
     raw: bytes = b""
-    """The row's JSON, where it was JSON; for a row of a columnar file `columns` has all there is."""
+    """The row's JSON as bytes; empty for a row of a columnar file."""
 
 
 def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
-    """The shard's rows in slices of up to `slice_rows`.
+    """Yield the shard's rows in slices of up to `slice_rows` rows.
 
-    Of a columnar file only `columns` are kept, if it has any of them. Bad rows are values among the good ones; a
-    DataError means that the file cannot be opened or its store fails.
+    Columnar files are reduced to `columns`, if they have any of them. Bad rows are yielded in order like the good ones.
+    Raises DataError if the file cannot be opened or its store fails.
     """
     with ShardStream(url) as stream:
         kind = content_kind(stream.read(8))
@@ -63,7 +63,7 @@ def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[
             yield from _columnar_slices(stream, kind, slice_rows, columns)
         elif plain_name(url).endswith(COLUMNAR_NAMES):
             reason = (
-                "damaged file: by its name it is Parquet or Arrow, but it does not begin as one (nor may it be .gz)"
+                "damaged file: its name is that of Parquet or Arrow, but its first bytes are not (nor may it be .gz)"
             )
             yield RowSlice(1, (RawRow(1, stream.read(64), reason),))
         else:
@@ -71,7 +71,7 @@ def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[
 
 
 def _text_rows(stream: ShardStream) -> Iterator[RawRow]:
-    """Lines, unless the first character opens an array and the name does not promise lines."""
+    """Return the elements of the array if the content begins with `[` and the name is not of JSONL, else the lines."""
     if plain_name(stream.url).endswith(LINE_NAMES):
         return lines(text_chunks(stream))
     try:
@@ -97,7 +97,7 @@ def _text_slices(rows: Iterator[RawRow], slice_rows: int) -> Iterator[RowSlice]:
 
 
 def _columnar_slices(stream: ShardStream, kind: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
-    row = 1  # the first that was not handed over yet
+    row = 1  # number of the first row that was not yielded yet
     held: list[pa.RecordBatch] = []
     damage: RawRow | None = None
     try:
@@ -129,7 +129,7 @@ def _as_bytes(batches: list[pa.RecordBatch]) -> bytes:
 
 
 def parse(part: RowSlice) -> Iterator[ReadRow]:
-    """The rows of a slice, parsed."""
+    """Parse the rows of a slice and yield them in order."""
     number = part.first_row
     if part.batch is not None:
         for batch in pa.ipc.open_stream(part.batch):

@@ -1,4 +1,4 @@
-"""The bytes of one shard: opened anywhere, told apart by their first bytes, decompressed as they are read."""
+"""Open a shard at any fsspec URL, detect its format from its first bytes, and decompress it while reading."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from raydpo.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 PIECE_BYTES = 1 << 14
-"""Compressed bytes handed over at a time: few enough that a damaged file loses little of what came before."""
+"""Number of compressed bytes decompressed at a time: small, so that a damaged file loses little before the damage."""
 
 LINE_NAMES = (".jsonl", ".ndjson")
 COLUMNAR_NAMES = (".parquet", ".arrow", ".feather", ".ipc")
@@ -21,14 +21,14 @@ COMPRESSION_NAMES = (".gz", ".zst")
 
 
 class Damaged(Exception):
-    """The file cannot be read further; the message says why, in words for a bad row."""
+    """The file cannot be read further. The message is the reason that the bad row gets."""
 
 
 class ShardStream:
-    """A shard's raw bytes, for sequential and random reads; what the store cannot deliver is a DataError.
+    """A binary file object over a shard's raw bytes that raises DataError if the store fails.
 
-    Arrow reads through this class too. That keeps a failing store (the run stops) apart from damaged content (a bad
-    row), which Arrow reports with the same kind of exception.
+    Arrow also reads through this class. That separates a failing store (the run stops) from damaged content (a bad
+    row), which Arrow reports with the same exception types.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,47 +41,47 @@ class ShardStream:
 
     def _unreadable(self, error: Exception) -> DataError:
         return DataError(
-            f"cannot read {self.url}: {error or type(error).__name__}; every node must be able to read each shard, so "
-            "check the path, the permissions and the fsspec client of its protocol"
+            f"cannot read {self.url}: {error or type(error).__name__}; every node must be able to read every shard: "
+            "check the path, the permissions and the fsspec client for its protocol"
         )
 
     @property
     def closed(self) -> bool:
-        """True once closed; the methods below, too, are those of a binary file."""
+        """Whether the file is closed. This and the methods below are the interface of a binary file."""
         return bool(self._file.closed)
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, or all; DataError if the store cannot deliver them."""
+        """Read up to `size` bytes, or all if -1. Raises DataError if the store fails."""
         try:
             return bytes(self._file.read(size))
         except OSError as error:
             raise self._unreadable(error) from error
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to an offset; returns it, from the start."""
+        """Move to an offset and return the new position from the start of the file."""
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        """The offset of the next read."""
+        """Return the offset of the next read."""
         return int(self._file.tell())
 
     def seekable(self) -> bool:
-        """Yes: Parquet begins at its end."""
+        """Return True: Parquet is read from its footer, at the end of the file."""
         return True
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the file is open for reading."""
         return True
 
     def writable(self) -> bool:
-        """No."""
+        """Return False: the file is not open for writing."""
         return False
 
     def flush(self) -> None:
-        """Nothing to do; Arrow asks for it."""
+        """Do nothing; Arrow calls this method."""
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and release its handle."""
         self._file.close()
 
     def __enter__(self) -> "ShardStream":
@@ -92,11 +92,11 @@ class ShardStream:
 
 
 def content_kind(head: bytes) -> str:
-    """What a file's first bytes say: gzip, zstd, parquet, arrow_file, arrow_stream, or text."""
+    """Return the format by a file's first 8 bytes: gzip, zstd, parquet, arrow_file, arrow_stream or text."""
     if head.startswith(b"\x1f\x8b"):
         return "gzip"
     if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
-        return "zstd"  # the second is a skippable frame, with which pzstd begins its files
+        return "zstd"  # the second test is for a skippable frame, with which pzstd begins its files
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"ARROW1"):
@@ -107,13 +107,13 @@ def content_kind(head: bytes) -> str:
 
 
 def text_chunks(stream: ShardStream) -> Iterator[bytes]:
-    """The file's bytes from its start, decompressed where needed; Damaged after all that could be read."""
+    """Yield the file's bytes from its start, decompressed if needed. Raises Damaged after the last readable bytes."""
     kind = content_kind(stream.read(8))
     stream.seek(0)
     if kind == "gzip":
         yield from _decompressed(stream, "gzip", lambda: zlib.decompressobj(wbits=31))
     elif kind == "zstd":
-        # Files of `zstd --long` need a window above the library's default of 128 MiB.
+        # Files written by `zstd --long` need a larger window than the library's default of 128 MiB.
         decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         yield from _decompressed(stream, "zstd", decompressor.decompressobj)
     else:
@@ -122,7 +122,7 @@ def text_chunks(stream: ShardStream) -> Iterator[bytes]:
 
 
 def _decompressed(stream: ShardStream, name: str, start: Callable[[], Any]) -> Iterator[bytes]:
-    """The members of a compressed file one after another, as `cat a.gz b.gz` makes them."""
+    """Decompress the concatenated members of a file, such as those of `cat a.gz b.gz`."""
     member: Any = None
     members = 0
     while piece := stream.read(PIECE_BYTES):
@@ -142,11 +142,11 @@ def _decompressed(stream: ShardStream, name: str, start: Callable[[], Any]) -> I
             if member.eof:
                 piece, member = member.unused_data, None
     if member is not None:
-        raise Damaged(f"damaged {name} stream: it ends too early, so the file was cut off")
+        raise Damaged(f"damaged {name} stream: it ends early, so the file was cut off")
 
 
 def plain_name(url: str) -> str:
-    """The URL in lower case without the ending of a compression."""
+    """Return the URL in lower case without .gz and .zst."""
     name = url.lower()
     for ending in COMPRESSION_NAMES:
         name = name.removesuffix(ending)
@@ -154,7 +154,7 @@ def plain_name(url: str) -> str:
 
 
 def check_type(url: str) -> None:
-    """DataError if neither the name nor the content of a file is of a kind that can be read."""
+    """Raise DataError if neither the name nor the content of a file has a supported format."""
     if plain_name(url).endswith(DATA_NAMES):
         return
     with ShardStream(url) as stream:
@@ -165,9 +165,9 @@ def check_type(url: str) -> None:
         try:
             head = next((chunk for chunk in text_chunks(stream) if chunk.strip()), b"")
         except Damaged:
-            return  # the reader says where, as a bad row
+            return  # the reader reports the damage as a bad row
     if head and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
         raise DataError(
-            f"{url} is of no known type; shards are JSONL, a JSON array, Parquet or Arrow, the text ones also .gz or "
-            ".zst, so convert it or leave it out of dataset_name"
+            f"{url} has an unknown file type; shards are JSONL or a JSON array (optionally .gz or .zst), Parquet or "
+            "Arrow: convert the file or leave it out of dataset_name"
         )

@@ -1,1 +1,1 @@
-"""Attention over a packed row, in which completions share their prompt."""
+"""Attention over packed rows, in which the completions of a prompt share its tokens."""

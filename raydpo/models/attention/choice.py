@@ -1,4 +1,4 @@
-"""Which models can share a prompt among its completions, and with which attention; from the config alone."""
+"""Choosing the attention of a model, and whether it can share prompts among completions, from its config alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,11 @@ from typing import Any
 from raydpo.errors import ModelError
 
 IMPLEMENTATIONS = {"sdpa": "raydpo_segments", "varlen": "raydpo_varlen", "flex_attention": "raydpo_flex"}
-"""Of each backend, the name that `from_pretrained(attn_implementation=...)` knows it by, once it is registered.
-
-Transformers reads meaning into names: one with "sdpa", "flash" or "flex_attention" in it is refused for some models.
-"""
+"""The name of each backend for `from_pretrained(attn_implementation=...)`, valid once `register_attention` has run.
+Transformers interprets names: it refuses one that contains "sdpa", "flash" or "flex_attention" for some models."""
 VARLEN_HEAD = 256
-"""The largest head that the flash kernels behind `varlen_attn` take; a head is a multiple of 8 numbers."""
+"""Largest attention head size, in dimensions, of the flash kernels behind `varlen_attn`; head sizes must also be a
+multiple of 8."""
 
 SHARING = frozenset(
     """
@@ -21,18 +20,19 @@ SHARING = frozenset(
     qwen3_moe seed_oss smollm3 starcoder2
     """.split()
 )
-"""Values of `model_type` whose packed row is tested to give the hidden states of plain rows.
+"""Values of `model_type` whose packed rows are tested to give the same hidden states as plain rows.
 
-Nothing that a model says of itself tells that safely: some that take any attention function lay their window, a state
-or a convolution over the tokens in ways that do not reach it, and would be wrong without a word.
+This is a fixed list since nothing in a model tells it safely: some models that accept any attention function apply
+their window, a state or a convolution over the tokens in ways that bypass it, and would be silently wrong.
 """
 SINKS = frozenset({"gpt_oss"})
-"""Those of them whose heads each have a sink that takes part in the softmax."""
+"""Values of `model_type` in `SHARING` whose attention heads each have a sink, which takes part in the softmax."""
 WINDOW_IN_MASK = frozenset({"qwen2_moe"})
-"""Those that tell a window to the mask alone, and not to the attention function."""
+"""Values of `model_type` in `SHARING` that apply their window in the mask only and do not pass it to the attention
+function."""
 
 LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Values in a config's `layer_types` that packed rows can do."""
+"""Values in a config's `layer_types` that packed rows support."""
 
 REQUESTABLE = {
     "sdpa": "sdpa",
@@ -41,20 +41,20 @@ REQUESTABLE = {
     "flash_attention_3": "varlen",
     "flex_attention": "flex_attention",
 }
-"""The backend that stands for each value of `attn_implementation`; others have no form for packed rows."""
+"""The backend for each value of `attn_implementation` that supports packed rows."""
 HALVES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """How a model's attention is computed in this run."""
+    """How the attention of a model is computed in this run."""
 
     backend: str
     """"sdpa", "varlen" or "flex_attention" over packed rows; "plain" for padded rows and the model's own attention."""
     implementation: str | None
-    """What `from_pretrained(attn_implementation=...)` shall be given; None for the model's own choice."""
+    """The value for `from_pretrained(attn_implementation=...)`; None for the model's own choice."""
     reason: str
-    """Why, for the log: a clause."""
+    """The reason for the choice, as a clause for the log."""
 
     @property
     def shares(self) -> bool:
@@ -65,75 +65,78 @@ class AttentionChoice:
 def choose(
     config: Any, *, attn_implementation: str | None, share_prompts: bool, gpu: bool, dtype: str
 ) -> AttentionChoice:
-    """The attention of a model with this Hugging Face config.
+    """Choose the attention of a model with this Hugging Face config.
 
-    `attn_implementation` is the user's wish, None for the best there is; `gpu` and `dtype` (a key of `DTYPES`) say
-    where and how the model will run. `ModelError` where the wish cannot work there.
+    `attn_implementation` is the user's setting, or None for the best available. `gpu` and `dtype` (a key of `DTYPES`)
+    describe where and how the model will run. Raises ModelError if the setting cannot work there.
     """
-    wish = attn_implementation
-    _check_wish(wish, gpu, dtype)
+    requested = attn_implementation
+    _check_requested(requested, gpu, dtype)
     obstacle = why_not_shared(config) if share_prompts else "share_prompts is off"
-    if obstacle is None and wish is not None and wish not in REQUESTABLE:
-        obstacle = f"{wish} attention has no form for packed rows"
+    if obstacle is None and requested is not None and requested not in REQUESTABLE:
+        obstacle = f"{requested} attention does not support packed rows"
     if obstacle is not None:
-        # "varlen" is the one name that transformers does not know.
-        return AttentionChoice("plain", None if wish == "varlen" else wish, obstacle)
-    backend, reason = _backend(config, wish, gpu, dtype)
+        # "varlen" is the one setting that transformers does not know.
+        return AttentionChoice("plain", None if requested == "varlen" else requested, obstacle)
+    backend, reason = _backend(config, requested, gpu, dtype)
     return AttentionChoice(backend, IMPLEMENTATIONS[backend], reason)
 
 
 def why_not_shared(config: Any) -> str | None:
-    """Why a model with this config cannot have prompts shared: a clause; None where it can."""
+    """Return the reason, as a clause, why a model with this config cannot share prompts, or None if it can."""
     text = config.get_text_config()
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return "the model comes with code of its own"
+        return "the model comes with its own code"
     if config.model_type not in SHARING:
-        return f"sharing prompts is not known to be right for {config.model_type} models"
+        return f"prompt sharing is not tested for {config.model_type} models"
     layers = set(getattr(text, "layer_types", None) or ())
     if layers - LAYERS:
-        return f"the model has layers of {', '.join(sorted(layers - LAYERS))}"
+        return f"packed rows do not support layers of type {', '.join(sorted(layers - LAYERS))}"
     if config.model_type in WINDOW_IN_MASK and "sliding_attention" in layers:
-        return f"{config.model_type} models keep their sliding window to themselves"
+        return f"{config.model_type} models do not pass their sliding window to the attention function"
     if getattr(text, "use_bidirectional_attention", None):
         return "the model's attention is not causal"
     return None
 
 
-def _backend(config: Any, wish: str | None, gpu: bool, dtype: str) -> tuple[str, str]:
-    """The backend for packed rows, and the reason."""
-    if wish is None and not (gpu and dtype in HALVES):
-        return "sdpa", "flash attention takes bfloat16 or float16" if gpu else "there is no GPU"
-    backend = "varlen" if wish is None else REQUESTABLE[wish]
-    lacking = _lacking(config, backend)
-    if lacking is not None:
-        return "sdpa", lacking
-    return backend, "the fastest on a GPU" if wish is None else f"attn_implementation is {wish}"
+def _backend(config: Any, requested: str | None, gpu: bool, dtype: str) -> tuple[str, str]:
+    """Return the backend for packed rows and the reason for it."""
+    if requested is None and not (gpu and dtype in HALVES):
+        return "sdpa", "flash attention needs bfloat16 or float16" if gpu else "there is no GPU"
+    backend = "varlen" if requested is None else REQUESTABLE[requested]
+    unsupported = _unsupported(config, backend)
+    if unsupported is not None:
+        return "sdpa", unsupported
+    return backend, "it is the fastest on a GPU" if requested is None else f"attn_implementation is {requested}"
 
 
-def _lacking(config: Any, backend: str) -> str | None:
-    """What the model's attention has that the backend has not: a clause."""
+def _unsupported(config: Any, backend: str) -> str | None:
+    """Return a clause that names what the model's attention needs and the backend does not support, or None."""
     text = config.get_text_config()
     if backend != "sdpa" and config.model_type in SINKS:
-        return f"{backend} has no attention sinks, which the model has"
+        return f"{backend} does not support attention sinks, which the model has"
     if backend != "varlen":
         return None
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        return "varlen has no soft cap on attention scores, which the model has"
+        return "varlen does not support a soft cap on attention scores, which the model has"
     if getattr(text, "kv_lora_rank", None) is not None:
-        return "varlen takes heads of one size, and the model's queries and values differ"
+        return "varlen needs one head size, and those of the model's queries and values differ"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head > VARLEN_HEAD or head % 8:
-        return f"varlen takes heads of a multiple of 8 up to {VARLEN_HEAD}, and the model's are of {head}"
+        return f"varlen needs a head size that is a multiple of 8 up to {VARLEN_HEAD}, and the model's is {head}"
     return None
 
 
-def _check_wish(wish: str | None, gpu: bool, dtype: str) -> None:
-    backend = REQUESTABLE.get(wish or "")
+def _check_requested(requested: str | None, gpu: bool, dtype: str) -> None:
+    """Raise ModelError if the requested implementation cannot work on this device and in this dtype."""
+    backend = REQUESTABLE.get(requested or "")
     if backend == "varlen" and not gpu:
-        raise ModelError(f"attn_implementation={wish} needs a GPU; leave it out, or set it to sdpa")
+        raise ModelError(f"attn_implementation={requested} needs a GPU; leave it out, or set it to sdpa")
     if backend == "varlen" and dtype not in HALVES:
         raise ModelError(
-            f"attn_implementation={wish} takes bfloat16 or float16, and not {dtype}; leave it out, or set it to sdpa"
+            f"attn_implementation={requested} needs bfloat16 or float16, not {dtype}; leave it out, or set it to sdpa"
         )
     if backend == "flex_attention" and not gpu:
-        raise ModelError(f"attn_implementation={wish} gives no gradients on a CPU; leave it out, or set it to sdpa")
+        raise ModelError(
+            f"attn_implementation={requested} computes no gradients on a CPU; leave it out, or set it to sdpa"
+        )

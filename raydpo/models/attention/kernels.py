@@ -1,8 +1,8 @@
-"""Attention over a packed row, in which completions share their prompt: three backends behind transformers' hook.
+"""Attention over a packed row, in which completions share their prompt: three backends for transformers' hook.
 
 Legend of shape suffixes: T tokens of the row, H query heads, K key and value heads, D head size. A micro-batch is one
-row, so the batch dimension that transformers wants is always 1. A backend is registered under a name of its own, for
-which transformers builds no mask; the layout of the row reaches it as the model's keyword argument `segments`.
+row, so that the batch dimension that transformers expects is always 1. Each backend is registered under a name of its
+own, for which transformers builds no mask; the layout of the row reaches it as the model's keyword argument `segments`.
 """
 
 import importlib
@@ -23,9 +23,9 @@ from raydpo.models.attention.segments import Part, Segments
 
 
 def register_attention() -> None:
-    """Make the backends known to transformers, in this process.
+    """Register the backends with transformers, in this process.
 
-    A compiled layer breaks its graph around them: each row has other parts, and would be compiled anew.
+    A compiled layer has a graph break around them: each row has other parts, and would cause a recompilation.
     """
     for backend, function in (("sdpa", sdpa), ("varlen", varlen), ("flex_attention", flex)):
         AttentionInterface.register(IMPLEMENTATIONS[backend], torch.compiler.disable(function))
@@ -41,35 +41,38 @@ def sdpa(
     segments: Segments,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`scaled_dot_product_attention`, a part of the row at a time: any device, any dtype.
+    """Compute attention with `scaled_dot_product_attention`, one part of the row at a time: any device, any dtype.
 
-    `query` [1, H, T, D], `key` and `value` [1, K, T, D] -> [1, T, H, D]. `options` are transformers': `scaling`,
-    `dropout`, `sliding_window`, `softcap` and `s_aux` (a sink a head).
+    `query` is [1, H, T, D], `key` and `value` are [1, K, T, D], and the result is [1, T, H, D]. `options` are those of
+    transformers: `scaling`, `dropout`, `sliding_window`, `softcap` and `s_aux` (one sink per head).
     """
     _check(query, attention_mask, segments, options)
     window = segments.window(options.get("sliding_window"))
-    # One split, whose backward is one concatenation; the backward of each slice would fill a whole row with zeros.
+    # A single split, whose backward is one concatenation: the backward of each slice would fill a full row with zeros.
     queries, keys, values = (tensor.split(segments.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for part, q, k, v in zip(segments.parts, queries, keys, values, strict=True):
         if part.prompt:
-            k, v = (_with_prompt(part, whole[part.trunk], own, window) for whole, own in ((keys, k), (values, v)))
+            k, v = (_with_prompt(part, parts[part.trunk], own, window) for parts, own in ((keys, k), (values, v)))
         mask = segments.mask(q.shape[2], k.shape[2], window)
-        attend = _by_hand if options.get("softcap") or options.get("s_aux") is not None else _by_kernel
+        attend = _eager_attention if options.get("softcap") or options.get("s_aux") is not None else _fused_attention
         outputs.append(attend(q, k, v, mask, options).transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
 
 def _with_prompt(part: Part, trunk: Tensor, own: Tensor, window: int | None) -> Tensor:
-    """The keys or values [1, K, ., D] that a branch sees: its own, and its prompt's where no window hides them."""
+    """Return the keys or values [1, K, ., D] that a branch sees: its own, after those of its prompt in the window."""
     hidden = 0 if window is None else max(0, part.prompt - window + 1)
     return torch.cat([trunk[:, :, hidden : part.prompt], own], dim=2)
 
 
-def _by_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
-    """[1, H, queries, D] of one part; `mask` [queries, keys], None for the causal square."""
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Return the attention of one part, [1, H, queries, D], computed by torch's kernel.
+
+    `mask` is [queries, keys], or None for the causal square.
+    """
     grouped = q.shape[1] != k.shape[1]
-    if grouped and mask is not None and q.is_cuda:  # no fast CUDA kernel takes a mask and grouped heads at once
+    if grouped and mask is not None and q.is_cuda:  # no fast CUDA kernel supports both a mask and grouped heads
         k, v, grouped = _repeated(q, k), _repeated(q, v), False
     return F.scaled_dot_product_attention(
         q,
@@ -83,8 +86,11 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: di
     )
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
-    """As `_by_kernel`, with what no kernel has: a soft cap on the scores, or sinks that take part in the softmax."""
+def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """Return the attention of one part like `_fused_attention`, with a soft cap on the scores or sinks in the softmax.
+
+    No kernel supports these two.
+    """
     scale, cap, sinks = options.get("scaling"), options.get("softcap"), options.get("s_aux")
     scores = q @ _repeated(q, k).transpose(2, 3) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if cap is not None:
@@ -99,7 +105,7 @@ def _by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict
 
 
 def _repeated(q: Tensor, shared: Tensor) -> Tensor:
-    """Keys or values [1, K, ., D] for each of the H heads of `q`."""
+    """Return keys or values [1, K, ., D] repeated for each of the H heads of `q`."""
     return shared.repeat_interleave(q.shape[1] // shared.shape[1], dim=1)
 
 
@@ -113,10 +119,11 @@ def varlen(
     segments: Segments,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Torch's `varlen_attn` (flash attention), one call a row: CUDA from Ampere on, bfloat16 or float16.
+    """Compute attention with torch's `varlen_attn` (flash attention), one call per row.
 
-    Shapes and options as for `sdpa`, without dropout, soft cap and sinks. The prompt's keys and values are gathered
-    again for each further completion; its queries, and all linear layers, are computed once.
+    It needs CUDA on an Ampere GPU or newer and bfloat16 or float16. Shapes and options are those of `sdpa`, without
+    dropout, soft cap and sinks. The prompt's keys and values are gathered again for each further completion; its
+    queries and all linear layers are computed once.
     """
     _check(query, attention_mask, segments, options, without=("dropout", "softcap", "s_aux"))
     kernel = varlen_kernel(query, value)
@@ -133,7 +140,7 @@ def varlen(
         index.max_q,
         index.max_k,
         scale=options.get("scaling"),
-        # Keys to the left of a query's own, which is the last for the last query; none to the right: causal.
+        # Number of keys to the left of a query's own key, which is the last key for the last query; none to the right.
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -141,24 +148,28 @@ def varlen(
 
 
 def varlen_kernel(query: Tensor, value: Tensor) -> Callable[..., Tensor]:
-    """`torch.nn.attention.varlen.varlen_attn`; ModelError where it cannot take these tensors, or torch has none."""
+    """Return `torch.nn.attention.varlen.varlen_attn`.
+
+    Raises ModelError if it does not support these tensors or if this torch does not have it.
+    """
     remedy = "set attn_implementation=sdpa"
     if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
         where = torch.cuda.get_device_name(query.device) if query.is_cuda else f"a {query.device.type} device"
-        raise ModelError(f"the varlen attention needs an Ampere GPU or a newer one, and this is {where}; {remedy}")
+        raise ModelError(f"varlen attention needs an Ampere GPU or newer, and this is {where}; {remedy}")
     if query.dtype not in (torch.bfloat16, torch.float16):
-        raise ModelError(f"the varlen attention takes bfloat16 or float16, and not {query.dtype}; {remedy}")
+        raise ModelError(f"varlen attention needs bfloat16 or float16, not {query.dtype}; {remedy}")
     if query.shape[-1] != value.shape[-1] or query.shape[-1] > VARLEN_HEAD or query.shape[-1] % 8:
-        heads = f"{query.shape[-1]} numbers for queries and {value.shape[-1]} for values"
+        sizes = f"{query.shape[-1]} for queries and {value.shape[-1]} for values"
         raise ModelError(
-            f"the varlen attention takes heads of one size, a multiple of 8 up to {VARLEN_HEAD}, and this model's have "
-            f"{heads}; {remedy}"
+            f"varlen attention needs one head size that is a multiple of 8 up to {VARLEN_HEAD}, and this model has "
+            f"{sizes}; {remedy}"
         )
     return _torch_varlen()
 
 
 @cache
 def _torch_varlen() -> Callable[..., Tensor]:
+    """Import `varlen_attn`; raise ModelError if this torch does not have it, or lacks options that are needed."""
     try:
         varlen_attn: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
         known = set(inspect.signature(varlen_attn).parameters)
@@ -166,8 +177,8 @@ def _torch_varlen() -> Callable[..., Tensor]:
         known = set()
     if not known >= {"scale", "window_size", "enable_gqa"}:
         raise ModelError(
-            f"torch {torch.__version__} has no varlen_attn with windows and grouped heads; install torch 2.13, or set "
-            "attn_implementation=sdpa"
+            f"torch {torch.__version__} has no varlen_attn that supports windows and grouped heads; install torch "
+            "2.13, or set attn_implementation=sdpa"
         )
     return varlen_attn
 
@@ -182,9 +193,10 @@ def flex(
     segments: Segments,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`flex_attention` over a block mask: compiled on CUDA; on a CPU it is slow, and gives no gradients.
+    """Compute attention with `flex_attention` over a block mask.
 
-    Shapes and options as for `sdpa`, without dropout and sinks.
+    It is compiled on CUDA; on a CPU it is slow and computes no gradients. Shapes and options are those of `sdpa`,
+    without dropout and sinks.
     """
     _check(query, attention_mask, segments, options, without=("dropout", "s_aux"))
     softcap = options.get("softcap")
@@ -203,11 +215,14 @@ def flex(
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
+    """Return `flex_attention`, compiled once per process."""
     return torch.compile(flex_attention)
 
 
-@cache  # a new function each time would be compiled each time
+@cache  # a new function object per call would be compiled anew per call
 def _capped(softcap: float) -> Callable[..., Tensor]:
+    """Return a score function that applies a soft cap: softcap * tanh(score / softcap)."""
+
     def cap(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)
 
@@ -222,20 +237,21 @@ def _check(
     *,
     without: tuple[str, ...] = (),
 ) -> None:
-    """ModelError where a layer asks for what this attention would leave out."""
+    """Raise ModelError if a layer passes an option that this backend would ignore."""
     if attention_mask is not None or tuple(query.shape[::2]) != (1, segments.tokens):
         raise ModelError(
-            f"attention over a packed row of {segments.tokens} tokens was given queries of shape "
+            f"attention over a packed row of {segments.tokens} tokens received queries of shape "
             f"{tuple(query.shape)} and {'a' if attention_mask is not None else 'no'} mask; set share_prompts=false"
         )
-    unknown = [name for name in ("position_bias", *without) if _asked(options.get(name))]
+    unknown = [name for name in ("position_bias", *without) if _is_set(options.get(name))]
     if unknown or options.get("is_causal") is False:
-        what = ", ".join(f"{name}={options[name]}" for name in unknown) or "is_causal=False"
+        passed = ", ".join(f"{name}={options[name]}" for name in unknown) or "is_causal=False"
         remedy = "attn_implementation=sdpa" if unknown and set(unknown) <= set(without) else "share_prompts=false"
         raise ModelError(
-            f"a layer of this model asks its attention for {what}, which this backend has not; set {remedy}"
+            f"a layer of this model passes {passed} to its attention, which this backend does not support; set {remedy}"
         )
 
 
-def _asked(option: Any) -> bool:
+def _is_set(option: Any) -> bool:
+    """Return whether an option has an effect: it is neither None nor 0.0."""
     return option is not None and not (isinstance(option, float) and option == 0.0)

@@ -1,4 +1,4 @@
-"""A packed row taken apart again: a padded row a completion, for models that cannot share a prompt."""
+"""Converting a packed row to one padded row per completion, for models that cannot share a prompt."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,20 @@ class PlainRows:
     """A micro-batch as R rows of W tokens, each a prompt with one completion, padded on the right."""
 
     input_ids: IntArray
-    """[R, W]; padded with 0, which the attention mask hides."""
+    """[R, W]: token ids, padded with 0, which the attention mask hides."""
     attention_mask: IntArray
-    """[R, W]; 1 for a token, 0 for padding."""
+    """[R, W]: 1 for a token, 0 for padding."""
     multiplicity: IntArray
-    """[R, W]; in how many of the 2B sequences the row's completion stands; 0 for padding."""
+    """[R, W]: number of the 2B sequences that contain the row's completion; 0 for padding."""
     predictors: IntArray
-    """[N]; index into the flattened R * W of the token that predicts each of `MicroBatch.targets`."""
+    """[N]: index into the flattened R * W tokens of the token that predicts each of `MicroBatch.targets`."""
 
 
 def unroll(batch: MicroBatch) -> PlainRows:
-    """A row for each completion, in the order of the layout; without completions, one row of one visible token."""
+    """Return one row per completion, in the order of the layout.
+
+    A batch without completions gives one row with one visible token.
+    """
     layout = batch.layout
     spans = [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
     lengths = [end - begin + stop - start for begin, end, start, stop in spans]
@@ -38,7 +41,7 @@ def unroll(batch: MicroBatch) -> PlainRows:
 
 
 def _predictors(batch: MicroBatch, width: int) -> IntArray:
-    """Where each target's predictor stands in rows of `width`: the token before it."""
+    """Return the index into the flattened rows of `width` tokens of each target's predictor, the token before it."""
     layout = batch.layout
     rows: dict[int, int] = {}
     parts: list[IntArray] = [np.zeros(0, dtype=np.int64)]
@@ -50,7 +53,7 @@ def _predictors(batch: MicroBatch, width: int) -> IntArray:
     completion_tokens = sum(len(part) for part in parts)
     if len(batch.targets) > completion_tokens:
         for prompt, (begin, end) in enumerate(layout.prompts):
-            if prompt in rows:  # else it is the filling of the row, which nobody counts
+            if prompt in rows:  # otherwise it is the filler of the row, which has no targets
                 first = rows[prompt] * width
                 parts.append(np.arange(first, first + end - begin - 1))
     return np.concatenate(parts)

@@ -1,7 +1,7 @@
-"""A packed row's layout in the forms that attention kernels ask for.
+"""The layout of a packed row in the forms that attention kernels need.
 
-The row falls into parts: a trunk is a prompt with the completion that stands right after it, a plain causal sequence;
-a branch is any other completion, whose tokens see the prompt of its trunk beside themselves.
+The row consists of parts. A trunk is a prompt with the completion that stands directly after it, a plain causal
+sequence. A branch is any other completion, whose tokens attend to themselves and to the prompt of its trunk.
 """
 
 from dataclasses import dataclass
@@ -18,73 +18,84 @@ from raydpo.blocks.schema import IntArray
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of the row whose queries one attention call answers."""
+    """A span of the row whose queries are computed by one attention call."""
 
     start: int
     """Index of its first token in the row."""
     stop: int
-    """Index after its last."""
+    """Index after its last token in the row."""
     trunk: int
-    """Index of the part that begins with its prompt: a trunk's own."""
+    """Index of the part that begins with its prompt; for a trunk, its own index."""
     prompt: int
-    """Tokens of that part it sees beside its own; 0 for a trunk."""
+    """Number of prompt tokens at the start of the trunk that a branch also attends to; 0 for a trunk."""
 
     @property
     def length(self) -> int:
-        """Its tokens."""
+        """Number of tokens of the part."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class VarlenIndex:
-    """A row as `varlen_attn` takes it: the sequences' queries are the row as it is, their keys are gathered from it."""
+    """The arguments of `varlen_attn` for a row; the queries are the row itself, the keys are gathered from it."""
 
     cu_seq_q: Tensor
-    """[S + 1] int32; where the queries of each of S sequences begin, and the row's end."""
+    """[S + 1] int32: start of the queries of each of S sequences, and the end of the row."""
     cu_seq_k: Tensor
-    """[S + 1] int32; the same for their keys."""
+    """[S + 1] int32: start of the keys of each of S sequences, and the end of the gathered keys."""
     max_q: int
-    """Most queries of a sequence."""
+    """Largest number of queries of a sequence."""
     max_k: int
+    """Largest number of keys of a sequence."""
     gather: Tensor | None
-    """[keys] int64, index into the row of each key; None where the keys are the row as it is."""
+    """[keys] int64: index into the row of each key; None if the keys are the row itself."""
 
 
 class Segments:
-    """What the attention backends need to know of one packed row; made once a forward, shared by all layers."""
+    """The layout of one packed row for the attention backends, made once per forward and shared by all layers."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
-        """ValueError where the layout leaves a token of the row out, or has one twice."""
+        """Split the row into parts.
+
+        Raises ValueError if the layout leaves out a token of the row or contains one twice.
+        """
         self._layout = layout
         self._device = device
         self.parts = _parts(layout)
         self.lengths = [part.length for part in self.parts]
-        """Tokens of each part, in the order of the row."""
+        """Number of tokens of each part, in the order of the row."""
         self.tokens = sum(self.lengths)
-        """Tokens of the row."""
+        """Number of tokens of the row."""
         self.longest = max(part.prompt + part.length for part in self.parts)
-        """Tokens of the longest sequence, prompt included."""
+        """Number of tokens of the longest sequence, including its prompt."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
-        self._elsewhere: dict[torch.device, Segments] = {}
+        self._copies: dict[torch.device, Segments] = {}
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Segments":
-        """The same for layers on another device: what spreads a model over several calls it as it does a tensor's."""
-        there = torch.device(device)
-        if there == self._device:
+        """Return the segments on another device; results are cached.
+
+        Code that spreads a model over several devices calls this method as it calls that of a tensor.
+        """
+        target = torch.device(device)
+        if target == self._device:
             return self
-        if there not in self._elsewhere:
-            self._elsewhere[there] = Segments(self._layout, there)
-        return self._elsewhere[there]
+        if target not in self._copies:
+            self._copies[target] = Segments(self._layout, target)
+        return self._copies[target]
 
     def window(self, sliding_window: int | None) -> int | None:
-        """A layer's window where it hides a token, else None; a token sees itself and `sliding_window - 1` before."""
+        """Return a layer's window, or None if the window hides no token of the row.
+
+        A token attends to itself and to the `sliding_window - 1` tokens before it.
+        """
         return None if sliding_window is None or sliding_window >= self.longest else sliding_window
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor | None:
-        """[queries, keys] bool, True where a query sees a key: the last query all of them, up to the window.
+        """Return a mask [queries, keys] bool, True where a query attends to a key.
 
-        None where that is the causal square that kernels know of by themselves.
+        The last query attends to all keys that the window does not hide. Returns None for the causal square, which
+        kernels support without a mask.
         """
         if queries == keys and (window is None or keys <= window):
             return None
@@ -96,7 +107,7 @@ class Segments:
 
     @cached_property
     def varlen(self) -> VarlenIndex:
-        """The row for `varlen_attn`."""
+        """The arguments of `varlen_attn` for the row."""
         trunks = [self.parts[part.trunk].start for part in self.parts]
         keys = [
             np.concatenate([np.arange(trunk, trunk + part.prompt), np.arange(part.start, part.stop)])
@@ -113,7 +124,7 @@ class Segments:
         )
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """The row for `flex_attention`, under a window that `window` has given."""
+        """Return the block mask of `flex_attention` for the row, under a window that `window` returned."""
         if window not in self._block_masks:
             self._block_masks[window] = self._block_mask(window)
         return self._block_masks[window]
@@ -127,16 +138,17 @@ class Segments:
             visible = (prompt[key] == prompt[query]) & same & (key <= query)
             return visible if window is None else visible & (position[key] > position[query] - window)
 
-        # Not compiled, the mask exists in full before its blocks do.
+        # Without compilation, the full mask is built before its blocks.
         compiled = self._device.type == "cuda"
         return create_block_mask(sees, None, None, self.tokens, self.tokens, device=self._device, _compile=compiled)
 
     def _cumulative(self, lengths: list[int]) -> Tensor:
+        """Return the start of each span and the end of the last one, as int32 on the device."""
         return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self._device)
 
 
 def _parts(layout: Layout) -> tuple[Part, ...]:
-    """Trunks and branches in the order of the row."""
+    """Return the trunks and branches of a layout, in the order of the row."""
     first: dict[int, tuple[int, int, int]] = {}
     for completion in layout.completions:
         first.setdefault(completion[2], completion)
@@ -151,13 +163,13 @@ def _parts(layout: Layout) -> tuple[Part, ...]:
     spans.sort()
     adjoining = [0, *(stop for _, stop, _, _ in spans[:-1])] == [start for start, _, _, _ in spans]
     if not adjoining or any(start != layout.prompts[prompt][1] for start, _, prompt in first.values()):
-        raise ValueError(f"prompts and their completions do not stand one after the other in the row: {layout}")
+        raise ValueError(f"prompts and their completions must be contiguous and in order in the row: {layout}")
     trunk = {prompt: index for index, (_, _, prompt, shared) in enumerate(spans) if shared == 0}
     return tuple(Part(start, stop, trunk[prompt], shared) for start, stop, prompt, shared in spans)
 
 
 def _coordinates(layout: Layout, tokens: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Of each token of the row: its prompt, its completion (-1 in a prompt), its position in prompt + completion."""
+    """Return, per token of the row: prompt, completion (-1 in a prompt), position in prompt + completion."""
     prompts, completions, positions = (np.zeros(tokens, dtype=np.int64) for _ in range(3))
     for index, (start, stop) in enumerate(layout.prompts):
         prompts[start:stop], completions[start:stop], positions[start:stop] = index, -1, np.arange(stop - start)

@@ -160,7 +160,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "number": (
         "preference",
         {"prompt": "p", "chosen": 3.5, "rejected": "b"},
-        "wrong type: chosen is a number but rejected is text",
+        "wrong type: chosen is a number but rejected is a string",
     ),
     "numbers": (
         "preference",
@@ -170,7 +170,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "list of text": (
         "preference",
         {"prompt": "p", "chosen": ["a"], "rejected": ["b"]},
-        "wrong type: column 'chosen' holds text",
+        "wrong type: column 'chosen' holds a string",
     ),
     "no content": (
         "preference",

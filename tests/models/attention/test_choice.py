@@ -257,7 +257,7 @@ def test_the_plain_path_on_request(wish: str | None, share_prompts: bool, implem
     [
         ("varlen", False, "bfloat16", "needs a GPU"),
         ("flash_attention_2", False, "bfloat16", "needs a GPU"),
-        ("flash_attention_3", True, "float32", "and not float32"),
+        ("flash_attention_3", True, "float32", "not float32"),
         ("flex_attention", False, "float32", "no gradients on a CPU"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_mask_is_lower_right_and_the_causal_square_needs_none() -> None:
     ],
 )
 def test_a_layout_with_gaps_or_overlaps_is_refused(layout: Layout) -> None:
-    with pytest.raises(ValueError, match="one after the other"):
+    with pytest.raises(ValueError, match="contiguous and in order"):
         Segments(layout, CPU)
 
 

@@ -1,0 +1,44 @@
+"""Small base models of several architectures, as Hugging Face folders."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+IDS = torch.tensor([[5, 9, 42, 17, 60, 3, 8]])
+SHAPE: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+ARCHITECTURES: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False)),
+    "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, attention_dropout=0.1)),
+    "llama-deep": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": 11})),  # order of layer 2 and 10
+    "qwen2-tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=3)),
+}
+
+
+def make_base(folder: Path, tiny_model: Path, architecture: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A model folder as one finds it, with tokenizer, chat template and generation config."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[architecture]().to(dtype)
+    model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.7)
+    model.save_pretrained(folder)
+    for path in [*tiny_model.glob("tokenizer*"), *tiny_model.glob("*.jinja")]:
+        shutil.copy(path, folder)
+    return folder
