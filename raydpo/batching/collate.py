@@ -48,13 +48,10 @@ def collate(
         layout = replace(layout, prompts=(*layout.prompts, (int(lengths.sum()), width)))
     parts = list(chain.from_iterable((tree.prompt, *tree.completions) for tree in trees))
     input_ids = _filled(np.concatenate(parts) if parts else lengths, width)
-    multiplicity = np.ones(width, dtype=np.int64)
-    if trees:
-        multiplicity = _filled(np.repeat(_multiplicity(trees, side), lengths), width)
     return MicroBatch(
         input_ids=input_ids,
         position_ids=_filled(_ranges(_offsets(trees), lengths), width),
-        multiplicity=multiplicity,
+        multiplicity=_filled(_multiplicity(trees, side, lengths), width) if trees else np.ones(width, dtype=np.int64),
         layout=layout,
         predictors=predictors,
         targets=input_ids[targets],
@@ -112,12 +109,12 @@ def _offsets(trees: Sequence[PromptTree]) -> IntArray:
     return np.array(offsets, dtype=np.int64)
 
 
-def _multiplicity(trees: Sequence[PromptTree], side: IntArray) -> IntArray:
-    """Return the number of the 2B sequences that contain each prompt and completion, tree by tree."""
+def _multiplicity(trees: Sequence[PromptTree], side: IntArray, lengths: IntArray) -> IntArray:
+    """Return the number of the 2B sequences that contain each token; `lengths` are those of prompts and completions."""
     completions = sum(len(tree.completions) for tree in trees)
     counts = iter(np.bincount(side, minlength=completions).tolist())
     uses = [use for tree in trees for use in (2 * len(tree.pairs), *(next(counts) for _ in tree.completions))]
-    return np.array(uses, dtype=np.int64)
+    return np.repeat(np.array(uses, dtype=np.int64), lengths)
 
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:

@@ -18,13 +18,12 @@ from raydpo.config.parsing import (
     to_flat,
     to_yaml,
 )
+from raydpo.config.reference import BASE, ReferenceConfig
 from raydpo.config.sections import (
-    BASE,
     AdapterConfig,
     ClusterConfig,
     DataConfig,
     ModelConfig,
-    ReferenceConfig,
     RunConfig,
 )
 

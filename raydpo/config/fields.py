@@ -1,4 +1,4 @@
-"""Declare options, read them from flags and YAML, check them and print their help; other files of config/ define them.
+"""Declare options, read them from flags and YAML, and check them; the sections of config/ define them.
 
 An option is one field of a frozen dataclass: `beta: float = option(0.1, "Strength of ...", above(0))`. Flags and YAML
 scalars arrive as text, values set in Python in their own type; `Section` converts both to the field's type when it is
@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -204,7 +203,7 @@ def show(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def unknown(name: str, known: Iterable[str]) -> ConfigError:
+def unknown_option(name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown option name; it suggests the most similar known one."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return ConfigError(f"{name} is not an option; the nearest is {close[0]}; --help lists all of them")
@@ -234,7 +233,7 @@ def read_flags(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
             found[negated] = "false"
             continue
         if name not in hints:
-            raise unknown(name, hints)
+            raise unknown_option(name, hints)
         found[name] = _flag_text(name, hints[name], values)
     return found
 
@@ -273,30 +272,3 @@ def read_yaml(path: str) -> dict[str, Any]:
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ConfigError(f"the config file {path} sets {twice[0]} twice; remove one of the lines")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
-
-
-def help_section(title: str, section: type[Section], defaults: Mapping[str, Any], width: int = 100) -> str:
-    """Return the help text of a section: each option's flag, description, default, unit and rule, indented.
-
-    `defaults` take precedence over the defaults of the section.
-    """
-    lines = [f"{title}: {(section.__doc__ or '').splitlines()[0]}"]
-    for field in dataclasses.fields(section):
-        default = defaults.get(field.name, default_of(field))
-        rule, unit = field.metadata["rule"], field.metadata["unit"]
-        facts = f"default: {show(default)}" + (f"; in {unit}" if unit else "") + (f"; {rule.text}" if rule else "")
-        text = f"{field.metadata['help']} [{facts}]"
-        lines.append(f"  --{field.name} {kind_of(hints_of(section)[field.name])}")
-        lines.append(textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
-    return "\n".join(lines)
-
-
-def kind_of(hint: Any) -> str:
-    """Return the placeholder for values of a type in the help text, such as INTEGER."""
-    if isinstance(hint, UnionType):
-        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
-    if get_origin(hint) is tuple:
-        return "TEXT ..."
-    if get_origin(hint) is dict:
-        return "NAME=VALUE,..."
-    return {bool: "[true|false]", int: "INTEGER", float: "NUMBER"}.get(hint, "TEXT")

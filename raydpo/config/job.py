@@ -4,18 +4,16 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydpo.config import fields
-from raydpo.config.fields import Section
+from raydpo.config.fields import Section, default_of, hints_of, show
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import OptimConfig
+from raydpo.config.reference import BASE, ReferenceConfig
 from raydpo.config.sections import (
-    BASE,
     DEFAULT_ZERO_STAGE,
     AdapterConfig,
     ClusterConfig,
     DataConfig,
     ModelConfig,
-    ReferenceConfig,
     RunConfig,
 )
 from raydpo.errors import ConfigError
@@ -77,10 +75,10 @@ class JobConfig:
     def _check_adapters(self) -> None:
         adapter = self.adapter.model_adapter_name
         own = {
-            field.name: fields.show(value)
+            field.name: show(value)
             for field in dataclasses.fields(self.adapter)
             if field.name.startswith(("lora_", "use_rslora", "use_dora"))
-            and (value := getattr(self.adapter, field.name)) != fields.default_of(field)
+            and (value := getattr(self.adapter, field.name)) != default_of(field)
         }
         if adapter is not None and own:
             raise ConfigError(
@@ -96,7 +94,7 @@ class JobConfig:
             value = getattr(self.reference, name)
             if value and not self.scores_reference:
                 raise ConfigError(
-                    f"{name}={fields.show(value)} is for a scored reference, and this run scores none; leave it out"
+                    f"{name}={show(value)} is for a scored reference, and this run scores none; leave it out"
                 )
 
     def _check_sync(self) -> None:
@@ -184,5 +182,5 @@ SECTIONS: dict[str, type[Section]] = {
     "cluster": ClusterConfig,
     "run": RunConfig,
 }
-HINTS: dict[str, Any] = {name: hint for section in SECTIONS.values() for name, hint in fields.hints_of(section).items()}
+HINTS: dict[str, Any] = {name: hint for section in SECTIONS.values() for name, hint in hints_of(section).items()}
 """Type of each option, by flat name."""

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydpo.config import fields
-from raydpo.config.fields import Section, above, at_least, one_of, option, within
+from raydpo.config.fields import Rule, Section, above, at_least, convert, one_of, option, show, within
 from raydpo.config.loss_types import EXO_LABEL_SMOOTHING, F_DIVERGENCES, LOSS_TYPES, OLD_NAMES
 from raydpo.errors import ConfigError
 
@@ -20,8 +19,8 @@ class LossConfig(Section):
     loss_weights: tuple[float, ...] = option((), "Weight of each loss_type, in the same order. Unset: 1 each.")
     beta: float = option(
         0.1,
-        "Strength of the pull towards the reference: larger values keep the policy closer to it. It is tau in the paper "
-        "of ipo and lambda in that of orpo.",
+        "Strength of the pull towards the reference: larger values keep the policy closer to it. It is tau in ipo's "
+        "paper and lambda in orpo's.",
         above(0),
     )
     label_smoothing: float | None = option(
@@ -37,12 +36,13 @@ class LossConfig(Section):
     ld_alpha: float | None = option(
         None,
         "LD-DPO: weight of the tokens beyond the length of the pair's shorter completion. Unset: 1.",
-        fields.Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1),
+        Rule("at least 0 and at most 1", lambda value: 0 <= value <= 1),
     )
     use_weighting: bool = option(False, "WPO: weight each pair by the probability of its completions under the policy.")
     rpo_alpha: float | None = option(
         None,
-        "RPO: weight of the chosen completions' mean negative log-likelihood per token, which is added to the objective. Unset: 0.",
+        "RPO: weight of the chosen completions' mean negative log-likelihood per token, added to the objective. "
+        "Unset: 0.",
         at_least(0),
     )
     cpo_alpha: float = option(
@@ -70,7 +70,7 @@ class LossConfig(Section):
     )
 
     def __post_init__(self) -> None:
-        named = fields.convert(self.loss_type, tuple[str, ...]) or ("sigmoid",)
+        named = convert(self.loss_type, tuple[str, ...]) or ("sigmoid",)
         object.__setattr__(self, "loss_type", tuple(OLD_NAMES.get(name, name) for name in named))
         super().__post_init__()
         self._check_weights()
@@ -80,24 +80,24 @@ class LossConfig(Section):
     def _check_weights(self) -> None:
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ConfigError(
-                f"loss_weights={fields.show(self.loss_weights)} must contain one number per loss_type "
-                f"({fields.show(self.loss_type)}); set {len(self.loss_type)}, or leave it out for 1 each"
+                f"loss_weights={show(self.loss_weights)} must contain one number per loss_type "
+                f"({show(self.loss_type)}); set {len(self.loss_type)}, or leave it out for 1 each"
             )
 
     def _check_reference(self) -> None:
-        without = {name for name in self.loss_type if not LOSS_TYPES[name].reference}
+        without = {name for name in self.loss_type if not LOSS_TYPES[name].needs_reference}
         against = set(self.loss_type) - without - {"sft"}
         if without and against:
             raise ConfigError(
-                f"loss_type={fields.show(self.loss_type)} mixes {min(without)}, which uses no reference, with "
+                f"loss_type={show(self.loss_type)} mixes {min(without)}, which uses no reference, with "
                 f"{min(against)}, which uses one; choose losses of one kind (sft can be added to both)"
             )
 
     def _check_forms(self) -> None:
         preference = [name for name in self.loss_type if name != "sft"]
         for name in preference:
-            if self.f_divergence_type != "reverse_kl" and not LOSS_TYPES[name].divergence:
-                formed = [other for other, kind in LOSS_TYPES.items() if kind.divergence]
+            if self.f_divergence_type != "reverse_kl" and not LOSS_TYPES[name].supports_divergence:
+                formed = [other for other, kind in LOSS_TYPES.items() if kind.supports_divergence]
                 raise ConfigError(
                     f"f_divergence_type={self.f_divergence_type} is not defined for loss_type {name}; leave it out, or "
                     f"choose a loss_type of {', '.join(formed)}"
@@ -107,10 +107,10 @@ class LossConfig(Section):
                     f"use_weighting=true is not defined for loss_type {name}, whose sorted terms belong to no single "
                     "pair; leave one of them out"
                 )
-        if self.label_smoothing and not any(LOSS_TYPES[name].smoothing for name in preference):
-            formed = [other for other, kind in LOSS_TYPES.items() if kind.smoothing]
+        if self.label_smoothing and not any(LOSS_TYPES[name].supports_smoothing for name in preference):
+            formed = [other for other, kind in LOSS_TYPES.items() if kind.supports_smoothing]
             raise ConfigError(
-                f"label_smoothing={self.label_smoothing:g} is not defined for loss_type {fields.show(self.loss_type)}; "
+                f"label_smoothing={self.label_smoothing:g} is not defined for loss_type {show(self.loss_type)}; "
                 f"leave it out, or choose a loss_type of {', '.join(formed)}"
             )
         if "exo_pair" in preference and self.label_smoothing == 0:
@@ -126,7 +126,7 @@ class LossConfig(Section):
     @property
     def needs_reference(self) -> bool:
         """Whether the objective depends on reference log-probs."""
-        return not self.reference_free and all(LOSS_TYPES[name].reference for name in self.loss_type)
+        return not self.reference_free and all(LOSS_TYPES[name].needs_reference for name in self.loss_type)
 
     def smoothing(self, loss_type: str) -> float:
         """Return the label smoothing of a loss: the user's value, or by default that of the loss."""

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config import fields
-from raydpo.config.fields import Section, above, at_least, one_of, option, within
+from raydpo.config.fields import Rule, Section, above, at_least, one_of, option, show, within
 from raydpo.errors import ConfigError
 
 SCHEDULERS: dict[str, tuple[str, ...]] = {
@@ -27,7 +26,7 @@ SCHEDULERS: dict[str, tuple[str, ...]] = {
         "num_cycles",
     ),
 }
-"""Arguments in lr_scheduler_kwargs of each of transformers' learning-rate schedules, except those that follow a metric."""
+"""The learning-rate schedules of transformers that follow no metric, and their arguments in lr_scheduler_kwargs."""
 RAMPS = ("linear", "cosine", "1-sqrt")  # values of warmup_type and decay_type
 POLYNOMIAL_END = 1e-7  # default of lr_end, the final learning rate of transformers' polynomial schedule
 
@@ -64,7 +63,7 @@ class OptimConfig(Section):
     max_steps: int = option(
         -1,
         "Number of updates to stop after, which overrides num_train_epochs; -1: num_train_epochs decides.",
-        fields.Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
+        Rule("-1 or at least 1", lambda value: value == -1 or value >= 1),
         "updates",
     )
     learning_rate: float = option(1e-6, "Peak learning rate.", at_least(0))
@@ -74,10 +73,9 @@ class OptimConfig(Section):
     )
     warmup_steps: float = option(
         0,
-        "Number of warm-up updates, in which the learning rate rises from 0; a fraction below 1 is a share of all updates.",
-        fields.Rule(
-            "a whole number, or a fraction below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0)
-        ),
+        "Number of warm-up updates, in which the learning rate rises from 0; a fraction below 1 is a share of all "
+        "updates.",
+        Rule("a whole number, or a fraction below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0)),
         "updates",
     )
     warmup_ratio: float = option(
@@ -124,7 +122,7 @@ class OptimConfig(Section):
     def _check_schedule(self) -> None:
         name, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
         taken = SCHEDULERS[name]
-        shown = f"lr_scheduler_kwargs={fields.show(given)}"
+        shown = f"lr_scheduler_kwargs={show(given)}"
         if foreign := sorted(given.keys() - set(taken)):
             raise ConfigError(
                 f"{shown} contains {foreign[0]}, which lr_scheduler_type {name} does not take; "
@@ -142,12 +140,13 @@ class OptimConfig(Section):
             )
         if "num_decay_steps" in taken and "num_decay_steps" not in given:
             raise ConfigError(
-                f"{shown} must contain num_decay_steps, the number of updates of the decay, for lr_scheduler_type {name}; set it"
+                f"{shown} must contain num_decay_steps, the number of decay updates, for lr_scheduler_type {name}; "
+                "set it"
             )
         end = given.get("lr_end", POLYNOMIAL_END)
         if name == "polynomial" and self.learning_rate <= end:
             raise ConfigError(
-                f"learning_rate={self.learning_rate:g} must be above {end:g}, the polynomial schedule's final learning rate; "
+                f"learning_rate={self.learning_rate:g} must be above {end:g}, where the polynomial schedule ends; "
                 "raise it or choose another lr_scheduler_type"
             )
 

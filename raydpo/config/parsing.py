@@ -6,10 +6,12 @@ from typing import Any
 
 import yaml
 
-from raydpo.config import fields, trl_compat
+from raydpo.config.fields import hints_of, read_flags, read_yaml, unknown_option
+from raydpo.config.help import help_section
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
+from raydpo.config.trl_compat import KEYS, RENAMED, kind, notices, translate
 from raydpo.errors import ConfigError
 
 
@@ -37,8 +39,8 @@ JOBS = {
 """The programs, by the name of their file in jobs/."""
 
 FLAGS: dict[str, Any] = {
-    **{key: trl_compat.kind(key) for key in trl_compat.KEYS - trl_compat.RENAMED.keys()},
-    **{key: HINTS[name] for key, name in trl_compat.RENAMED.items()},
+    **{key: kind(key) for key in KEYS - RENAMED.keys()},
+    **{key: HINTS[name] for key, name in RENAMED.items()},
     **HINTS,
 }
 """Type of every name that flags and YAML may use, by name."""
@@ -52,7 +54,7 @@ class ParsedOptions:
     explicit: frozenset[str]
     """Names of the options that the user set, in flags or YAML."""
     notices: tuple[str, ...]
-    """Messages to print once: keys that have no meaning here, and behaviour that a TRL user would not expect."""
+    """Messages to print once: keys that have no effect here, and behaviour that a TRL user would not expect."""
 
     def with_defaults(self, values: Mapping[str, Any]) -> "ParsedOptions":
         """Return the options with `values` (by flat name) as the defaults of those that the user did not set."""
@@ -74,31 +76,31 @@ def parse(argv: Sequence[str], program: str = "dpo") -> ParsedOptions:
     if "-h" in argv or "--help" in argv:
         print(help_text(program))
         raise SystemExit(0)
-    flags = fields.read_flags(argv, {"config": str, **FLAGS})
+    flags = read_flags(argv, {"config": str, **FLAGS})
     path = flags.pop("config", None)
-    written = fields.read_yaml(path) if path is not None else {}
-    return parse_options({**trl_compat.translated(written), **trl_compat.translated(flags)}, program)
+    written = read_yaml(path) if path is not None else {}
+    return parse_options({**translate(written), **translate(flags)}, program)
 
 
 def parse_options(values: Mapping[str, Any], program: str = "dpo") -> ParsedOptions:
     """Parse options given by flat name, in their types or as text. Raises ConfigError where one is wrong.
 
-    Names of TRL that are no options here are accepted too, as `trl_compat` defines.
+    Names of TRL that are no options here are accepted too, as `config.trl_compat` defines.
     """
     for name in values:
         if name not in FLAGS:
-            raise fields.unknown(name, FLAGS)
-    notices = trl_compat.notices(values)
-    explicit = {name: value for name, value in trl_compat.translated(values).items() if name in HINTS}
+            raise unknown_option(name, FLAGS)
+    messages = notices(values)
+    explicit = {name: value for name, value in translate(values).items() if name in HINTS}
     known = {**JOBS[program].defaults, **explicit}
     sections: dict[str, Any] = {
-        title: section(**{name: known[name] for name in fields.hints_of(section) if name in known})
+        title: section(**{name: known[name] for name in hints_of(section) if name in known})
         for title, section in SECTIONS.items()
     }
     _check_program(program, sections["loss"])
     if sections["reference"].reference_model and not sections["loss"].needs_reference:
-        notices.append("reference_model has no meaning here: the objective takes no reference, so none is scored")
-    return ParsedOptions(JobConfig(**sections), frozenset(explicit), (*notices, *sections["loss"].notices()))
+        messages.append("reference_model has no effect here: the objective takes no reference, so none is scored")
+    return ParsedOptions(JobConfig(**sections), frozenset(explicit), (*messages, *sections["loss"].notices()))
 
 
 def from_flat(values: Mapping[str, Any], program: str = "dpo") -> JobConfig:
@@ -143,5 +145,5 @@ def help_text(program: str = "dpo") -> str:
         "or JSON; `none` unsets an option that may be unset. jobs/README.md says which other keys of TRL's commands\n"
         "are accepted."
     )
-    sections = (fields.help_section(title, section, JOBS[program].defaults) for title, section in SECTIONS.items())
+    sections = (help_section(title, section, JOBS[program].defaults) for title, section in SECTIONS.items())
     return "\n\n".join([usage, *sections])

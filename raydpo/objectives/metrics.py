@@ -19,7 +19,7 @@ def pair_metrics(pairs: PairLogps, loss: LossConfig) -> dict[str, Tensor]:
     """
     pairs = pairs.detached()
     is_cpo = loss.reference_free and "ipo" in loss.loss_type
-    if all(LOSS_TYPES[name].reference for name in loss.loss_type) and not is_cpo:
+    if all(LOSS_TYPES[name].needs_reference for name in loss.loss_type) and not is_cpo:
         chosen, rejected = pairs.chosen, pairs.rejected
         chosen_rewards, rejected_rewards = loss.beta * pairs.chosen_logratios, loss.beta * pairs.rejected_logratios
     else:

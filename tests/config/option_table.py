@@ -1,4 +1,4 @@
-"""The READMEs' tables, made from what the code says; `python -m tests.config.option_table` writes them anew."""
+"""The generated tables of the pages; `python -m tests.config.option_table` writes them again from the code."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -13,31 +13,36 @@ ROOT = Path(__file__).parents[2]
 
 
 def table(head: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Markdown lines; the head has its cells between bars."""
+    """Return the Markdown lines of a table; `head` has the titles of the columns, separated by bars."""
     lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
     return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
 def option_tables() -> list[str]:
-    """A section a concern, a row an option."""
+    """Return one table per section of options, with one row per option."""
     lines: list[str] = []
     for section in config.SECTIONS.values():
         rows = []
         for field in dataclasses.fields(section):
             default, unit = fields.show(fields.default_of(field)), field.metadata["unit"]
             shown = f"{default} {unit}" if unit and default != "unset" else default
-            rows.append((f"`{field.name}`", shown, field.metadata["help"]))
-        lines += ["", f"**{(section.__doc__ or '').splitlines()[0]}**", "", *table("option | default | ", rows)]
+            rule = field.metadata["rule"].text if field.metadata["rule"] else ""
+            rows.append((f"`{field.name}`", shown, rule, field.metadata["help"]))
+        title = (section.__doc__ or "").splitlines()[0]
+        lines += ["", f"**{title}**", "", *table("option | default | values | meaning", rows)]
     return lines
 
 
 def loss_table() -> list[str]:
-    """A row an objective."""
+    """Return the table of objectives, with one row per value of loss_type."""
     rows = [
         (
             f"`{name}`",
             kind.source,
-            *("yes" if flag else "" for flag in (kind.divergence, kind.smoothing, kind.needs_global_batch)),
+            *(
+                "yes" if flag else ""
+                for flag in (kind.supports_divergence, kind.supports_smoothing, kind.needs_global_batch)
+            ),
         )
         for name, kind in LOSS_TYPES.items()
     ]
@@ -45,20 +50,20 @@ def loss_table() -> list[str]:
 
 
 def words(values: Mapping[str, Any]) -> str:
-    """Options and their values as one would set them."""
+    """Return options and their values as text."""
     return ", ".join(f"`{name}` {fields.show(value)}" for name, value in values.items()) or "nothing"
 
 
 def key_tables() -> list[str]:
-    """TRL's keys that are no options: other names, without meaning, refused; keys with the same answer share a row."""
+    """Return the tables of TRL's keys that are not options; keys with the same explanation share a row."""
     renamed = [(f"`{key}`", f"`{name}`") for key, name in sorted(trl_compat.RENAMED.items())]
     translated = [
         (f"`{key}`", "; ".join(f"{value}: {words(said)}" for value, said in values.items()))
         for key, values in sorted(trl_compat.TRANSLATED.items())
     ]
-    lines = ["", "**Taken as options of ours**", "", *table("key | means", renamed + translated)]
+    lines = ["", "**Accepted as options**", "", *table("key | means", renamed + translated)]
     for title, head, entries in (
-        ("Without meaning", "key | instead", trl_compat.WITHOUT_MEANING),
+        ("No effect", "key | instead", trl_compat.NO_EFFECT),
         ("Refused", "key | why, and what to do", trl_compat.REFUSED),
     ):
         keys: dict[str, list[str]] = {}
@@ -69,14 +74,15 @@ def key_tables() -> list[str]:
 
 
 PARTS = {
-    "README.md": {"losses": loss_table, "options": option_tables},
+    "README.md": {"losses": loss_table},
+    "jobs/OPTIONS.md": {"options": option_tables},
     "jobs/README.md": {"keys of TRL": key_tables},
 }
-"""File -> name of a part of it -> what makes it."""
+"""The generated parts of each file: name of the part, and the function that makes its lines."""
 
 
 def replaced(file: str) -> str:
-    """The file's text with its tables made anew."""
+    """Return the text of a file with its generated parts made again."""
     text = (ROOT / file).read_text()
     for name, made in PARTS[file].items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"

@@ -115,10 +115,10 @@ def test_a_config_travels_to_workers() -> None:
         ("--max_steps 0", ["max_steps=0", "-1 or at least 1"]),
         ("--warmup_steps 1.5", ["warmup_steps=1.5", "whole number"]),
         ("--lr_scheduler_type reduce_lr_on_plateau", ["reduce_lr_on_plateau", "linear, cosine"]),
-        ("--lr_scheduler_type cosine_with_min_lr", ["cosine_with_min_lr", "min_lr_rate", "give one of them"]),
+        ("--lr_scheduler_type cosine_with_min_lr", ["cosine_with_min_lr", "min_lr_rate", "set one of them"]),
         (
             "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs min_lr=0,min_lr_rate=0.1",
-            ["min_lr_rate", "give one of them"],
+            ["min_lr_rate", "set one of them"],
         ),
         ("--lr_scheduler_kwargs num_cycles=2", ["num_cycles", "linear does not take", "leave it out"]),
         ("--lr_scheduler_type cosine --lr_scheduler_kwargs num_cycle=2", ["num_cycle,", "takes num_cycles"]),

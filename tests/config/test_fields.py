@@ -11,7 +11,6 @@ from raydpo.config.fields import (
     above,
     at_least,
     convert,
-    help_section,
     hints_of,
     one_of,
     option,
@@ -19,6 +18,7 @@ from raydpo.config.fields import (
     within,
 )
 from raydpo.config.fields import read_yaml as read
+from raydpo.config.help import help_section
 from raydpo.errors import ConfigError
 
 

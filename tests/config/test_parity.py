@@ -87,7 +87,7 @@ def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
 def test_each_key_of_trl_has_exactly_one_place() -> None:
     places = [
         set(HINTS),
-        *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.WITHOUT_MEANING, trl_compat.REFUSED)),
+        *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.NO_EFFECT, trl_compat.REFUSED)),
     ]
     assert {key: count for key in trl_defaults() if (count := sum(key in place for place in places)) != 1} == {}
     assert all(sum(key in place for place in places) == 1 for key in trl_compat.KEYS)
@@ -95,7 +95,7 @@ def test_each_key_of_trl_has_exactly_one_place() -> None:
 
 def test_neutral_values_are_trls_defaults() -> None:
     theirs = trl_defaults()
-    ours = {key: entry.neutral[0] for key, entry in {**trl_compat.WITHOUT_MEANING, **trl_compat.REFUSED}.items()}
+    ours = {key: entry.neutral[0] for key, entry in {**trl_compat.NO_EFFECT, **trl_compat.REFUSED}.items()}
     assert {key: (theirs[key], ours[key]) for key in theirs.keys() & ours if plain(theirs[key]) != ours[key]} == {}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from raydpo.config import FLAGS, HINTS, from_flat, parse, parse_options, to_flat, to_yaml
-from raydpo.config.trl_compat import KEYS, REFUSED, RENAMED, TRANSLATED, WITHOUT_MEANING
+from raydpo.config.trl_compat import KEYS, NO_EFFECT, REFUSED, RENAMED, TRANSLATED
 from raydpo.errors import ConfigError
 
 
@@ -81,14 +81,14 @@ def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("--no_remove_unused_columns", "remove_unused_columns=false has no meaning here: columns that are not needed"),
-        ("--precompute_ref_log_probs", "precompute_ref_log_probs=true has no meaning here: reference log-probs"),
-        ("--dataset_num_proc 8", "dataset_num_proc=8 has no meaning here: every free CPU"),
-        ("--log_level info", "log_level=info has no meaning here"),
-        ("--disable_tqdm", "disable_tqdm=true has no meaning here"),
-        ("--include_for_metrics loss inputs", "include_for_metrics=loss inputs has no meaning here"),
-        ("--eval_delay 0.5", "eval_delay=0.5 has no meaning here"),
-        ("--hub_token hf_secret", "hub_token=... has no meaning here: nothing is pushed"),
+        ("--no_remove_unused_columns", "remove_unused_columns=false has no effect here: columns that are not needed"),
+        ("--precompute_ref_log_probs", "precompute_ref_log_probs=true has no effect here: reference log-probs"),
+        ("--dataset_num_proc 8", "dataset_num_proc=8 has no effect here: every free CPU"),
+        ("--log_level info", "log_level=info has no effect here"),
+        ("--disable_tqdm", "disable_tqdm=true has no effect here"),
+        ("--include_for_metrics loss inputs", "include_for_metrics=loss inputs has no effect here"),
+        ("--eval_delay 0.5", "eval_delay=0.5 has no effect here"),
+        ("--hub_token hf_secret", "hub_token=... has no effect here: nothing is pushed"),
     ],
 )
 def test_keys_without_meaning_are_told_of_once(command: str, said: str) -> None:
@@ -99,9 +99,9 @@ def test_keys_without_meaning_are_told_of_once(command: str, said: str) -> None:
 
 def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
     (notice,) = parse(["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']).notices
-    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
+    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no effect here')
     (notice,) = parse_options({"gradient_checkpointing_kwargs": {"use_reentrant": False}}).notices
-    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no meaning here')
+    assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no effect here')
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_neutral_values_are_taken_in_silence(command: str) -> None:
         ("--load_in_4bit", ["load_in_4bit=true", "use_peft"]),
         ("--push_to_hub", ["push_to_hub=true", "after the run"]),
         ("--load_best_model_at_end true", ["load_best_model_at_end=true", "max_steps"]),
-        ("--fsdp full_shard auto_wrap", ["fsdp=full_shard auto_wrap", "zero_stage 3"]),
+        ("--fsdp full_shard auto_wrap", ["fsdp=full_shard auto_wrap", "zero_stage=3"]),
         ("--optim paged_adamw_32bit", ["optim=paged_adamw_32bit", "AdamW", "`deepspeed`"]),
         ("--neftune_noise_alpha 5", ["neftune_noise_alpha=5", "leave it out"]),
         ("--torch_compile_mode max-autotune", ["torch_compile_mode=max-autotune", "leave it out"]),
@@ -156,7 +156,7 @@ def test_what_is_written_and_carried_on_holds_options_only() -> None:
     parsed = parse("--use_cpu --dataset_num_proc 8 --label_smoothing 0.1".split())
     config = parsed.job
     assert len(parsed.notices) == 2
-    assert "label_smoothing=0.1 smooths" in parsed.notices[1]
+    assert "label_smoothing=0.1 smooths the labels" in parsed.notices[1]
     assert parsed.with_defaults({"beta": 0.2}).notices == parsed.notices
     assert not set(to_flat(config)) & KEYS
     assert "dataset_num_proc" not in to_yaml(config)
@@ -164,7 +164,7 @@ def test_what_is_written_and_carried_on_holds_options_only() -> None:
 
 def test_every_key_says_what_happens_or_what_to_do() -> None:
     assert set(FLAGS) == KEYS | set(HINTS)
-    for key, entry in {**WITHOUT_MEANING, **REFUSED}.items():
+    for key, entry in {**NO_EFFECT, **REFUSED}.items():
         assert entry.text, key
         assert not entry.text.endswith("."), key
-        assert not any(entry.asks(value) for value in entry.neutral), key
+        assert not any(entry.is_requested(value) for value in entry.neutral), key

@@ -80,12 +80,12 @@ def variants() -> list[LossConfig]:
         LossConfig(beta=0.3, loss_type=(name,), f_divergence_type=divergence)
         for name, kind in LOSS_TYPES.items()
         for divergence in ("forward_kl", "js_divergence", "alpha_divergence")
-        if kind.divergence
+        if kind.supports_divergence
     ]
     found += [
         LossConfig(beta=0.3, loss_type=(name,), label_smoothing=0.2)
         for name, kind in LOSS_TYPES.items()
-        if kind.smoothing
+        if kind.supports_smoothing
     ]
     found.append(LossConfig(beta=0.3, loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)))
     found.append(LossConfig(beta=0.3, loss_type=("aot", "sft"), rpo_alpha=0.5))
