@@ -1,6 +1,6 @@
-# `make demo` and `make test` set up .venv first, where it is missing or older than pyproject.toml and constraints.txt.
-# The wheels come from where pip is told to look; without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# spares the CUDA libraries, some gigabytes.
+# `make demo` and `make test` first set up .venv if it is missing, or older than pyproject.toml or constraints.txt.
+# pip's own settings decide where wheels come from. On Linux, PyPI's torch is the CUDA build; without a GPU,
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets a CPU build, which saves some gigabytes.
 
 PYTHON ?= python3
 ARGS ?=
@@ -9,19 +9,19 @@ PIP = DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-versi
 .PHONY: help demo test test-fast bench lint clean
 
 help:
-	@echo "make demo    train on the built-in preferences; options go in ARGS='--max_steps 10'"
-	@echo "make test    run the tests; pytest's options go in ARGS='-k config'"
-	@echo "make test-fast   the tests without Ray, under two minutes"
-	@echo "make bench   against TRL, an hour on two cores; ARGS='--help' lists its options"
-	@echo "make lint    ruff and mypy --strict"
-	@echo "make clean   remove .venv and the caches"
-	@echo "PYTHON=python3.12 chooses the Python (3.11 or newer) of a new .venv."
+	@echo "make demo       train on the built-in preferences; pass options as ARGS='--max_steps 10'"
+	@echo "make test       run all tests; pass pytest's options as ARGS='-k config'"
+	@echo "make test-fast  run the fast tests, without Ray, in less than two minutes"
+	@echo "make bench      compare with TRL, an hour on two cores; ARGS='--help' lists its options"
+	@echo "make lint       run ruff and mypy --strict"
+	@echo "make clean      remove .venv and the caches"
+	@echo "make .venv/ready PYTHON=python3.12 sets up .venv with that Python (3.11 or newer)."
 
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer; say PYTHON=python3.11")'
-	@echo "Setting up .venv: some minutes, once."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; set PYTHON=python3.11")'
+	@echo "Setting up .venv once; this takes some minutes."
 	@$(PYTHON) -m venv .venv
-	@$(PIP) torch  # by itself, so that what else needs torch does not choose another build of it
+	@$(PIP) torch  # first and alone, so that packages that need torch do not choose another build of it
 	@$(PIP) --editable '.[test,parity]'
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""The manifests, configs and the image: what KubeRay would refuse, and whether they fit together and this package."""
+"""The manifests, the configs and the image: KubeRay accepts them, and they match each other and this package."""
 
 import re
 import shlex
@@ -23,37 +23,37 @@ each_manifest = pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The one document of a manifest."""
+    """Return the only document of a manifest."""
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 
 
 def groups(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Head group and worker groups."""
+    """Return the head group and the worker groups."""
     cluster = job["spec"]["rayClusterSpec"]
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
 def container(group: dict[str, Any]) -> dict[str, Any]:
-    """The container that Ray runs in: the first of the pod."""
+    """Return the container that Ray runs in, which is the first one of the pod."""
     first: dict[str, Any] = group["template"]["spec"]["containers"][0]
     return first
 
 
 def volume(group: dict[str, Any], mount_path: str) -> dict[str, Any]:
-    """The volume that is mounted there."""
+    """Return the volume that is mounted at `mount_path`."""
     (name,) = [mount["name"] for mount in container(group)["volumeMounts"] if mount["mountPath"] == mount_path]
     (found,) = [volume for volume in group["template"]["spec"]["volumes"] if volume["name"] == name]
     return dict(found)
 
 
 def size(text: str) -> int:
-    """Bytes of a Kubernetes quantity."""
+    """Return the bytes of a Kubernetes quantity such as 64Gi."""
     return int(text[:-2]) * UNITS[text[-2:]]
 
 
 def config_of(entrypoint: str) -> JobConfig:
-    """The config that the entrypoint's flags say, with the image's paths looked up in this checkout."""
+    """Return the config that the entrypoint's flags give, with the image's paths replaced by those of this checkout."""
     program, script, *flags = shlex.split(entrypoint)
     assert program == "python"
     assert script == f"{IN_IMAGE}jobs/dpo.py"
@@ -66,16 +66,16 @@ def test_there_are_manifests_and_configs() -> None:
 
 
 @each_manifest
-def test_the_schema_of_kuberay_accepts_it(path: Path) -> None:
+def test_a_manifest_is_valid_by_the_schema_of_kuberay(path: Path) -> None:
     if not VALIDATOR.exists():
-        pytest.skip("KubeRay's schemas are not beside this checkout (../shared/kuberay)")
+        pytest.skip("KubeRay's schemas are not next to this checkout (../shared/kuberay)")
     done = subprocess.run([sys.executable, str(VALIDATOR), str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @each_manifest
-def test_the_operator_accepts_it(path: Path) -> None:
-    """Rules of KubeRay's own validation, which no schema holds."""
+def test_a_manifest_is_valid_by_the_rules_of_the_operator(path: Path) -> None:
+    """Check the rules of KubeRay's own validation that are not part of its schema."""
     job = load(path)
     cluster = job["spec"]["rayClusterSpec"]
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
@@ -96,27 +96,27 @@ def test_the_operator_accepts_it(path: Path) -> None:
 
 
 @each_manifest
-def test_the_groups_are_fixed_and_the_head_does_no_work(path: Path) -> None:
+def test_the_groups_have_a_fixed_size_and_the_head_runs_no_tasks(path: Path) -> None:
     job = load(path)
     assert "--entrypoint-num-cpus" not in str(job)
-    assert not [key for key in job["spec"] if key.startswith("entrypointNum")]  # they would never fit the head
+    assert not [key for key in job["spec"] if key.startswith("entrypointNum")]  # would never fit on the head
     assert groups(job)[0]["resources"] == {"CPU": "0"}
     for group in groups(job)[1:]:
         assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
-        # Ray Data leaves out nodes with this label, unless told to use only them.
+        # Ray Data skips nodes with this label unless it is configured to use only these.
         assert "ray-subcluster" not in group["labels"]
 
 
 @each_manifest
-def test_all_pods_have_the_shared_volume_and_room_for_the_object_store(path: Path) -> None:
+def test_all_pods_have_the_shared_volume_and_memory_for_the_object_store(path: Path) -> None:
     claim = load(ROOT / "cluster" / "kuberay" / "storage.yaml")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for group in groups(load(path)):
         shared = volume(group, "/mnt/shared")
         assert shared["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         memory = container(group)["resources"]["limits"]["memory"]
-        room = size(volume(group, "/dev/shm")["emptyDir"]["sizeLimit"])
-        assert 0.3 * size(memory) <= room < 0.5 * size(memory)
+        shm_size = size(volume(group, "/dev/shm")["emptyDir"]["sizeLimit"])
+        assert 0.3 * size(memory) <= shm_size < 0.5 * size(memory)
         assert container(group)["resources"]["requests"] == container(group)["resources"]["limits"]
 
 
@@ -138,7 +138,7 @@ def test_the_entrypoint_fits_the_groups(path: Path) -> None:
     for folder in (config.run.output_dir, config.data.cache_dir):
         assert folder is not None
         assert folder.startswith("/mnt/shared/")
-    assert config.run.resume_from_checkpoint == "auto"  # or a retry would start over
+    assert config.run.resume_from_checkpoint == "auto"  # otherwise a retry would start from the beginning
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -150,12 +150,12 @@ def test_each_config_parses(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_each_config_says_its_global_batch(path: Path) -> None:
-    said = re.search(r"= (\d+) pairs an update", path.read_text(encoding="utf-8"))
-    assert said is not None
+def test_each_config_states_its_global_batch(path: Path) -> None:
+    stated = re.search(r"= (\d+) pairs per update", path.read_text(encoding="utf-8"))
+    assert stated is not None
     config = parse(["--config", str(path)]).job
     assert config.cluster.num_workers is not None
-    assert config.global_batch(config.cluster.num_workers) == int(said[1])
+    assert config.global_batch(config.cluster.num_workers) == int(stated[1])
 
 
 def test_versions_agree() -> None:

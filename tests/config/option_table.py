@@ -1,4 +1,4 @@
-"""The generated tables of the pages; `python -m tests.config.option_table` writes them again from the code."""
+"""Generates the tables of the Markdown pages from the code; `python -m tests.config.option_table` updates the pages."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -49,7 +49,7 @@ def loss_table() -> list[str]:
     return ["", *table("`loss_type` | source | `f_divergence_type` | `label_smoothing` | whole global batch", rows)]
 
 
-def words(values: Mapping[str, Any]) -> str:
+def options_text(values: Mapping[str, Any]) -> str:
     """Return options and their values as text."""
     return ", ".join(f"`{name}` {fields.show(value)}" for name, value in values.items()) or "nothing"
 
@@ -58,7 +58,7 @@ def key_tables() -> list[str]:
     """Return the tables of TRL's keys that are not options; keys with the same explanation share a row."""
     renamed = [(f"`{key}`", f"`{name}`") for key, name in sorted(trl_compat.RENAMED.items())]
     translated = [
-        (f"`{key}`", "; ".join(f"{value}: {words(said)}" for value, said in values.items()))
+        (f"`{key}`", "; ".join(f"{value}: {options_text(options)}" for value, options in values.items()))
         for key, values in sorted(trl_compat.TRANSLATED.items())
     ]
     lines = ["", "**Accepted as options**", "", *table("key | means", renamed + translated)]
@@ -81,16 +81,16 @@ PARTS = {
 """The generated parts of each file: name of the part, and the function that makes its lines."""
 
 
-def replaced(file: str) -> str:
-    """Return the text of a file with its generated parts made again."""
+def updated_text(file: str) -> str:
+    """Return the text of a file with its generated parts updated from the code."""
     text = (ROOT / file).read_text()
-    for name, made in PARTS[file].items():
+    for name, make_lines in PARTS[file].items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(start)
-        text = before + start + "\n".join(made()) + "\n\n" + end + rest.split(end)[1]
+        text = before + start + "\n".join(make_lines()) + "\n\n" + end + rest.split(end)[1]
     return text
 
 
 if __name__ == "__main__":
     for part in PARTS:
-        (ROOT / part).write_text(replaced(part))
+        (ROOT / part).write_text(updated_text(part))

@@ -32,7 +32,7 @@ TRL_COMMAND = (
 )
 
 
-def test_a_command_of_trl_is_valid_word_for_word() -> None:
+def test_a_command_of_trl_is_valid_unchanged() -> None:
     parsed = parse(TRL_COMMAND.split())
     config = parsed.job
     assert config.model.model_name_or_path == "Qwen/Qwen2-0.5B-Instruct"
@@ -43,7 +43,7 @@ def test_a_command_of_trl_is_valid_word_for_word() -> None:
     assert parsed.explicit == {word[2:] for word in TRL_COMMAND.split() if word.startswith("--")}
 
 
-def test_another_command_of_trl_is_valid_word_for_word() -> None:
+def test_another_command_of_trl_is_valid_unchanged() -> None:
     config = parse(
         "--model_name_or_path gpt2 --dataset_name data --learning_rate 5.0e-6 --per_device_train_batch_size 2 "
         "--max_steps 1000 --gradient_accumulation_steps 8 --gradient_checkpointing --eval_strategy steps "
@@ -57,7 +57,7 @@ def test_another_command_of_trl_is_valid_word_for_word() -> None:
     assert config.global_batch(num_workers=4) == 2 * 8 * 4
 
 
-def test_flags_win_over_the_file(tmp_path: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 1e-5\nbeta: 0.3\neval_strategy: no\n", encoding="utf-8")
     parsed = parse(["--config", str(path), "--beta", "0.5"])
@@ -87,7 +87,7 @@ def test_the_written_yaml_repeats_the_run(tmp_path: Path, command: str) -> None:
     assert again.explicit == set(HINTS)
 
 
-def test_the_written_yaml_is_plain_yaml_for_other_readers() -> None:
+def test_the_written_yaml_is_read_the_same_by_other_parsers() -> None:
     read = yaml.safe_load(to_yaml(parse(["--eval_strategy", "no", "--dataset_name", "a", "b"]).job))
     assert list(read) == list(HINTS)
     assert (read["eval_strategy"], read["dataset_name"], read["beta"], read["bf16"]) == ("no", ["a", "b"], 0.1, None)
@@ -101,7 +101,7 @@ def test_flat_names_are_unique_and_complete() -> None:
     assert [field.name for field in dataclasses.fields(JobConfig)] == list(SECTIONS)
 
 
-def test_a_config_travels_to_workers() -> None:
+def test_a_config_can_be_pickled_for_workers() -> None:
     config = parse(["--reference_label_selector", "raydpo-role=ref"]).job
     assert pickle.loads(pickle.dumps(config)) == config
 
@@ -163,7 +163,7 @@ def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str])
         assert word in str(caught.value)
 
 
-def test_direct_construction_is_checked_too() -> None:
+def test_direct_construction_is_validated_too() -> None:
     with pytest.raises(ConfigError, match="learning_rate=-1"):
         OptimConfig(learning_rate=-1)
     with pytest.raises(ConfigError, match="lerning_rate"):
@@ -181,27 +181,27 @@ def test_direct_construction_is_checked_too() -> None:
         (["--resume_from_checkpoint", "runs/a/checkpoint-10"], "runs/a/checkpoint-10"),
     ],
 )
-def test_resume_from_checkpoint(words: list[str], value: str) -> None:
+def test_resume_from_checkpoint_values(words: list[str], value: str) -> None:
     assert parse(words).job.run.resume_from_checkpoint == value
     assert from_flat({"resume_from_checkpoint": None}).run.resume_from_checkpoint == "none"
     assert from_flat({"resume_from_checkpoint": True}).run.resume_from_checkpoint == "auto"
 
 
-def test_eval_steps_follow_logging_steps() -> None:
+def test_eval_steps_default_to_logging_steps() -> None:
     config = parse("--eval_strategy steps --logging_steps 7".split()).job
     assert config.optim.eval_steps == 7
     assert parse("--eval_strategy steps --eval_steps 3".split()).job.optim.eval_steps == 3
     assert parse("--eval_strategy epoch".split()).job.optim.eval_steps is None
 
 
-def test_other_defaults_leave_what_the_user_set() -> None:
+def test_other_defaults_do_not_override_options_of_the_user() -> None:
     parsed = parse("--learning_rate 1e-5 --eval_strategy steps".split())
-    demo = parsed.with_defaults({"learning_rate": 3e-4, "logging_steps": 5, "output_dir": "runs/demo"})
-    other = demo.job
-    assert (other.optim.learning_rate, other.run.logging_steps, other.run.output_dir) == (1e-5, 5, "runs/demo")
-    assert other.optim.eval_steps == 5
-    assert demo.explicit == parsed.explicit
-    later = demo.with_defaults({"beta": 0.2}).job
+    with_demo_defaults = parsed.with_defaults({"learning_rate": 3e-4, "logging_steps": 5, "output_dir": "runs/demo"})
+    job = with_demo_defaults.job
+    assert (job.optim.learning_rate, job.run.logging_steps, job.run.output_dir) == (1e-5, 5, "runs/demo")
+    assert job.optim.eval_steps == 5
+    assert with_demo_defaults.explicit == parsed.explicit
+    later = with_demo_defaults.with_defaults({"beta": 0.2}).job
     assert (later.loss.beta, later.run.logging_steps, later.run.output_dir) == (0.2, 5, "runs/demo")
     with pytest.raises(ConfigError, match="betta"):
         parsed.with_defaults({"betta": 0.2})
@@ -218,20 +218,20 @@ def test_other_defaults_leave_what_the_user_set() -> None:
         ("--dtype bfloat16", "bfloat16", "bfloat16"),
     ],
 )
-def test_precision(command: str, on_cpu: str, on_gpu: str) -> None:
+def test_precision_by_option_and_device(command: str, on_cpu: str, on_gpu: str) -> None:
     config = parse(command.split()).job
     assert (config.precision(gpu=False), config.precision(gpu=True)) == (on_cpu, on_gpu)
 
 
-def test_the_order_has_the_runs_seed_or_its_own() -> None:
+def test_the_seed_of_the_order_defaults_to_the_seed_of_the_run() -> None:
     assert OptimConfig(seed=1).order_seed == 1
     assert OptimConfig(seed=1, data_seed=0).order_seed == 0
 
 
-def test_warm_up() -> None:
+def test_warmup_is_a_number_or_a_share_of_updates() -> None:
     assert OptimConfig().warmup_updates(100) == 0
     assert OptimConfig(warmup_steps=12).warmup_updates(100) == 12
-    assert OptimConfig(warmup_steps=0.1).warmup_updates(101) == 11  # a share is rounded up, as Hugging Face does
+    assert OptimConfig(warmup_steps=0.1).warmup_updates(101) == 11  # a share is rounded up, as in Hugging Face
     assert OptimConfig(warmup_ratio=0.1).warmup_updates(101) == 11
 
 
@@ -246,18 +246,18 @@ def test_help_shows_every_option_by_section(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_job_has_a_file_defaults_of_its_own_and_its_name_in_the_help(job: str) -> None:
+def test_a_job_has_a_script_defaults_of_its_own_and_its_name_in_the_help(job: str) -> None:
     assert f'program="{job}"' in (ROOT / "jobs" / f"{job}.py").read_text() or job == "dpo"
     parsed = parse([], job)
-    given = parsed.job
-    assert {name: value for name, value in to_flat(given).items() if value != to_flat(parse([]).job)[name]} == dict(
-        JOBS[job].defaults
-    )
+    job_config = parsed.job
+    assert {
+        name: value for name, value in to_flat(job_config).items() if value != to_flat(parse([]).job)[name]
+    } == dict(JOBS[job].defaults)
     assert parsed.explicit == frozenset()
     assert f"python jobs/{job}.py" in help_text(job)
 
 
-def test_what_the_user_says_wins_over_the_defaults_of_a_job(tmp_path: Path) -> None:
+def test_options_of_the_user_override_the_defaults_of_a_job(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("loss_type: simpo\ncpo_alpha: 0.0\n", encoding="utf-8")
     parsed = parse(["--config", str(path), "--simpo_gamma", "1"], "cpo")
@@ -267,7 +267,7 @@ def test_what_the_user_says_wins_over_the_defaults_of_a_job(tmp_path: Path) -> N
     assert parsed.explicit == {"loss_type", "cpo_alpha", "simpo_gamma"}
 
 
-def test_a_run_of_any_job_is_repeated_by_its_written_config(tmp_path: Path) -> None:
+def test_the_written_config_repeats_a_run_of_any_job(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for job in JOBS:
         path.write_text(to_yaml(parse([], job).job), encoding="utf-8")
@@ -282,23 +282,37 @@ def test_a_run_of_any_job_is_repeated_by_its_written_config(tmp_path: Path) -> N
         ("cpo", "--no_reference_free", ["reference_free=false", "jobs/dpo.py"]),
     ],
 )
-def test_a_job_refuses_what_is_anothers(job: str, command: str, words: list[str]) -> None:
+def test_a_job_refuses_the_objectives_of_other_jobs(job: str, command: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(command.split(), job)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_every_count_and_size_names_its_unit() -> None:
-    bare = {"adam_beta1", "adam_beta2", "adam_epsilon", "beta", "gradient_accumulation_steps", "label_smoothing"}
-    bare |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
-    bare |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
-    bare |= {"ref_model_mixup_alpha"}
-    bare |= {"discopop_tau", "f_alpha_divergence_coef", "ld_alpha", "router_aux_loss_coef", "rpo_alpha", "simpo_gamma"}
+def test_every_count_and_size_has_a_unit() -> None:
+    without_unit = {
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "beta",
+        "gradient_accumulation_steps",
+        "label_smoothing",
+    }
+    without_unit |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
+    without_unit |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
+    without_unit |= {"ref_model_mixup_alpha"}
+    without_unit |= {
+        "discopop_tau",
+        "f_alpha_divergence_coef",
+        "ld_alpha",
+        "router_aux_loss_coef",
+        "rpo_alpha",
+        "simpo_gamma",
+    }
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
             numeric = HINTS[field.name] in (int, float, int | None, float | None)
-            assert bool(field.metadata["unit"]) == (numeric and field.name not in bare), field.name
+            assert bool(field.metadata["unit"]) == (numeric and field.name not in without_unit), field.name
 
 
 def test_config_needs_neither_torch_nor_ray() -> None:
@@ -308,7 +322,7 @@ def test_config_needs_neither_torch_nor_ray() -> None:
 
 
 def test_every_option_is_read_by_the_package() -> None:
-    """An option that nothing reads does nothing."""
+    """Check that no option is unused: one that nothing reads would have no effect."""
     package = Path(options_of.__file__).parents[1]
     read = {
         node.attr

@@ -1,4 +1,4 @@
-"""How text from flags and YAML becomes values, and what is said of text that cannot."""
+"""Converting text from flags and YAML to values, and the errors for text that cannot be converted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from raydpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Oven(Section):
-    """A section to try the machinery on."""
+    """A section of options for these tests."""
 
     heat: float = option(180.0, "How hot.", above(0), "degrees")
     trays: int = option(1, "How many trays.", at_least(1), "trays")
@@ -34,14 +34,14 @@ class Oven(Section):
     timer: int | None = option(None, "Minutes to run. Unset: until stopped.", at_least(1), "minutes")
     dishes: tuple[str, ...] = option((), "What is in it.")
     spices: dict[str, float] = option({}, "Grams of each.")
-    settings: dict[str, Any] = option({}, "Whatever else it is told.")
+    settings: dict[str, Any] = option({}, "Other settings.")
 
 
 HINTS = hints_of(Oven)
 
 
 def bake(command: str) -> Oven:
-    """The section as a command line says."""
+    """Return the section that a command line gives."""
     return Oven(**read_flags(command.split(), HINTS))
 
 
@@ -107,7 +107,7 @@ def test_errors_name_value_rule_and_remedy(command: str, words: list[str]) -> No
         assert word in str(caught.value)
 
 
-def test_values_of_python_pass_and_wrong_types_do_not() -> None:
+def test_python_values_are_converted_and_wrong_types_are_refused() -> None:
     oven = Oven(heat=200, dishes=["pie"], spices={"salt": 1})
     assert (oven.heat, oven.dishes, oven.spices) == (200.0, ("pie",), {"salt": 1.0})
     assert isinstance(oven.heat, float)
@@ -117,7 +117,7 @@ def test_values_of_python_pass_and_wrong_types_do_not() -> None:
             Oven(**wrong)
 
 
-def test_defaults_that_can_change_are_not_shared() -> None:
+def test_mutable_defaults_are_not_shared() -> None:
     Oven().spices["salt"] = 1.0
     assert Oven().spices == {}
 
@@ -128,13 +128,13 @@ def test_a_list_of_one_stands_for_its_element() -> None:
 
 
 def write(folder: Path, text: str) -> str:
-    """A YAML file with the text."""
+    """Write the text to a YAML file and return its path."""
     path = folder / "run.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def test_yaml_scalars_mean_what_they_say(tmp_path: Path) -> None:
+def test_yaml_scalars_are_converted_by_the_type_of_the_option(tmp_path: Path) -> None:
     text = "mode: no\nheat: 1e2\nfan: yes\ntimer: null\ndishes: [pie, 'a,b']\nspices: {salt: 2}\n"
     oven = Oven(**read(write(tmp_path, text)))
     assert oven == Oven(mode="no", heat=100.0, fan=True, timer=None, dishes=("pie", "a,b"), spices={"salt": 2.0})
@@ -144,7 +144,7 @@ def test_an_empty_yaml_sets_nothing(tmp_path: Path) -> None:
     assert read(write(tmp_path, "# nothing yet\n")) == {}
 
 
-def test_yaml_may_be_nested(tmp_path: Path) -> None:
+def test_yaml_can_be_nested(tmp_path: Path) -> None:
     text = "settings:\n  n: 2\n  deep:\n    - x: no\n"
     assert read(write(tmp_path, text)) == {"settings": {"n": "2", "deep": [{"x": "no"}]}}
 
@@ -157,12 +157,12 @@ def test_yaml_may_be_nested(tmp_path: Path) -> None:
         ("\x00", "cannot read"),
     ],
 )
-def test_yaml_that_cannot_be_used_is_refused(tmp_path: Path, text: str, word: str) -> None:
+def test_invalid_yaml_is_refused(tmp_path: Path, text: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         read(write(tmp_path, text))
 
 
-def test_a_yaml_key_given_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_yaml_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="heat twice"):
         read(write(tmp_path, "heat: 1\ntrays: 2\nheat: 3\n"))
 
@@ -180,7 +180,7 @@ def test_help_shows_default_unit_and_rule() -> None:
     assert "--trays INTEGER How many trays. [default: 3; in trays; at least 1]" in text
 
 
-def test_a_flag_of_unknown_kind_takes_any_words() -> None:
+def test_a_flag_of_unknown_type_takes_any_words() -> None:
     hints = {"anything": object, "fan": bool}
     found = read_flags(["--anything", "a", "b", "--fan"], hints)
     assert found == {"anything": "a b", "fan": "true"}

@@ -1,4 +1,4 @@
-"""Names and defaults against those of TRL, read from TRL itself."""
+"""Names and defaults of options, compared with those of the installed TRL."""
 
 import dataclasses
 import inspect
@@ -20,8 +20,8 @@ OURS = {
     "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
     "bco_running_mean",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
-    "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had
-    "rpo_alpha",  # them until 0.28
+    "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had these
+    "rpo_alpha",  # and this one until 0.28
     "warmup_ratio",  # transformers had it until version 5
 }  # fmt: skip
 DIFFERENT = {
@@ -32,11 +32,11 @@ DIFFERENT = {
     "gradient_checkpointing": (True, None),
     "resume_from_checkpoint": (None, "auto"),
 }
-"""Option: (TRL's default, ours); the help of each says what ours means."""
+"""Default in TRL and default here, by option; the help text of each option explains the default here."""
 
 
 def trl_defaults() -> dict[str, Any]:
-    """Default of every option that a DPO, ORPO or CPO command of TRL takes."""
+    """Return the default of every option that a DPO, ORPO or CPO command of TRL takes."""
     from trl.experimental.cpo import CPOConfig
     from trl.experimental.orpo import ORPOConfig
 
@@ -56,17 +56,17 @@ def trl_defaults() -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A default without the differences of writing: a list of one is its element, no list and no value are the same."""
+    """Return a default in a common notation: a list of one is its element, an empty list or mapping is None."""
     if isinstance(value, list | tuple):
         value = value[0] if len(value) == 1 else tuple(value)
     return None if value in ((), {}) else getattr(value, "value", value)
 
 
-def test_names_are_those_of_trl_or_known_to_be_ours() -> None:
+def test_names_are_those_of_trl_or_listed_as_ours() -> None:
     assert set(HINTS) - set(trl_defaults()) == OURS
 
 
-def test_defaults_are_those_of_trl_or_known_to_differ() -> None:
+def test_defaults_are_those_of_trl_or_listed_as_different() -> None:
     theirs = trl_defaults()
     differing = {
         name: (plain(theirs[name]), plain(value))
@@ -84,13 +84,13 @@ def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
         assert plain(to_flat(parse([], "cpo").job)[name]) == theirs[name]
 
 
-def test_each_key_of_trl_has_exactly_one_place() -> None:
-    places = [
+def test_each_key_of_trl_is_in_exactly_one_table() -> None:
+    tables = [
         set(HINTS),
         *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.NO_EFFECT, trl_compat.REFUSED)),
     ]
-    assert {key: count for key in trl_defaults() if (count := sum(key in place for place in places)) != 1} == {}
-    assert all(sum(key in place for place in places) == 1 for key in trl_compat.KEYS)
+    assert {key: count for key in trl_defaults() if (count := sum(key in table for table in tables)) != 1} == {}
+    assert all(sum(key in table for table in tables) == 1 for key in trl_compat.KEYS)
 
 
 def test_neutral_values_are_trls_defaults() -> None:
@@ -99,10 +99,10 @@ def test_neutral_values_are_trls_defaults() -> None:
     assert {key: (theirs[key], ours[key]) for key in theirs.keys() & ours if plain(theirs[key]) != ours[key]} == {}
 
 
-def test_every_default_of_trl_is_taken_in_silence() -> None:
-    foreign = {key: value for key, value in trl_defaults().items() if key not in HINTS}
-    assert parse_options(foreign).notices == ()
-    assert from_flat(foreign) == JobConfig()
+def test_every_default_of_trl_is_accepted_without_a_notice() -> None:
+    not_options = {key: value for key, value in trl_defaults().items() if key not in HINTS}
+    assert parse_options(not_options).notices == ()
+    assert from_flat(not_options) == JobConfig()
 
 
 def test_schedules_and_their_arguments_are_those_of_transformers() -> None:
@@ -110,5 +110,5 @@ def test_schedules_and_their_arguments_are_those_of_transformers() -> None:
     named = {kind.value: schedule for kind, schedule in optimization.TYPE_TO_SCHEDULER_FUNCTION.items()}
     assert set(named) - set(SCHEDULERS) == {"reduce_lr_on_plateau", "greedy"}  # these follow a metric
     common = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-    for name, taken in SCHEDULERS.items():
-        assert set(inspect.signature(named[name]).parameters) - common == set(taken), name
+    for name, arguments in SCHEDULERS.items():
+        assert set(inspect.signature(named[name]).parameters) - common == set(arguments), name

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.config import parse
-from tests.config.option_table import PARTS, ROOT, replaced
+from tests.config.option_table import PARTS, ROOT, updated_text
 
 PAGES = [ROOT / name for name in ("README.md", "jobs/README.md", "cluster/README.md")]
 JOB = re.compile(r"^\s*(?:ray job submit .* -- +)?python jobs/(dpo|orpo|cpo|score_reference)\.py (.*)", re.MULTILINE)
@@ -34,7 +34,7 @@ def string_parts() -> str:
 
 @pytest.mark.parametrize("file", sorted(PARTS))
 def test_the_tables_are_up_to_date(file: str) -> None:
-    assert (ROOT / file).read_text() == replaced(file), "run: python -m tests.config.option_table"
+    assert (ROOT / file).read_text() == updated_text(file), "run: python -m tests.config.option_table"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

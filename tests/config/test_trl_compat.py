@@ -1,4 +1,4 @@
-"""Keys of TRL's that are no options here: taken under another name, told of, or refused."""
+"""Keys of TRL that are not options here: accepted under another name, ignored with a notice, or refused."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from raydpo.errors import ConfigError
 
 
 def notices(command: str) -> list[str]:
-    """What is said of a command."""
+    """Return the notices that a command gives."""
     return list(parse(command.split()).notices)
 
 
@@ -34,7 +34,7 @@ def notices(command: str) -> list[str]:
         ("--use_flash_attention_2", {"attn_implementation": "flash_attention_2"}),
     ],
 )
-def test_other_names_of_options_are_honoured(command: str, expected: dict[str, object]) -> None:
+def test_other_names_of_options_are_accepted(command: str, expected: dict[str, object]) -> None:
     parsed = parse(command.split())
     config = parsed.job
     assert config == from_flat(expected)
@@ -42,7 +42,7 @@ def test_other_names_of_options_are_honoured(command: str, expected: dict[str, o
     assert parsed.notices == ()
 
 
-def test_each_other_name_leads_to_an_option() -> None:
+def test_each_other_name_stands_for_an_option() -> None:
     assert set(RENAMED.values()) <= set(HINTS)
     for table in TRANSLATED.values():
         for values in table.values():
@@ -58,19 +58,19 @@ def test_each_other_name_leads_to_an_option() -> None:
         ("--num_processes many", ["num_workers=many", "whole number"]),
     ],
 )
-def test_other_names_are_held_to_the_rules(command: str, words: list[str]) -> None:
+def test_other_names_are_checked_like_options(command: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(command.split())
     for word in words:
         assert word in str(caught.value)
 
 
-def test_two_names_may_say_the_same() -> None:
+def test_two_names_may_give_the_same_value() -> None:
     config = parse("--activation_checkpointing --gradient_checkpointing true --bf16 --mixed_precision bf16".split()).job
     assert config == from_flat({"gradient_checkpointing": True, "bf16": True})
 
 
-def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
+def test_a_flag_overrides_another_name_in_the_file(tmp_path: object) -> None:
     path = f"{tmp_path}/run.yaml"
     with open(path, "w") as stream:
         stream.write("torch_dtype: float32\naccelerate_config: zero3\npush_to_hub: true\n")
@@ -79,7 +79,7 @@ def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("--no_remove_unused_columns", "remove_unused_columns=false has no effect here: columns that are not needed"),
         ("--precompute_ref_log_probs", "precompute_ref_log_probs=true has no effect here: reference log-probs"),
@@ -91,13 +91,13 @@ def test_a_flag_wins_over_another_name_in_the_file(tmp_path: object) -> None:
         ("--hub_token hf_secret", "hub_token=... has no effect here: nothing is pushed"),
     ],
 )
-def test_keys_without_meaning_are_told_of_once(command: str, said: str) -> None:
+def test_keys_without_effect_give_one_notice(command: str, message: str) -> None:
     (notice,) = notices(command)
-    assert notice.startswith(said)
+    assert notice.startswith(message)
     assert "hf_secret" not in notice
 
 
-def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
+def test_the_values_of_keys_without_effect_can_be_nested() -> None:
     (notice,) = parse(["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']).notices
     assert notice.startswith('gradient_checkpointing_kwargs={"use_reentrant": false} has no effect here')
     (notice,) = parse_options({"gradient_checkpointing_kwargs": {"use_reentrant": False}}).notices
@@ -112,7 +112,7 @@ def test_the_values_of_keys_without_meaning_may_be_nested() -> None:
         "--optim adamw_hf --neftune_noise_alpha none --label_smoothing_factor 0.0 --lora_task_type CAUSAL_LM",
     ],
 )
-def test_neutral_values_are_taken_in_silence(command: str) -> None:
+def test_neutral_values_give_no_notice(command: str) -> None:
     parsed = parse(command.split())
     config = parsed.job
     assert config == from_flat({})
@@ -139,20 +139,20 @@ def test_neutral_values_are_taken_in_silence(command: str) -> None:
         ("--padding_fre", ["padding_fre ", "nearest is padding_free"]),
     ],
 )
-def test_keys_that_promise_what_is_not_done_are_refused(command: str, words: list[str]) -> None:
+def test_keys_of_unsupported_features_are_refused(command: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(command.split())
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_reference_that_nothing_is_held_against_is_told_of() -> None:
+def test_a_reference_that_is_not_used_gives_a_notice() -> None:
     assert parse("--reference_model other".split()).notices == ()
     (notice,) = parse("--reference_model other".split(), "orpo").notices
     assert "the objective takes no reference" in notice
 
 
-def test_what_is_written_and_carried_on_holds_options_only() -> None:
+def test_the_written_config_has_options_only() -> None:
     parsed = parse("--use_cpu --dataset_num_proc 8 --label_smoothing 0.1".split())
     config = parsed.job
     assert len(parsed.notices) == 2
@@ -162,7 +162,7 @@ def test_what_is_written_and_carried_on_holds_options_only() -> None:
     assert "dataset_num_proc" not in to_yaml(config)
 
 
-def test_every_key_says_what_happens_or_what_to_do() -> None:
+def test_every_key_has_an_explanation() -> None:
     assert set(FLAGS) == KEYS | set(HINTS)
     for key, entry in {**NO_EFFECT, **REFUSED}.items():
         assert entry.text, key

@@ -1,4 +1,4 @@
-"""Configs and commands as TRL's documentation and well-known recipes have them, word for word in keys and values."""
+"""Configs and commands from the documentation of TRL and from well-known recipes, with unchanged keys and values."""
 
 from pathlib import Path
 
@@ -90,27 +90,27 @@ warmup_ratio: 0.1
 """
 
 
-def told(parsed: ParsedOptions) -> list[str]:
-    """Keys that something is said of."""
+def keys_with_notices(parsed: ParsedOptions) -> list[str]:
+    """Return the keys that give a notice."""
     return [notice.split("=")[0] for notice in parsed.notices]
 
 
-def test_the_command_in_trls_script() -> None:
+def test_the_command_in_trls_script_is_valid() -> None:
     parsed = parse(FULL.split())
     config = parsed.job
-    assert told(parsed) == ["remove_unused_columns"]
+    assert keys_with_notices(parsed) == ["remove_unused_columns"]
     assert config.data.dataset_name == ("trl-lib/ultrafeedback_binarized",)
     assert (config.optim.learning_rate, config.optim.max_steps, config.optim.eval_steps) == (5e-7, 1000, 50)
     assert config.run.output_dir == "Qwen2-0.5B-DPO"
 
 
-def test_the_command_with_lora() -> None:
+def test_the_command_with_lora_is_valid() -> None:
     config = parse(LORA.split()).job
     assert (config.adapter.use_peft, config.adapter.lora_r, config.adapter.lora_alpha) == (True, 32, 16)
 
 
 @pytest.mark.parametrize("text", DOCUMENTED)
-def test_the_documented_files(text: str, tmp_path: Path) -> None:
+def test_the_documented_files_are_valid(text: str, tmp_path: Path) -> None:
     path = tmp_path / "dpo_config.yaml"
     path.write_text(text)
     parsed = parse(["--config", str(path)])
@@ -122,17 +122,17 @@ def test_the_documented_files(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("job", ["orpo", "cpo"])
-def test_the_commands_for_orpo_and_cpo(job: str) -> None:
+def test_the_commands_for_orpo_and_cpo_are_valid(job: str) -> None:
     assert parse(ORPO.split(), job).notices == ()
     parsed = parse(EXAMPLE.split(), job)
     config = parsed.job
-    assert told(parsed) == ["remove_unused_columns"]
+    assert keys_with_notices(parsed) == ["remove_unused_columns"]
     assert (config.run.logging_first_step, config.run.report_to, config.optim.bf16) == (True, ("wandb",), True)
     assert config.loss.loss_type == (("orpo",) if job == "orpo" else ("sigmoid",))
     assert not config.loss.needs_reference
 
 
-def test_the_alignment_handbook_is_refused_only_for_what_it_promises_beyond(tmp_path: Path) -> None:
+def test_the_alignment_handbook_is_refused_only_for_unsupported_keys(tmp_path: Path) -> None:
     path = tmp_path / "config_full.yaml"
     path.write_text(ZEPHYR)
     keys = yaml.safe_load(ZEPHYR)
@@ -147,12 +147,12 @@ def test_the_alignment_handbook_is_refused_only_for_what_it_promises_beyond(tmp_
         del keys[refused[-1]]
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
     assert refused == ["dataset_mixture", "push_to_hub"]
-    assert told(parsed) == [
+    assert keys_with_notices(parsed) == [
         "dataset_num_proc",
         "do_eval",
         "gradient_checkpointing_kwargs",
         "hub_model_id",
         "log_level",
     ]
-    assert parsed.explicit == keys.keys() - set(told(parsed)) - {"torch_dtype", "optim"}
+    assert parsed.explicit == keys.keys() - set(keys_with_notices(parsed)) - {"torch_dtype", "optim"}
     assert (config.loss.beta, config.optim.lr_scheduler_type, config.optim.warmup_ratio) == (0.01, "cosine", 0.1)
