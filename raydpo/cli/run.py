@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None, program: str = "dpo") -> int:
         from raydpo import pipeline
         from raydpo.stages.summarize import print_summary
 
+        if program == SCORE_REFERENCE:
+            pipeline.check_scores_reference(parsed.job)
         job, is_demo = complete(parsed)
         start_ray(job)
         summary = (pipeline.score_only if program == SCORE_REFERENCE else pipeline.run)(job)

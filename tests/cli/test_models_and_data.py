@@ -1,4 +1,4 @@
-"""Which model and which pairs a run gets: those that are named, the built-in ones, or an error."""
+"""The model and the pairs of a run: those that are named, the built-in ones, or an error."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from raydpo.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A folder in place of the built-in model, which takes a minute to train."""
+    """Return a folder that replaces the built-in model, which takes a minute to train."""
     folder = str(tmp_path / "starter-model")
     monkeypatch.setattr(story, "ensure_starter", lambda cache_dir, on_progress: folder)
     return folder
@@ -39,7 +39,7 @@ def test_no_options_run_the_demonstration(tmp_path: Path, starter: str) -> None:
     assert len(lines) == HELD_OUT_PAIRS < TRAIN_PAIRS
 
 
-def test_options_of_the_user_go_before_those_of_the_demonstration(tmp_path: Path) -> None:
+def test_options_of_the_user_override_those_of_the_demonstration(tmp_path: Path) -> None:
     job, is_demo = completed(tmp_path, learning_rate=1e-5, eval_strategy="no")
     assert is_demo
     assert (job.optim.learning_rate, job.optim.eval_strategy) == (1e-5, "no")
@@ -63,7 +63,7 @@ def test_another_model_can_train_on_the_built_in_pairs(tmp_path: Path) -> None:
     assert job.optim.learning_rate == JobConfig().optim.learning_rate
 
 
-def test_a_model_and_pairs_are_left_as_they_are(tmp_path: Path) -> None:
+def test_a_named_model_and_named_pairs_are_not_changed(tmp_path: Path) -> None:
     parsed = config.parse(["--model_name_or_path", "some/model", "--dataset_name", "pairs.jsonl"])
     assert complete(parsed) == (parsed.job, False)
     assert not (tmp_path / "run").exists()
@@ -78,3 +78,14 @@ def test_pairs_without_a_model_are_refused_with_the_remedy(program: str, capsys:
     assert "model_name_or_path=starter" in printed.err
     with pytest.raises(ConfigError, match="name the model to train"):
         check_model_named(with_output_dir(config.parse(["--dataset_name", "a", "b"], program), program).job)
+
+
+def test_nothing_to_score_is_found_out_before_a_model_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unexpected(*arguments: Any) -> str:
+        raise AssertionError("the built-in model is not needed")
+
+    monkeypatch.setattr(story, "ensure_starter", unexpected)
+    assert main(["--loss_type", "simpo"], "score_reference") == BAD_INPUT
+    assert capsys.readouterr().err.startswith("error: loss_type=simpo takes no reference")
