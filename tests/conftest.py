@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share (one Ray instance, a tiny model), and the marker of the lane without Ray."""
+"""Fixtures shared by all tests (one Ray instance, a tiny model), and the marker `ray` of the tests that need Ray."""
 
 import os
 from collections.abc import Iterator
@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Runs beside each other have more threads than cores: one that spins while it waits takes a core from another.
+# Processes that run in parallel have more threads than cores: a thread that spins while it waits blocks another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# How often Ray Train looks at its workers: at its 2 s, tiny runs mostly wait to be seen to have saved or ended.
+# Interval at which Ray Train polls its workers: at the default of 2 s, tiny runs spend most of their time waiting
+# until Ray Train notices that they have saved or ended.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# An actor a run, which imports Ray Train to look out for a cloud's notice that a node will go.
+# The watcher for a cloud's notice that a node will be preempted is one actor per run, which has to import Ray Train.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses the shared Ray instance, so that the fast lane can leave it out."""
+    """Mark each test that uses the shared Ray instance with `ray`, so that `-m "not ray"` deselects it."""
     for item in items:
         if "ray_local" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
@@ -24,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One Ray instance for the whole session."""
+    """Start one Ray instance for the whole session."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -34,7 +35,7 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with a byte-level tokenizer and a chat template, as a Hugging Face folder."""
+    """Return the Hugging Face folder of a random two-layer Llama with a byte-level tokenizer and a chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

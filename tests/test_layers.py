@@ -1,4 +1,4 @@
-"""Which room may import which, and who may touch Ray, DeepSpeed and torch: read from the source, functions included."""
+"""Which subpackage may import which, and which may import Ray, DeepSpeed or torch, including imports in functions."""
 
 import ast
 import re
@@ -12,8 +12,8 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "raydpo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Imports go down this list only, or stay in the room.
-ROOMS = (
+# A subpackage imports only from itself and from those before it in this list.
+SUBPACKAGES = (
     "errors",
     "config",
     "objectives",
@@ -32,9 +32,9 @@ ROOMS = (
     "demo",
     "cli",
 )
-RAY_ROOMS = {"runtime", "data", "reference", "feed", "training", "stages", "cli"}
-# What a room may import beside Python and raydpo.
-PURE = {
+MAY_IMPORT_RAY = {"runtime", "data", "reference", "feed", "training", "stages", "cli"}
+# Third-party packages that a subpackage may import; the others may import all of them.
+ALLOWED = {
     "errors": set(),
     "config": {"yaml"},
     "objectives": {"torch"},
@@ -43,7 +43,7 @@ PURE = {
     "tr_dpo": {"torch", "transformers", "peft"},
     "feed": {"numpy", "ray"},
 }
-OUTSIDE = {
+THIRD_PARTY = {
     "datasets",
     "deepspeed",
     "fsspec",
@@ -60,19 +60,19 @@ OUTSIDE = {
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
-def room_of(path: Path) -> str:
-    """The folder or, at the top, the file that a module lies in."""
+def subpackage_of(path: Path) -> str:
+    """Return the folder directly below raydpo that a module is in or, for a module there, its own name."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @cache
-def tree_of(path: Path) -> ast.Module:
-    """The module's syntax tree."""
+def syntax_tree(path: Path) -> ast.Module:
+    """Return the syntax tree of a module."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all that is imported below a node; `from a import b` gives a.b."""
+    """Yield the dotted names of all imports below a node; `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -81,69 +81,77 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def roots(tree: ast.AST) -> set[str]:
-    """Top-level packages that are imported."""
+def imported_packages(tree: ast.AST) -> set[str]:
+    """Return the top-level packages that are imported below a node."""
     return {name.split(".")[0] for name in imports(tree)}
 
 
-def rooms_imported(tree: ast.AST) -> set[str]:
-    """Rooms of this package that are imported."""
+def imported_subpackages(tree: ast.AST) -> set[str]:
+    """Return the subpackages of raydpo that are imported below a node."""
     return {name.split(".")[1] for name in imports(tree) if name.startswith("raydpo.")}
 
 
 @each_module
 def test_imports_go_down(path: Path) -> None:
-    room = room_of(path)
-    if room == "__init__":
-        assert rooms_imported(tree_of(path)) == set()
+    subpackage = subpackage_of(path)
+    if subpackage == "__init__":
+        assert imported_subpackages(syntax_tree(path)) == set()
         return
-    assert room in ROOMS, f"{room} has no place in the order of rooms"
-    for other in rooms_imported(tree_of(path)) - {room}:
-        assert ROOMS.index(other) < ROOMS.index(room), f"{room} must not import {other}"
+    assert subpackage in SUBPACKAGES, f"{subpackage} has no place in the order of subpackages"
+    for other in imported_subpackages(syntax_tree(path)) - {subpackage}:
+        assert SUBPACKAGES.index(other) < SUBPACKAGES.index(subpackage), f"{subpackage} must not import {other}"
 
 
 @each_module
-def test_ray_and_deepspeed_stay_in_their_rooms(path: Path) -> None:
-    room, tree = room_of(path), tree_of(path)
-    assert "ray" not in roots(tree) or room in RAY_ROOMS
-    assert "deepspeed" not in roots(tree) or room == "training"
-    # The driver imports training/ too, and importing DeepSpeed there needs a GPU where its build has one.
+def test_ray_and_deepspeed_are_imported_only_where_allowed(path: Path) -> None:
+    subpackage, tree = subpackage_of(path), syntax_tree(path)
+    assert "ray" not in imported_packages(tree) or subpackage in MAY_IMPORT_RAY
+    assert "deepspeed" not in imported_packages(tree) or subpackage == "training"
+    # The driver imports training/ too, and a DeepSpeed built for GPUs can be imported only on a machine with a GPU.
     at_import = {
-        root for statement in tree.body if not isinstance(statement, ast.FunctionDef) for root in roots_now(statement)
+        package
+        for statement in tree.body
+        if not isinstance(statement, ast.FunctionDef)
+        for package in packages_at_import(statement)
     }
     assert "deepspeed" not in at_import
 
 
-def roots_now(statement: ast.stmt) -> set[str]:
-    """Packages that a statement imports when the module is imported: not those inside methods."""
+def packages_at_import(statement: ast.stmt) -> set[str]:
+    """Return the packages that a statement imports when its module is imported: all except those inside functions."""
     if isinstance(statement, ast.ClassDef):
-        return {root for inner in statement.body if not isinstance(inner, ast.FunctionDef) for root in roots_now(inner)}
-    return roots(statement)
+        return {
+            package
+            for inner in statement.body
+            if not isinstance(inner, ast.FunctionDef)
+            for package in packages_at_import(inner)
+        }
+    return imported_packages(statement)
 
 
 @each_module
-def test_pure_rooms_import_little(path: Path) -> None:
-    allowed = PURE.get(room_of(path))
+def test_subpackages_import_only_allowed_packages(path: Path) -> None:
+    allowed = ALLOWED.get(subpackage_of(path))
     if allowed is not None:
-        assert roots(tree_of(path)) & OUTSIDE <= allowed
+        assert imported_packages(syntax_tree(path)) & THIRD_PARTY <= allowed
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
-    waiting = {}
-    for name, path in names.items():
+def test_there_are_no_circular_imports() -> None:
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    remaining = {}
+    for name, path in modules.items():
         # `a.b.c.` starts with `a.b.` where c is imported from the module a.b.
-        found = [f"{imported}." for imported in imports(tree_of(path))]
-        waiting[name] = {other for other in names if any(imported.startswith(f"{other}.") for imported in found)}
-    while ready := {name for name, needs in waiting.items() if not needs & set(waiting)}:
+        prefixes = [f"{imported}." for imported in imports(syntax_tree(path))]
+        remaining[name] = {other for other in modules if any(imported.startswith(f"{other}.") for imported in prefixes)}
+    while ready := {name for name, imported_modules in remaining.items() if not imported_modules & set(remaining)}:
         for name in ready:
-            del waiting[name]
-    assert sorted(waiting) == []
+            del remaining[name]
+    assert sorted(remaining) == []
 
 
 @each_module
 def test_public_functions_are_documented(path: Path) -> None:
-    tree = tree_of(path)
+    tree = syntax_tree(path)
     assert ast.get_docstring(tree), "the module has no docstring"
     scopes: list[ast.Module | ast.ClassDef] = [tree]
     while scopes:
@@ -155,13 +163,13 @@ def test_public_functions_are_documented(path: Path) -> None:
 
 
 FRAGMENTS = re.compile(r"Of |As `|The same|-> ")
-"""Beginnings of a docstring that is no sentence of its own."""
+"""Matches the beginning of a docstring that is not a sentence of its own."""
 
 
 @each_module
 def test_docstrings_are_sentences(path: Path) -> None:
-    """Strings that stand alone document what is above them or around them."""
-    for node in ast.walk(tree_of(path)):
+    """Check all strings that are statements: docstrings of modules, classes and functions, and those below fields."""
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             text = node.value.value.strip()
             assert not FRAGMENTS.match(text), f"line {node.lineno}: {text}"
@@ -170,7 +178,7 @@ def test_docstrings_are_sentences(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_test_module_is_imported(path: Path) -> None:
-    """What tests share lies in modules of its own, so that a test can be read and moved by itself."""
+    """Check that shared helpers are in modules of their own, so that a test module can be read and moved by itself."""
     for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
         parts = name.split(".")
         shared = parts[0] != "tests" or not any(part.startswith("test_") or part == "conftest" for part in parts)
@@ -179,7 +187,7 @@ def test_no_test_module_is_imported(path: Path) -> None:
 
 @each_module
 def test_no_broad_except(path: Path) -> None:
-    for node in ast.walk(tree_of(path)):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.ExceptHandler):
             caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {"all"}
             assert not caught & {"all", "Exception", "BaseException"}, f"line {node.lineno}"

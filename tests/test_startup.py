@@ -1,4 +1,4 @@
-"""What a process of a run loads before it can work: each import is paid again in every actor and every worker."""
+"""The packages that the processes of a run import at start: every actor and every worker pays for each import again."""
 
 import subprocess
 import sys
@@ -12,11 +12,14 @@ HEAVY = {"deepspeed", "peft", "ray", "torch", "transformers"}
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("raydpo.config", set()),  # `--help`, and a mistake in an option, are answered at once
-        ("raydpo.feed.actor", {"ray"}),  # the first update waits for the actor that gives batches
-        ("raydpo.training.task", set()),  # Ray Train's controller reads it before it asks for workers
+        ("raydpo.config", set()),  # `--help` and errors in options appear without delay
+        ("raydpo.feed.actor", {"ray"}),  # the first update waits for the actor that serves batches
+        ("raydpo.training.task", set()),  # Ray Train's controller imports it before it requests workers
         ("raydpo.reference.scorer", {"torch", "transformers"}),
-        ("raydpo.training.worker", {"ray", "torch", "transformers"}),  # peft only for an adapter, DeepSpeed in a worker
+        (
+            "raydpo.training.worker",
+            {"ray", "torch", "transformers"},
+        ),  # peft only with an adapter, DeepSpeed once it trains
     ],
 )
 def test_a_module_loads_only_what_its_process_needs(module: str, allowed: set[str]) -> None:

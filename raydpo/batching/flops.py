@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from raydpo.batching.prefix_tree import PromptTree
 
-PADDED_TO = 8
+PAD_TO_MULTIPLE_OF = 8
 """Padded rows are a multiple of this many tokens wide: matrix units are faster, and allocators see fewer shapes."""
 
 
 def padded_width(longest: int) -> int:
     """Return the row width, in tokens, of a padded batch whose longest sequence has `longest` tokens.
 
-    It is `longest` rounded up to a multiple of `PADDED_TO`.
+    It is `longest` rounded up to a multiple of `PAD_TO_MULTIPLE_OF`.
     """
-    return -(-longest // PADDED_TO) * PADDED_TO
+    return -(-longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class FlopsModel:
 
     def _between(self, tokens: int) -> float:
         """Return the FLOPs of attention between the tokens of one causal sequence."""
-        return sum(flops * visible(tokens, window) for flops, window in self.attention)
+        return sum(flops * visible_pairs(tokens, window) for flops, window in self.attention)
 
 
-def visible(tokens: int, window: int | None = None) -> int:
+def visible_pairs(tokens: int, window: int | None = None) -> int:
     """Return the number of visible (query, key) pairs in causal attention over `tokens` tokens.
 
     A query sees itself and the `window` - 1 tokens before it; without `window`, all tokens before it.

@@ -74,7 +74,7 @@ class EpochOrder:
         return pairs[permutation(len(pairs), *self._key, index + 1)] if self._shuffle else pairs
 
 
-def grouped(keys: Sequence[bytes]) -> IntArray:
+def group_equal_keys(keys: Sequence[bytes]) -> IntArray:
     """Return indices, [keys], that move equal keys to the place of the first of them and otherwise keep the order."""
     first: dict[bytes, int] = {}
     return np.argsort([first.setdefault(key, index) for index, key in enumerate(keys)], kind="stable").astype(np.int64)
@@ -97,7 +97,7 @@ def step_of(position: int, pairs: int, global_batch: int) -> int:
     return epochs * steps_per_epoch(pairs, global_batch) + offset // global_batch
 
 
-def batch_bounds(position: int, pairs: int, global_batch: int) -> tuple[int, int]:
+def global_batch_bounds(position: int, pairs: int, global_batch: int) -> tuple[int, int]:
     """Return (start, stop) of the global batch at a position, in pairs since the start of the run.
 
     A batch never crosses the end of an epoch (of `pairs` pairs), so that each epoch contains each pair exactly once.

@@ -13,7 +13,7 @@ from raydpo.errors import ReferenceMismatch
 from raydpo.runtime import storage
 
 
-class Lists:
+class ListColumn:
     """A list column of an Arrow table with cheap access to single rows."""
 
     def __init__(self, table: pa.Table, name: str) -> None:
@@ -38,9 +38,9 @@ class TokenizedBlock:
         self.table = table = all_rows if block.rows is None else all_rows.take(list(block.rows))
         """The block's rows with all columns of the file, which include scores with `reference_from_dataset`."""
         self.pair_ids: list[str] = table.column(schema.PAIR_ID).to_pylist()
-        self._prompts = Lists(table, schema.PROMPT_IDS)
-        self._chosen = Lists(table, schema.CHOSEN_IDS)
-        self._rejected = Lists(table, schema.REJECTED_IDS)
+        self._prompts = ListColumn(table, schema.PROMPT_IDS)
+        self._chosen = ListColumn(table, schema.CHOSEN_IDS)
+        self._rejected = ListColumn(table, schema.REJECTED_IDS)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -69,8 +69,8 @@ class ScoredBlock:
         """
         self._tokenized = tokenized
         self._url = url
-        self._chosen = Lists(scores, schema.REF_CHOSEN_LOGPS)
-        self._rejected = Lists(scores, schema.REF_REJECTED_LOGPS)
+        self._chosen = ListColumn(scores, schema.REF_CHOSEN_LOGPS)
+        self._rejected = ListColumn(scores, schema.REF_REJECTED_LOGPS)
         if len(self._chosen) != len(tokenized):
             raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
 

@@ -29,10 +29,10 @@ def bad_row(shard: str, row: ReadRow, reason: str) -> BadRow:
     """Return the record of a bad row; its content is the JSON of the file, or the columns as JSON."""
     raw = row.raw if row.columns is None or row.raw else json.dumps(row.columns, ensure_ascii=False, default=repr)
     content = raw.decode("utf-8", errors="backslashreplace") if isinstance(raw, bytes) else raw
-    return BadRow(shard, row.number, reason, short(content))
+    return BadRow(shard, row.number, reason, shorten(content))
 
 
-def short(content: str) -> str:
+def shorten(content: str) -> str:
     """Return a row's content, shortened to CONTENT_CHARACTERS with a note of its full length."""
     if len(content) <= CONTENT_CHARACTERS:
         return content

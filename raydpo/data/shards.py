@@ -37,7 +37,7 @@ def find_shards(
         )
     urls: list[str] = []
     for name in names:
-        found = sources.files_of(name, split, config, required)
+        found = sources.find_files(name, split, config, required)
         if required and not found:
             raise DataError(
                 f"{name} has no files of preference rows; name a file, folder, glob or hub id that has some"

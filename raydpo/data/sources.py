@@ -17,11 +17,11 @@ _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 
 def is_hub_id(name: str) -> bool:
     """Return whether a name is `owner/name` and neither a local path nor the name of a data file."""
-    is_file = streams.plain_name(name).endswith(streams.DATA_NAMES)
+    is_file = streams.uncompressed_name(name).endswith(streams.DATA_NAMES)
     return _HUB_ID.fullmatch(name) is not None and not is_file and not storage.exists(storage.absolute(name))
 
 
-def files_of(name: str, split: str, config: str | None, required: bool) -> list[str]:
+def find_files(name: str, split: str, config: str | None, required: bool) -> list[str]:
     """Return the URLs of the data files that a name stands for; see `shards.find_shards` for the rules.
 
     Raises DataError if the name cannot be read or has no such files; with `required=False`, a missing split is allowed.
@@ -106,7 +106,7 @@ def _folder_files(
             f"the folder {path} has no data files (it has {_first_names(list(inside)) or 'no files'}); data files "
             f"end in {', '.join(streams.DATA_NAMES)}, and text formats also in .gz or .zst"
         )
-    wanted, found = files_of_split(list(data), split)
+    wanted, found = select_split_files(list(data), split)
     if found and not wanted and required:
         raise _no_split(split, path, found)
     if not found:
@@ -120,7 +120,7 @@ def _is_data(name: str) -> bool:
     cached = parts[-1].startswith("cache-") and parts[-1].endswith(
         ".arrow"
     )  # cache files that `datasets` leaves behind
-    is_data = streams.plain_name(name).endswith(streams.DATA_NAMES)
+    is_data = streams.uncompressed_name(name).endswith(streams.DATA_NAMES)
     return is_data and not hidden and not cached and parts[-1] not in _NOT_ROWS
 
 
@@ -183,7 +183,7 @@ _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(_SPLIT_WORDS)})(?![a-z])", re.I
 _NUMBERED = re.compile(r"(?:^|/)([\w.-]+?)-\d{5}-of-\d{5}[^/]*$")
 
 
-def files_of_split(files: Sequence[str], split: str) -> tuple[list[str], list[str]]:
+def select_split_files(files: Sequence[str], split: str) -> tuple[list[str], list[str]]:
     """Return the files of a split, and the names of all splits found (an empty list if no file name has a split).
 
     `files` are paths relative to the folder. The split of `train-00000-of-00004.parquet` is the part before the

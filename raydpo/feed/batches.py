@@ -15,7 +15,7 @@ import numpy as np
 from raydpo.batching.collate import collate_scored
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.micro_batch import MicroBatch
-from raydpo.batching.order import EpochOrder, Window, batch_bounds, grouped
+from raydpo.batching.order import EpochOrder, Window, global_batch_bounds, group_equal_keys
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.blocks.block import ScoredBlock, TokenizedBlock
 from raydpo.blocks.schema import Block, IntArray, ScoredPair
@@ -115,7 +115,7 @@ class BatchSource:
         """
         if version is not None:
             self._reader.switch_to(version.identity)
-        start, stop = batch_bounds(position, self._pairs, self._spec.global_batch)
+        start, stop = global_batch_bounds(position, self._pairs, self._spec.global_batch)
         interval = self._interval(start)
         epoch, offset = divmod(start, self._pairs)
         return [self._pair(epoch, offset + index, interval) for index in range(stop - start)]
@@ -186,7 +186,7 @@ class BatchSource:
         if self._spec.sampling != "group_by_prompt":
             return rows
         blocks = {block: TokenizedBlock(self._blocks[block]) for block in order.windows[index].blocks}
-        return rows[grouped([blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows])]
+        return rows[group_equal_keys([blocks[int(block)].prompt(int(row)).tobytes() for block, row in rows])]
 
     def _pair(self, epoch: int, offset: int, interval: tuple[int, int]) -> ScoredPair:
         order = self._order(epoch)

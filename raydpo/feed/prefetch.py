@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from raydpo.batching.order import batch_bounds
+from raydpo.batching.order import global_batch_bounds
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.handle import FeedHandle
 from raydpo.feed.schedule import Schedule
@@ -41,4 +41,4 @@ class Prefetcher:
                 break
             if position not in self._coming:
                 self._coming[position] = self._feed.fetch(position, self._rank, self.version)
-            position = batch_bounds(position, self._schedule.pairs, self._schedule.global_batch)[1]
+            position = global_batch_bounds(position, self._schedule.pairs, self._schedule.global_batch)[1]

@@ -7,7 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from raydpo.errors import ModelError
 
-MAX_SHAPES = 32
+RECOMPILE_LIMIT = 32
 """Limit on compiled variants per layer. Rows come in few lengths, but training and evaluation each have their own, and
 pairs longer than the token budget of a forward add some."""
 
@@ -25,6 +25,6 @@ def compile_layers(model: Any, *, bounded: bool) -> None:
         raise ModelError(
             f"{type(model).__name__} has no layers that torch_compile could compile separately; set torch_compile=false"
         )
-    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for layer in layers:
         layer.compile(dynamic=not bounded)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
-from raydpo.models.attention.padded import unroll
+from raydpo.models.attention.padded import to_padded_rows
 from raydpo.models.attention.segments import Segments
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, LogitTransform, TokenStatsRequest
@@ -59,7 +59,7 @@ class CompletionLogps(nn.Module):
             }
             predictors, multiplicity = micro_batch.predictors, micro_batch.multiplicity[None]
         else:
-            rows = unroll(micro_batch)
+            rows = to_padded_rows(micro_batch)
             inputs = {
                 "input_ids": to_device(rows.input_ids, device),
                 "attention_mask": to_device(rows.attention_mask, device),

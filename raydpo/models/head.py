@@ -20,7 +20,7 @@ CPU_LOGITS_BYTES = 256 * 2**20
 GPU_LOGITS_SHARE = 1 / 16
 """Memory for the logits of one chunk on a GPU, as a fraction of the memory of the GPU."""
 
-ROWS = 64
+STATS_CHUNK_ROWS = 64
 """Number of tokens whose statistics are computed at a time."""
 
 
@@ -226,7 +226,7 @@ def _by_rows(function: Callable[[Tensor], Tensor], values_CV: Tensor) -> Tensor:
 
     This keeps its intermediate values from taking a second [C, V].
     """
-    return torch.cat([function(part) for part in values_CV.split(ROWS)])
+    return torch.cat([function(part) for part in values_CV.split(STATS_CHUNK_ROWS)])
 
 
 def _logit_grads(

@@ -23,7 +23,7 @@ EXPERTS_PER_TOKEN = (
 )
 
 # Layer types without attention between individual tokens.
-WITHOUT_ATTENTION = ("linear_attention", "conv", "moe")
+NON_ATTENTION_LAYERS = ("linear_attention", "conv", "moe")
 
 PEAK_FLOPS: dict[str, float] = {
     # NVIDIA Blackwell and Hopper
@@ -73,13 +73,13 @@ PEAK_FLOPS: dict[str, float] = {
 """Peak bfloat16 FLOP/s by words of the name that `torch.cuda.get_device_name` returns, from the vendors' data sheets:
 of dense matrices (half of the figure "with sparsity"), with products summed in float32."""
 
-PART_OF_A_DEVICE = ("MIG", "Laptop", "Max-Q")
+PARTIAL_DEVICE_WORDS = ("MIG", "Laptop", "Max-Q")
 """Words in the names of devices that are a partition or a slower variant of the named device."""
 
 
 def peak_flops(device_name: str) -> float | None:
     """Return the peak FLOP/s of a device, or None if no table entry matches its name; the longest match counts."""
-    if _has_word(device_name, PART_OF_A_DEVICE):
+    if _has_word(device_name, PARTIAL_DEVICE_WORDS):
         return None
     known = [entry for entry in PEAK_FLOPS if _has_word(device_name, (entry,))]
     return PEAK_FLOPS[max(known, key=len)] if known else None
@@ -173,4 +173,4 @@ def _windows(config: Any) -> list[int | None]:
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # a family with one kind of layer, such as Mistral
         return [sliding] * config.num_hidden_layers
-    return [bounds.get(kind) for kind in kinds if kind not in WITHOUT_ATTENTION]
+    return [bounds.get(kind) for kind in kinds if kind not in NON_ATTENTION_LAYERS]

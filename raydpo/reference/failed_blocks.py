@@ -57,5 +57,5 @@ def _rows(block: Block, decode: Callable[[IntArray], str]) -> list[BadRow]:
         pair = tokenized.pair(index)
         texts = [decode(ids) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
         row = int(pair.pair_id.rpartition(":")[2])
-        rows.append(BadRow(block.shard, row, REASON, quarantine.short("\n---\n".join(texts))))
+        rows.append(BadRow(block.shard, row, REASON, quarantine.shorten("\n---\n".join(texts))))
     return rows

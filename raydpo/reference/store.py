@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raydpo.blocks import schema
-from raydpo.blocks.block import Lists, ScoredBlock, TokenizedBlock
+from raydpo.blocks.block import ListColumn, ScoredBlock, TokenizedBlock
 from raydpo.blocks.schema import Block
 from raydpo.errors import DamagedFile
 from raydpo.reference.identity import ReferenceIdentity
@@ -83,10 +83,10 @@ class ReferenceStore:
         """Return the path or URL of a block's scores before the reused ones are filled in."""
         return f"{self.url(block)}.part"
 
-    def read_scores(self, url: str) -> tuple[Lists, Lists]:
+    def read_scores(self, url: str) -> tuple[ListColumn, ListColumn]:
         """Read the log-probs of each row's chosen and rejected completion. Raises FileNotFoundError or DamagedFile."""
         scores = storage.read_table(url)
-        return Lists(scores, schema.REF_CHOSEN_LOGPS), Lists(scores, schema.REF_REJECTED_LOGPS)
+        return ListColumn(scores, schema.REF_CHOSEN_LOGPS), ListColumn(scores, schema.REF_REJECTED_LOGPS)
 
     def read(self, block: Block) -> ScoredBlock:
         """Return a block's pairs with their scores. Raises ReferenceMismatch where the two do not fit."""

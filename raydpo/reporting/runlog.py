@@ -26,7 +26,7 @@ class RunLog:
         with self._metrics.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def enter(self, step: int, epoch: int, pair_ids: Sequence[str]) -> None:
+    def record_pairs(self, step: int, epoch: int, pair_ids: Sequence[str]) -> None:
         """Record the pairs of an update in memory until `flush` writes them."""
         self._pending.append({"step": step, "epoch": epoch, "pairs": list(pair_ids)})
 

@@ -47,7 +47,7 @@ def alive_nodes(described: Sequence[Mapping[str, Any]]) -> list[Node]:
     return [Node(resources.get("CPU", 0), resources.get("GPU", 0), labels, resources) for resources, labels in alive]
 
 
-ROUNDING = 1e-6
+GPU_TOLERANCE = 1e-6
 """Tolerance for rounding errors in sums of GPU fractions."""
 TRAIN_SHARE = 0.6
 """Share of each GPU, and of the CPUs, for train workers if scoring workers run at the same time and the user sets no
@@ -112,7 +112,7 @@ class _Free:
         """Allocate the resources of one worker of the group; return False, and allocate nothing, if it does not fit."""
         request = {**group.resources, "CPU": group.cpus}
         part, count = (group.gpus, 1) if 0 < group.gpus < 1 else (1.0, int(group.gpus))
-        gpus = [index for index, left in enumerate(self._gpus) if left >= part - ROUNDING][:count]
+        gpus = [index for index, left in enumerate(self._gpus) if left >= part - GPU_TOLERANCE][:count]
         fits = all(self._left.get(name, 0) >= amount for name, amount in request.items()) and len(gpus) == count
         if not fits or not group.label_selector.items() <= self._node.labels.items():
             return False

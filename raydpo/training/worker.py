@@ -187,7 +187,7 @@ class Worker:
         rewards = (self._objective.rewards.total, self._objective.rewards.count)
         self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
         if self._log:
-            self._log.enter(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
+            self._log.record_pairs(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
         if logging:
             self._log_line(grad_norm, learning_rate)
 

@@ -1,4 +1,4 @@
-"""Packed rows, against ones written out by hand."""
+"""Packed rows, compared with rows written by hand."""
 
 from dataclasses import replace
 
@@ -27,10 +27,10 @@ PAIRS = [
     scored("c", [5, 6], [8, 9], [3]),
 ]
 TREES = build_prompt_trees(PAIRS, 100)
-"""The prompt of a and c with the completions 7, 8 9 and 3; the prompt of b."""
+"""Two trees: the prompt of a and c with completions [7], [8, 9] and [3], and the prompt of b with its completions."""
 
 
-def test_three_pairs_of_two_prompts() -> None:
+def test_three_pairs_with_two_prompts_are_one_packed_row() -> None:
     batch = collate_scored(TREES, PAIRS)
     assert batch.pair_ids == ("a", "c", "b")
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 3, 1, 2, 3, 4, 2]
@@ -38,19 +38,19 @@ def test_three_pairs_of_two_prompts() -> None:
     assert batch.layout == Layout(
         prompts=((0, 2), (6, 7)), completions=((2, 3, 0), (3, 5, 0), (5, 6, 0), (7, 10, 1), (10, 11, 1))
     )
-    # 5 6 stands in all four sequences of a and c, 8 9 in one of each
+    # [5, 6] is in all four sequences of a and c, [8, 9] in one sequence of each
     assert batch.multiplicity.tolist() == [4, 4, 1, 2, 2, 1, 2, 1, 1, 1, 1]
-    # the last token of a prompt predicts the first of each of its completions
+    # the last token of a prompt predicts the first token of each of its completions
     assert batch.predictors.tolist() == [1, 1, 3, 1, 6, 7, 8, 6]
     assert batch.targets.tolist() == [7, 8, 9, 3, 2, 3, 4, 2]
-    # chosen of a, c and b, then rejected
+    # the chosen completions of a, c and b, then the rejected ones
     assert batch.targets[batch.target_index].tolist() == [7, 8, 9, 2, 3, 4, 8, 9, 3, 2]
     assert batch.sequence_index.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 4, 5]
     assert (-batch.ref_logps).tolist() == [7, 8, 9, 2, 3, 4, 8, 9, 3, 2]
     assert len(batch.prompt_target_index) == len(batch.prompt_pair_index) == 0
 
 
-def test_prompts_are_targets_where_they_are_counted() -> None:
+def test_prompt_tokens_are_targets_if_prompts_are_counted() -> None:
     pairs = [scored("a", [5, 6, 4], [7], [8]), scored("b", [1], [2], [3]), scored("c", [5, 6, 4], [9], [8])]
     batch = collate(build_prompt_trees(pairs, 100), pairs, with_prompts=True)
     assert batch.input_ids.tolist() == [5, 6, 4, 7, 8, 9, 1, 2, 3]
@@ -62,7 +62,7 @@ def test_prompts_are_targets_where_they_are_counted() -> None:
     assert batch.prompt_pair_index.tolist() == [0, 0, 1, 1]
 
 
-def test_filled_up_to_a_multiple() -> None:
+def test_a_row_is_padded_to_a_multiple() -> None:
     batch = collate(TREES, PAIRS, multiple=8)
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 3, 1, 2, 3, 4, 2, 0, 0, 0, 0, 0]
     assert batch.layout.prompts[-1] == (11, 16)
@@ -70,7 +70,7 @@ def test_filled_up_to_a_multiple() -> None:
     assert max(batch.predictors) < 11
 
 
-def test_scores_go_back_to_their_completions() -> None:
+def test_values_are_split_by_completion() -> None:
     batch = collate(TREES, PAIRS)
     found = split_by_completion(batch.targets.astype(np.float32), TREES)
     assert [[part.tolist() for part in parts] for parts in found] == [
@@ -78,16 +78,16 @@ def test_scores_go_back_to_their_completions() -> None:
     ]
 
 
-def test_completions_without_pairs_are_packed_alike() -> None:
-    alone = [replace(tree, pairs=(), chosen=(), rejected=()) for tree in TREES]
-    batch, expected = collate(alone, ()), collate(TREES, PAIRS)
+def test_completions_without_pairs_are_packed_like_those_of_pairs() -> None:
+    without_pairs = [replace(tree, pairs=(), chosen=(), rejected=()) for tree in TREES]
+    batch, expected = collate(without_pairs, ()), collate(TREES, PAIRS)
     assert batch.pair_ids == ()
     assert batch.layout == expected.layout
     for name in ("input_ids", "position_ids", "predictors", "targets"):
         assert getattr(batch, name).tolist() == getattr(expected, name).tolist()
 
 
-def test_a_rank_without_pairs_gets_one_harmless_row() -> None:
+def test_a_rank_without_pairs_gets_a_dummy_row() -> None:
     batch = collate([], [])
     assert batch.pairs == 0
     assert batch.layout == Layout(prompts=((0, 1),), completions=())

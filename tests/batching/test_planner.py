@@ -1,4 +1,4 @@
-"""Sharing a global batch: nothing lost, nothing doubled, full micro-batches, ranks that do not wait for each other."""
+"""Splitting a global batch: each pair is used once, micro-batches are full, and ranks do not wait for each other."""
 
 import random
 import time
@@ -19,7 +19,7 @@ def tree(prompt: int, *completions: int) -> PromptTree:
 
 
 def hh_like(pairs: int, seed: int) -> list[PromptTree]:
-    """Lognormal lengths whose means are those of the HH data: prompt 165, chosen 78, rejected 79 tokens."""
+    """Return trees with lognormal lengths and the means of the HH data: prompt 165, chosen 78, rejected 79 tokens."""
     draw = np.random.default_rng(seed)
     spread = 0.9
     columns = [draw.lognormal(np.log(mean) - spread**2 / 2, spread, pairs) for mean in (165, 78, 79)]
@@ -28,7 +28,7 @@ def hh_like(pairs: int, seed: int) -> list[PromptTree]:
 
 def random_trees(seed: int) -> list[PromptTree]:
     draw = random.Random(seed)
-    longest = draw.choice([5, 60, 300])  # of the budget of 100 below: some trees are over it on their own
+    longest = draw.choice([5, 60, 300])  # with the budget of 100 below, some trees exceed it on their own
     count = draw.choice([1, 2, 3, 8, 40])
     return [tree(*(draw.randint(1, longest) for _ in range(draw.choice([2, 3, 3, 6])))) for _ in range(count)]
 
@@ -44,14 +44,14 @@ def loads(trees: list[PromptTree], rank_plan: RankPlan) -> list[float]:
     return [sum(HALF_BILLION.forward(trees[index]) for index in group) for group in rank_plan]
 
 
-def fewest_padded(trees: list[PromptTree], left: list[int], budget: int) -> int:
-    """By trying all: the groups that hold the first tree, each with the best of the rest."""
-    if not left:
+def fewest_padded(trees: list[PromptTree], remaining: list[int], budget: int) -> int:
+    """Return the smallest number of micro-batches: try all for the first tree, each with the best split of the rest."""
+    if not remaining:
         return 0
-    first, rest = left[0], left[1:]
-    best = len(left)
-    for chosen in range(2 ** len(rest)):
-        group = [first] + [index for place, index in enumerate(rest) if chosen >> place & 1]
+    first, rest = remaining[0], remaining[1:]
+    best = len(remaining)
+    for subset in range(2 ** len(rest)):
+        group = [first] + [index for bit, index in enumerate(rest) if subset >> bit & 1]
         if len(group) == 1 or tokens(trees, group, padded=True) <= budget:
             others = [index for index in rest if index not in group]
             best = min(best, 1 + fewest_padded(trees, others, budget))
@@ -60,13 +60,13 @@ def fewest_padded(trees: list[PromptTree], left: list[int], budget: int) -> int:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_what_holds_of_every_plan(ranks: int, padded: bool) -> None:
+def test_every_plan_uses_each_tree_once_within_the_budget(ranks: int, padded: bool) -> None:
     for seed in range(150):
         trees = random_trees(seed)
         plans = plan_micro_batches(trees, ranks, 100, HALF_BILLION, padded=padded)
         groups = [group for rank_plan in plans for group in rank_plan]
         assert len(plans) == ranks
-        assert len({len(rank_plan) for rank_plan in plans}) == 1, "ranks make different numbers of forwards"
+        assert len({len(rank_plan) for rank_plan in plans}) == 1, "ranks run different numbers of forwards"
         assert sorted(index for group in groups for index in group) == list(range(len(trees)))
         assert all(group == sorted(group) for group in groups)
         assert all(tokens(trees, group, padded) <= 100 or len(group) == 1 for group in groups)
@@ -76,23 +76,23 @@ def test_what_holds_of_every_plan(ranks: int, padded: bool) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_fits_into_one_forward_is_one(padded: bool) -> None:
+def test_trees_that_fit_into_one_forward_are_one_micro_batch(padded: bool) -> None:
     trees = [tree(4, 4, 3), tree(2, 3, 3), tree(1, 1, 1)]
     assert plan_micro_batches(trees, 1, 64, HALF_BILLION, padded=padded) == [[[0, 1, 2]]]
 
 
-def test_more_ranks_than_trees_leave_some_with_a_dummy() -> None:
+def test_ranks_without_a_tree_get_a_dummy() -> None:
     plans = plan_micro_batches([tree(5, 5, 5), tree(9, 9, 9)], 4, 1000, HALF_BILLION)
     assert sorted(plans) == [[[]], [[]], [[0]], [[1]]]
 
 
-def test_trees_that_fit_only_in_one_way_are_packed_so() -> None:
-    # Sizes 5, 5, 4, 3, 3: shared out evenly the last finds no room, and there would be three micro-batches.
+def test_the_only_split_that_fits_is_found() -> None:
+    # Sizes 5, 5, 4, 3, 3: if trees are spread evenly, the last one does not fit and a third micro-batch is needed.
     trees = [tree(size - 2, 1, 1) for size in (5, 5, 4, 3, 3)]
     assert sorted(plan_micro_batches(trees, 1, 10, HALF_BILLION)[0]) == [[0, 1], [2, 3, 4]]
 
 
-def test_no_trees_take_no_forward() -> None:
+def test_without_trees_there_are_no_forwards() -> None:
     assert plan_micro_batches([], 2, 100, HALF_BILLION) == [[], []]
 
 
@@ -106,20 +106,20 @@ def test_micro_batches_are_full(pairs: int, budget: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("budget", [4096, 8192])
-def test_ranks_have_the_same_to_do(budget: int, seed: int) -> None:
+def test_ranks_have_nearly_equal_flops(budget: int, seed: int) -> None:
     trees = hh_like(512, seed)
     plans = plan_micro_batches(trees, 8, budget, HALF_BILLION)
     per_rank = [loads(trees, rank_plan) for rank_plan in plans]
     totals = [sum(rank) for rank in per_rank]
     assert max(totals) / min(totals) <= 1.02
-    # Where all wait for each other in every forward, a turn takes as long as its slowest.
+    # All ranks wait for each other in every forward, so each forward takes as long as that of the slowest rank.
     waiting = 8 * sum(map(max, zip(*per_rank, strict=True))) / sum(totals)
     assert waiting <= 1.02
-    assert len(plans[0]) == -(-sum(entry.tokens for entry in trees) // (8 * budget)), "more turns than tokens need"
+    assert len(plans[0]) == -(-sum(entry.tokens for entry in trees) // (8 * budget)), "more forwards than tokens need"
 
 
-def test_work_is_balanced_and_not_tokens() -> None:
-    # As many tokens in each, but the head has ten times as much to do in every second tree.
+def test_flops_are_balanced_and_not_tokens() -> None:
+    # All trees have the same number of tokens, but the head computes nine times as many in every second one.
     trees = [tree(90, 5, 5), tree(10, 45, 45)] * 8
     head_heavy = FlopsModel(1.0, 10.0, ())
     totals = [
@@ -137,13 +137,13 @@ def test_padded_rows_of_pairs_take_the_fewest_forwards(seed: int) -> None:
     assert len(groups) == fewest_padded(trees, list(range(7)), 200)
 
 
-def test_padded_rows_are_alike_in_length() -> None:
+def test_padded_rows_of_a_micro_batch_have_similar_lengths() -> None:
     trees = hh_like(512, 0)
     plans = plan_micro_batches(trees, 8, 4096, HALF_BILLION, padded=True)
-    # A pair's two rows are as wide as its longer one in any plan; what other pairs add to that is small.
-    inevitable = sum(tokens(trees, [index], padded=True) for index in range(len(trees)))
+    # In any plan, both rows of a pair are as wide as its longer one; padding because of other pairs is small.
+    minimum = sum(tokens(trees, [index], padded=True) for index in range(len(trees)))
     computed = sum(tokens(trees, group, padded=True) for rank_plan in plans for group in rank_plan)
-    assert inevitable / computed >= 0.95
+    assert minimum / computed >= 0.95
 
 
 @pytest.mark.parametrize("padded", [False, True])

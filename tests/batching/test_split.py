@@ -1,4 +1,4 @@
-"""From pairs to the micro-batches of ranks: what is shared, what is cut, and who gets it."""
+"""From pairs to the micro-batches of the ranks: which prompts are shared, and how trees are split and distributed."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ FLOPS = FlopsModel(token=1.0, completion_token=1.0, attention=((0.01, None),))
 
 
 def pairs(count: int, prompts: int) -> list[TokenizedPair]:
-    """Prompts of 50 tokens, completions of 10, all different; pair i has prompt i mod `prompts`."""
+    """Return pairs with prompts of 50 and different completions of 10 tokens; pair i has prompt i mod `prompts`."""
 
     def ids(start: int, length: int) -> np.ndarray:
         return np.arange(start, start + length, dtype=np.int64)
@@ -22,9 +22,9 @@ def pairs(count: int, prompts: int) -> list[TokenizedPair]:
     ]
 
 
-def test_a_prompt_is_shared_as_far_as_the_budget_goes() -> None:
+def test_a_prompt_is_shared_within_the_token_budget() -> None:
     (micro_batches,) = MicroBatchPlanner(tokens=100, flops=FLOPS, padded=False).split(pairs(8, prompts=1), ranks=1)
-    # 50 tokens of prompt leave room for 2 pairs of 20
+    # a prompt of 50 tokens leaves room for 2 pairs of 20
     assert [[tree.tokens for tree in trees] for trees in micro_batches] == [[90]] * 4
     assert sorted(trees[0].pairs for trees in micro_batches) == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
@@ -45,11 +45,11 @@ def test_completions_of_a_prompt_are_packed_two_at_a_time() -> None:
         return [len(tree.completions) for tree in trees]
 
     assert sizes(10_000) == [7]
-    assert sizes(100) == [4, 3]  # 50 tokens of prompt leave room for 5 completions of 10, which is 2 pairs of them
-    assert sizes(60) == [2, 2, 2, 1]  # two completions go together, whatever the budget is
+    assert sizes(100) == [4, 3]  # a prompt of 50 tokens leaves room for 5 completions of 10, so for 2 times 2
+    assert sizes(60) == [2, 2, 2, 1]  # two completions go together even over the budget
     assert sizes(10_000, one_pair=True) == [2, 2, 2, 1]
 
 
-def test_nothing_is_shared_in_padded_rows() -> None:
+def test_padded_rows_share_no_prompt() -> None:
     ((trees,),) = MicroBatchPlanner(tokens=10_000, flops=FLOPS, padded=True).split(pairs(6, prompts=2), ranks=1)
     assert sorted(tree.pairs for tree in trees) == [(index,) for index in range(6)]

@@ -1,4 +1,4 @@
-"""A horizontal bar chart as SVG text, on a card of its own, so that it reads on white pages and on dark ones."""
+"""Draws a horizontal bar chart as SVG text, on its own background, so that it is readable on light and dark pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar."""
+    """One bar, with its label, value and spread."""
 
     label: str
     value: float
     text: str
-    """Stands after the bar."""
+    """Text after the bar."""
     low: float
     high: float
-    """Ends of the line that shows the spread."""
+    """`low` and `high` are the ends of the line that shows the spread."""
     accent: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """Bars on one scale, which begins at 0."""
+    """Bars on one scale, which starts at 0."""
 
     heading: str
     bars: Sequence[Bar]
 
 
 def draw(title: str, subtitle: str, groups: Sequence[Group]) -> str:
-    """The chart; each group has a scale of its own."""
+    """Return the chart as SVG text; each group has its own scale."""
     parts, top = [], MARGIN + TITLE
     for group in groups:
         parts.append(_text(MARGIN, top + 16, group.heading, size=15, weight=600))

@@ -1,4 +1,4 @@
-"""What the benchmark trains on: made-up pairs of given lengths, a tokenizer in which they have them, random models."""
+"""Data of the benchmark: synthetic pairs of given token lengths, a tokenizer that yields them, and random models."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ Row = dict[str, str]
 VOCABULARY = 32_000
 MAX_LENGTH = 1024
 GROUP = 16
-"""Pairs after which lengths repeat their distribution: as many have exactly the profile's mean, so that sides that
-train on other numbers of pairs are held against each other fairly."""
+"""Number of pairs whose lengths together have exactly the profile's means, so that sides that train on different
+numbers of pairs can be compared."""
 EOS, PAD = "<eos>", "<pad>"
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxz", "aeiouy"
 SYLLABLES = tuple(consonant + vowel for consonant in CONSONANTS for vowel in VOWELS)
@@ -24,27 +24,27 @@ SYLLABLES = tuple(consonant + vowel for consonant in CONSONANTS for vowel in VOW
 
 @dataclass(frozen=True)
 class Profile:
-    """Lengths of prompts and completions, in tokens: lognormal, the closing token of a completion counted."""
+    """Lognormal lengths of prompts and completions, in tokens; completions include their EOS token."""
 
     title: str
     means: tuple[int, int, int]
-    """Of prompt, chosen and rejected."""
+    """Mean lengths of prompt, chosen and rejected, in tokens."""
     sigmas: tuple[float, float, float]
-    """Standard deviations of the lengths' logarithms."""
+    """Standard deviations of the logarithms of the three lengths."""
 
 
 PROFILES = {
-    # The widths of HH-like data give random batches of 4 and 8 pairs the padding 1.9 and 2.3 of the real ones.
+    # These sigmas give random batches of 4 and 8 pairs the padding factors 1.9 and 2.3 of the real HH data.
     "hh": Profile("HH-like", (165, 78, 79), (0.7, 0.9, 0.9)),
     "long": Profile("Long answers", (34, 398, 138), (0.7, 0.7, 0.7)),
 }
 
 
 def lengths(profile: Profile, pairs: int, seed: int) -> Lengths:
-    """Tokens of prompt, chosen and rejected of each pair, [pairs, 3]; no side is longer than MAX_LENGTH.
+    """Return the lengths of prompt, chosen and rejected of each pair in tokens, [pairs, 3].
 
-    Each GROUP of pairs draws one length from each of GROUP equally likely ranges, apart for the three, and is then
-    scaled to the profile's means.
+    Prompt plus completion is never longer than MAX_LENGTH. Each GROUP of pairs draws one length from each of GROUP
+    equally likely ranges, independently for the three columns, and is then scaled to the profile's means.
     """
     draw = np.random.default_rng(seed)
     groups = [_group(profile, draw) for _ in range(-(-pairs // GROUP))]
@@ -58,7 +58,7 @@ def _group(profile: Profile, draw: np.random.Generator) -> Lengths:
         drawn = np.exp([sigma * NormalDist().inv_cdf(quantile) for quantile in quantiles])
         columns.append(drawn * mean / drawn.mean())
     prompts = np.clip(columns[0], 4, MAX_LENGTH // 2)
-    for _ in range(20):  # what the limit cuts off goes to the others of the group
+    for _ in range(20):  # what the limit cuts off is distributed over the other pairs of the group
         prompts = np.clip(prompts * profile.means[0] / prompts.mean(), 4, MAX_LENGTH // 2).round()
         for side in (1, 2):
             columns[side] *= profile.means[side] / columns[side].mean()
@@ -67,27 +67,27 @@ def _group(profile: Profile, draw: np.random.Generator) -> Lengths:
 
 
 def words() -> list[str]:
-    """The made-up words: all of two syllables, and as many of three as the vocabulary has room for."""
+    """Return the synthetic words: all of two syllables, and as many of three as fit into the vocabulary."""
     two = [one + other for one in SYLLABLES for other in SYLLABLES]
     room = VOCABULARY - 2 - 256 - 2 * len(SYLLABLES) - len(two)
     return two + [two[index % len(two)] + SYLLABLES[7 + index // len(two)] for index in range(room)]
 
 
 class Texts:
-    """Draws texts of a given number of tokens."""
+    """A generator of random texts with a given number of tokens."""
 
     def __init__(self, seed: int) -> None:
-        """The same texts for the same seed."""
+        """Create a generator; the same seed gives the same texts."""
         self._draw = np.random.default_rng(seed)
         self._words = np.array(words())
 
     def __call__(self, tokens: int) -> str:
-        """Words with a space before each, a token each."""
+        """Return a text of words, each preceded by a space and one token long."""
         return "".join(f" {word}" for word in self._draw.choice(self._words, tokens))
 
 
 def rows(profile: Profile, pairs: int, seed: int) -> list[Row]:
-    """Pairs with the columns prompt, chosen and rejected; the tokenizer's EOS is a token of the lengths."""
+    """Return pairs with the columns prompt, chosen and rejected; the completions' lengths include the EOS token."""
     text = Texts(seed + 1)
     return [
         {"prompt": text(prompt)[1:], "chosen": text(chosen - 1), "rejected": text(rejected - 1)}
@@ -95,43 +95,46 @@ def rows(profile: Profile, pairs: int, seed: int) -> list[Row]:
     ]
 
 
-PAIRS_A_PROMPT, COMPLETIONS_A_PROMPT = 8, 5
+PAIRS_PER_PROMPT, COMPLETIONS_PER_PROMPT = 8, 5
 
 
 def rows_of_shared_prompts(profile: Profile, pairs: int, seed: int, *, shared: bool) -> list[Row]:
-    """PAIRS_A_PROMPT different pairs of the same COMPLETIONS_A_PROMPT ranked completions, prompt after prompt.
+    """Return PAIRS_PER_PROMPT different pairs per prompt, formed from COMPLETIONS_PER_PROMPT ranked completions.
 
-    With shared=False the first word of the prompt differs from pair to pair and all else is as before, so that pairs
-    have the same lengths and share nothing.
+    With shared=False the first word of the prompt differs from pair to pair and everything else stays equal, so that
+    pairs have the same lengths and share no prefix.
     """
     text = Texts(seed + 1)
-    ranks = [(better, worse) for better in range(COMPLETIONS_A_PROMPT) for worse in range(better)][:PAIRS_A_PROMPT]
-    made = []
-    for lengths_of_prompt in _lengths_of_prompts(profile, -(-pairs // PAIRS_A_PROMPT), seed):
+    ranks = [(better, worse) for better in range(COMPLETIONS_PER_PROMPT) for worse in range(better)][:PAIRS_PER_PROMPT]
+    result = []
+    for lengths_of_prompt in _lengths_of_prompts(profile, -(-pairs // PAIRS_PER_PROMPT), seed):
         prompt, completions = text(lengths_of_prompt[0])[1:], [text(size - 1) for size in lengths_of_prompt[1:]]
         for better, worse in ranks:
             if not shared:
                 prompt = text(1)[1:] + " " + prompt.split(" ", 1)[1]
-            made.append({"prompt": prompt, "chosen": completions[better], "rejected": completions[worse]})
-    return made[:pairs]
+            result.append({"prompt": prompt, "chosen": completions[better], "rejected": completions[worse]})
+    return result[:pairs]
 
 
 def _lengths_of_prompts(profile: Profile, prompts: int, seed: int) -> Iterator[Sequence[int]]:
-    """Of a prompt and its completions: those of one pair after the other, prompts of the first of them."""
-    pairs_a_prompt = -(-COMPLETIONS_A_PROMPT // 2)
-    drawn = lengths(profile, prompts * pairs_a_prompt, seed)
-    for part in drawn.reshape(prompts, pairs_a_prompt, 3):
-        yield [int(part[0, 0]), *map(int, part[:, 1:].flatten()[:COMPLETIONS_A_PROMPT])]
+    """Yield the lengths of each prompt and its completions.
+
+    The completions take their lengths from successive pairs of `lengths`, and the prompt from the first of these pairs.
+    """
+    pairs_per_prompt = -(-COMPLETIONS_PER_PROMPT // 2)
+    drawn = lengths(profile, prompts * pairs_per_prompt, seed)
+    for part in drawn.reshape(prompts, pairs_per_prompt, 3):
+        yield [int(part[0, 0]), *map(int, part[:, 1:].flatten()[:COMPLETIONS_PER_PROMPT])]
 
 
 def write_rows(path: Path, content: Sequence[Row]) -> Path:
-    """Write rows as JSONL -> the path."""
+    """Write rows as JSONL and return the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer of VOCABULARY entries, whose merges make one token of each word and its space."""
+    """Write a byte-level BPE tokenizer of VOCABULARY entries that encodes each word with its space as one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -154,11 +157,11 @@ def write_tokenizer(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A random model's architecture and sizes."""
+    """The architecture and sizes of a model with random weights."""
 
     title: str
     architecture: str
-    """llama or qwen2."""
+    """transformers model type: llama or qwen2."""
     hidden: int
     intermediate: int
     layers: int
@@ -166,7 +169,7 @@ class ModelShape:
     kv_heads: int
     vocabulary: int
     tied: bool
-    """True where the head's weights are those of the embedding."""
+    """Whether the head shares the weights of the input embedding."""
 
 
 SMALL = ModelShape("Llama, 22M parameters", "llama", 256, 864, 6, 4, 4, VOCABULARY, tied=False)
@@ -178,7 +181,7 @@ QWEN_SHAPES = (
 
 
 def write_model(folder: Path, shape: ModelShape) -> int:
-    """Write a model with random float32 weights, and the tokenizer -> its number of parameters."""
+    """Write a model with random float32 weights and the tokenizer, and return its number of parameters."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

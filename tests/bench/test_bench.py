@@ -1,4 +1,4 @@
-"""The benchmark's data, arithmetic and chart; what it measures it shows itself, by `make bench`."""
+"""Tests of the benchmark's data, arithmetic, checks and chart; the measurements themselves run with `make bench`."""
 
 import json
 import subprocess
@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tests.bench import chart, data, gate, memory, stats, targets
-from tests.bench.sides import ROOT
+from tests.bench import chart, data, stats, targets
+from tests.bench.measure import gate, memory
+from tests.bench.measure.sides import ROOT
 
 
 @pytest.mark.parametrize("name", data.PROFILES)
@@ -23,7 +24,7 @@ def test_lengths_have_the_means_of_their_profile_in_every_group(name: str) -> No
     assert (drawn != data.lengths(profile, 10 * data.GROUP, seed=2)).any()
 
 
-def test_the_tokenizer_makes_a_token_of_each_word(tmp_path: Path) -> None:
+def test_the_tokenizer_makes_one_token_per_word(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     data.write_tokenizer(tmp_path)
@@ -34,12 +35,12 @@ def test_the_tokenizer_makes_a_token_of_each_word(tmp_path: Path) -> None:
         ids = tokenizer(row["prompt"])["input_ids"]
         assert len(ids) == prompt
         for side, tokens in zip(("chosen", "rejected"), completions, strict=True):
-            whole = tokenizer(row["prompt"] + row[side] + data.EOS)["input_ids"]
-            assert whole[:prompt] == ids
-            assert len(whole) == prompt + tokens
+            full_ids = tokenizer(row["prompt"] + row[side] + data.EOS)["input_ids"]
+            assert full_ids[:prompt] == ids
+            assert len(full_ids) == prompt + tokens
 
 
-def test_shared_and_unshared_pairs_differ_by_the_first_word_of_prompts_alone() -> None:
+def test_shared_and_unshared_pairs_differ_only_in_the_first_word_of_prompts() -> None:
     shared, unshared = (
         data.rows_of_shared_prompts(data.PROFILES["hh"], 32, seed=5, shared=sharing) for sharing in (True, False)
     )
@@ -51,7 +52,7 @@ def test_shared_and_unshared_pairs_differ_by_the_first_word_of_prompts_alone() -
     assert lengths[0] == lengths[1]
 
 
-def test_rates_leave_the_first_update_and_the_first_block_out() -> None:
+def test_rates_exclude_the_first_update_and_the_first_block() -> None:
     lines = [
         {"step": 1, "pairs_per_second": 0.5},
         {"step": 10, "pairs_per_second": 4.0, "data_wait": 0.1},  # 9 updates of 16 pairs: 144 pairs in 36 s
@@ -64,16 +65,16 @@ def test_rates_leave_the_first_update_and_the_first_block_out() -> None:
     assert stats.scoring_rate([(130.0, 50), (100.0, 48), (110.0, 48)]) == pytest.approx(98 / 30)
     with pytest.raises(ValueError, match="more pairs"):
         stats.scoring_rate([(100.0, 48)])
-    assert stats.both(6.0, 3.0) == pytest.approx(2.0)
-    assert stats.both(None, 3.0) == 3.0
+    assert stats.sequential_rate(6.0, 3.0) == pytest.approx(2.0)
+    assert stats.sequential_rate(None, 3.0) == 3.0
 
 
-def test_medians_spreads_and_ratios() -> None:
+def test_ratios_are_taken_within_repeats_and_spreads_keep_the_extremes() -> None:
     assert stats.Spread.of([5.0, 1.0, 3.0]) == stats.Spread(3.0, 1.0, 5.0)
     ours = [{"repeat": 1, "rate": 9.0}, {"repeat": 0, "rate": 8.0}, {"repeat": 2, "rate": 5.0}]
     theirs = [{"repeat": repeat, "rate": rate} for repeat, rate in enumerate((1.0, 3.0, 2.0))]
-    seen = targets.ratio(targets.pick(ours), targets.pick(theirs), "rate")  # 8 / 1, 9 / 3, 5 / 2
-    assert seen == stats.Spread(3.0, 2.5, 8.0)
+    ratio = targets.ratio(targets.pick(ours), targets.pick(theirs), "rate")  # 8 / 1, 9 / 3, 5 / 2
+    assert ratio == stats.Spread(3.0, 2.5, 8.0)
 
 
 def test_sides_that_differ_are_not_timed() -> None:
@@ -88,7 +89,7 @@ def test_sides_that_differ_are_not_timed() -> None:
         gate.compare(theirs[:1], theirs[:1], "default", tolerances)
 
 
-def test_the_memory_of_a_command_and_of_what_it_starts_is_seen(tmp_path: Path) -> None:
+def test_memory_of_a_command_and_of_its_child_processes_is_measured(tmp_path: Path) -> None:
     child = "import time; held = bytearray(b'x' * (80 << 20)); time.sleep(1.6)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, 'the-child'])"
     watched = memory.watch([sys.executable, "-c", parent], tmp_path / "log", env={})
@@ -98,7 +99,7 @@ def test_the_memory_of_a_command_and_of_what_it_starts_is_seen(tmp_path: Path) -
         memory.watch([sys.executable, "-c", "print('why'); exit(3)"], tmp_path / "log", env={})
 
 
-def test_the_chart_is_xml_with_bars_in_proportion() -> None:
+def test_the_chart_is_xml_with_proportional_bars() -> None:
     bars = [chart.Bar("TRL <default>", 1.0, "1.00", 0.9, 1.1), chart.Bar("raydpo", 4.0, "4.00", 3.9, 4.0, accent=True)]
     root = ElementTree.fromstring(chart.draw("A & B", "machine", [chart.Group("HH", bars), chart.Group("long", bars)]))
     drawn = [part for part in root.iter("{http://www.w3.org/2000/svg}rect") if part.get("height") == str(chart.BAR)]
@@ -108,13 +109,13 @@ def test_the_chart_is_xml_with_bars_in_proportion() -> None:
     assert all(0 <= float(part.get("y", 0)) <= float(root.get("height", 0)) for part in drawn)
 
 
-def test_help_and_wrong_sizes_answer_without_a_run() -> None:
-    def bench(*flags: str) -> "subprocess.CompletedProcess[str]":
+def test_help_and_invalid_sizes_exit_without_a_run() -> None:
+    def run_bench(*flags: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "tests.bench", *flags]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-    assert "--repeats" in bench("--help").stdout
-    assert "multiple of the global batch, 16" in bench("--pairs", "50").stderr
+    assert "--repeats" in run_bench("--help").stdout
+    assert "multiple of the global batch, 16" in run_bench("--pairs", "50").stderr
 
 
 def test_rows_are_written_as_json_lines(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers with a chat template, without one, and with a BOS token."""
+"""Fixtures: a tokenizer with a chat template, one without, and one with a BOS token."""
 
 import pytest
 from transformers import PreTrainedTokenizerFast

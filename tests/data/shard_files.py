@@ -1,4 +1,4 @@
-"""Rows as the bytes of each file type, and what is read of a file: for the tests of the readers."""
+"""Helpers for the tests of the readers: rows as the bytes of each file type, and the rows read from a file."""
 
 import io
 import json
@@ -33,16 +33,16 @@ def as_array(rows: list[dict[str, Any]], indent: int | None = None) -> bytes:
     return json.dumps(rows, indent=indent).encode()
 
 
-def as_arrow(rows: list[dict[str, Any]], new: Callable[..., Any], rows_a_batch: int = 3) -> bytes:
+def as_arrow(rows: list[dict[str, Any]], new: Callable[..., Any], rows_per_batch: int = 3) -> bytes:
     sink = io.BytesIO()
     table = pa.Table.from_pylist(rows)
     with new(sink, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=rows_a_batch):
+        for batch in table.to_batches(max_chunksize=rows_per_batch):
             writer.write_batch(batch)
     return sink.getvalue()
 
 
-def as_parquet(rows: list[dict[str, Any]], rows_a_group: int = 3) -> bytes:
+def as_parquet(rows: list[dict[str, Any]], rows_per_group: int = 3) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=rows_a_group)
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=rows_per_group)
     return sink.getvalue()

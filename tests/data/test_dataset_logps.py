@@ -1,4 +1,4 @@
-"""Reference log-probs that rows carry: what is taken, and what is refused."""
+"""Reference log-probs in columns of the data set: which values are used, and which are refused."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ def row(chosen: Any, rejected: Any = -1.0) -> dict[str, Any]:
     return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
 
-def test_values_are_cut_with_the_tokens() -> None:
-    whole = pair(3, 2, 4)
-    given = read_dataset_logps(row([-1.0, -2.0], [-1, -2.5, 0, -4]))
-    chosen, rejected = align(given, whole, Truncation(max_length=5).apply(whole), per_token=True)
+def test_values_are_truncated_with_the_tokens() -> None:
+    untruncated = pair(3, 2, 4)
+    logps = read_dataset_logps(row([-1.0, -2.0], [-1, -2.5, 0, -4]))
+    chosen, rejected = align(logps, untruncated, Truncation(max_length=5).apply(untruncated), per_token=True)
     assert (chosen.tolist(), rejected.tolist()) == ([-1.0, -2.0], [-1.0, -2.5])
 
 
-def test_a_sum_stands_for_all_tokens() -> None:
-    whole = pair(3, 2, 4)
-    chosen, rejected = align(DatasetLogps(-3.0, -7.5), whole, whole, per_token=False)
+def test_a_sum_per_completion_is_used_as_the_total() -> None:
+    untruncated = pair(3, 2, 4)
+    chosen, rejected = align(DatasetLogps(-3.0, -7.5), untruncated, untruncated, per_token=False)
     assert (len(chosen), chosen.sum()) == (2, -3.0)
     assert (len(rejected), rejected.sum()) == (4, -7.5)
 
@@ -48,20 +48,20 @@ def test_a_sum_stands_for_all_tokens() -> None:
         (row(0.5), "wrong reference log-probs: .* holds 0.5, but a log-prob is finite and at most 0"),
     ],
 )
-def test_rows_without_log_probs(columns: dict[str, Any], reason: str) -> None:
+def test_rows_without_valid_log_probs_are_refused(columns: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         read_dataset_logps(columns)
 
 
 @pytest.mark.parametrize(
-    ("given", "per_token", "reason"),
+    ("logps", "per_token", "reason"),
     [
         (DatasetLogps([-1.0], -1.0), False, "'ref_chosen_logps' has 1 values for 2 tokens"),
         (DatasetLogps(-1.0, -1.0), True, "'ref_chosen_logps' is a sum, but ld_alpha needs one value per token"),
         (DatasetLogps(-1.0, -1.0), False, "'ref_rejected_logps' is a sum over 4 tokens, but max_length keeps only 2"),
     ],
 )
-def test_values_that_do_not_fit(given: DatasetLogps, per_token: bool, reason: str) -> None:
-    whole = pair(3, 2, 4)
+def test_values_that_do_not_match_the_tokens_are_refused(logps: DatasetLogps, per_token: bool, reason: str) -> None:
+    untruncated = pair(3, 2, 4)
     with pytest.raises(RowError, match=reason):
-        align(given, whole, Truncation(max_length=5).apply(whole), per_token=per_token)
+        align(logps, untruncated, Truncation(max_length=5).apply(untruncated), per_token=per_token)

@@ -1,4 +1,4 @@
-"""Shards through Ray Data to blocks: all rows, in order, each bad one in quarantine, the same files every time."""
+"""From shards through Ray Data to blocks: all rows in order, bad rows in quarantine, the same files in every run."""
 
 import gzip
 import hashlib
@@ -41,7 +41,7 @@ def quarantined(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def pairs_of(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> dict[str, tuple[str, str, str]]:
-    """Texts by pair id, in the order of the blocks."""
+    """Return the texts of each pair by pair id, in the order of the blocks."""
     texts = {}
     for block in data.blocks:
         table = storage.read_table(block.url)
@@ -52,7 +52,7 @@ def pairs_of(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> dict[str
     return texts  # type: ignore[return-value]
 
 
-def test_a_mix_of_shards(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_shards_of_several_types_become_blocks(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [pair(i) for i in range(60)]
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(jsonl(rows[:25])))
     (tmp_path / "b.json.zst").write_bytes(zstandard.compress(json.dumps(rows[25:40]).encode()))
@@ -85,7 +85,7 @@ def test_a_mix_of_shards(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast
     assert data.blocks[0].tokens == sum(map(len, ids[:10])) + sum(chosen)
 
 
-def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_kind_of_bad_row_is_quarantined(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> None:
     user, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
     good = json.dumps(pair(0)).encode()
     lines: list[tuple[bytes, str | None]] = [
@@ -114,7 +114,7 @@ def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokeniz
         ),
     ]
     content = b"\n".join(line for line, _ in lines) + b"\n" + good
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content)[:-1])  # without its last byte it is cut off
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(content)[:-1])  # without its last byte it is truncated
     shard = find_shards([str(tmp_path / "rows.jsonl.gz")], "train")
     data = prepare(shard, request(tmp_path, chat_tokenizer, block_pairs=4, truncation=Truncation(max_length=150)))
 
@@ -132,40 +132,42 @@ def test_every_kind_of_bad_row(tmp_path: Path, chat_tokenizer: PreTrainedTokeniz
     assert (data.rows_read, data.rows_quarantined) == (15, 13)
     assert sum(data.bad_reasons.values()) == 13
     assert data.bad_reasons["empty completion"] == data.bad_reasons["prompt too long"] == 1
-    assert [block.index for block in data.blocks] == [0, 3]  # all rows of the blocks between are bad
+    assert [block.index for block in data.blocks] == [0, 3]  # all rows of the blocks in between are bad
     names = sorted(file.name for file in (tmp_path / "quarantine").iterdir())
     assert names == [f"rows.jsonl.gz.from-row-00000000{first}.jsonl" for first in (1, 5, 9)] + [
         "rows.jsonl.gz.from-row-000000014.jsonl"
     ]
 
 
-def test_max_bad_rows_stops_with_the_first(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_more_than_max_bad_rows_are_an_error_with_the_first(
+    tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast
+) -> None:
     rows = [pair(i) for i in range(300)]
     for bad in (130, 131, 200, 290):
         rows[bad]["chosen"] = ""
     (tmp_path / "rows.jsonl").write_bytes(jsonl(rows))
     shards = find_shards([str(tmp_path / "rows.jsonl")], "train")
-    wanted = request(tmp_path, text_tokenizer, block_pairs=20)
+    tokenization = request(tmp_path, text_tokenizer, block_pairs=20)
     message = (
         r"more than max_bad_rows=0. The first is row 131 of .*rows.jsonl: empty completion: chosen holds no text. See "
         r".*quarantine; fix"
     )
     with pytest.raises(DataError, match=message):
-        prepare(shards, wanted, max_bad_rows=0)
+        prepare(shards, tokenization, max_bad_rows=0)
     assert {"row": 131, "reason": "empty completion: chosen holds no text"}.items() <= quarantined(tmp_path)[0].items()
-    assert prepare(shards, wanted, max_bad_rows=4).rows_quarantined == 4
+    assert prepare(shards, tokenization, max_bad_rows=4).rows_quarantined == 4
 
 
-def test_no_good_row_is_left(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_shards_without_a_good_row_are_an_error(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "chosen": "a"}\n' * 3)
     (tmp_path / "empty.jsonl").touch()
-    wanted = request(tmp_path, text_tokenizer)
+    tokenization = request(tmp_path, text_tokenizer)
     with pytest.raises(
         DataError, match=r"3 bad rows in the first 3 read, and no good row is left. The first is row 1 of"
     ):
-        prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), wanted)
+        prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), tokenization)
     with pytest.raises(DataError, match="there are no rows in"):
-        prepare(find_shards([str(tmp_path / "empty.jsonl")], "train"), wanted)
+        prepare(find_shards([str(tmp_path / "empty.jsonl")], "train"), tokenization)
 
 
 def test_conversations_need_a_chat_template(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -178,20 +180,20 @@ def test_conversations_need_a_chat_template(tmp_path: Path, text_tokenizer: PreT
         prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), request(tmp_path, text_tokenizer))
 
 
-def test_a_shard_that_is_gone_is_told_by_name(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_missing_shard_is_named_in_the_error(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"cannot read .*gone.jsonl"):
         prepare([Shard("gone.jsonl", str(tmp_path / "gone.jsonl"))], request(tmp_path, text_tokenizer))
 
 
-def test_blocks_depend_on_their_rows_alone(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
-    """The same rows give the same content in other shards and company, but files of their own with their own ids."""
+def test_blocks_depend_on_their_rows_only(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that equal rows in another shard give the same content, in files of their own with their own pair ids."""
     rows = [pair(i) for i in range(40)]
     for name, part in (("a", rows[:20]), ("b", rows[20:]), ("copy-of-a", rows[:20])):
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl(part))
-    wanted = request(tmp_path, text_tokenizer, block_pairs=8)
+    tokenization = request(tmp_path, text_tokenizer, block_pairs=8)
 
     def run(*names: str) -> PreparedData:
-        return prepare(find_shards([str(tmp_path / f"{name}.jsonl") for name in names], "train"), wanted)
+        return prepare(find_shards([str(tmp_path / f"{name}.jsonl") for name in names], "train"), tokenization)
 
     first, again, other = run("a", "b"), run("a", "b"), run("copy-of-a", "a")
     assert first == again
@@ -218,31 +220,31 @@ def test_the_content_of_a_block_is_the_digest_of_its_ids(
     assert block.content == expected.hexdigest()
 
 
-def test_dropped_prompt_tails_are_counted_and_told_once(
+def test_dropped_prompt_tails_are_counted_and_logged_once(
     tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [pair(0), *({"prompt": f"{i} he", "chosen": "llo", "rejected": "y"} for i in range(9))]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
     data = prepare(find_shards([str(tmp_path / "a.jsonl")], "train"), request(tmp_path, text_tokenizer, block_pairs=2))
     assert data.dropped_prompt_tails == 9
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
-    assert len(told) == 1
-    assert told[0].startswith("The prompts of 9 pairs lose their last tokens, for example 'he'")
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
+    assert len(messages) == 1
+    assert messages[0].startswith("The prompts of 9 pairs lose their last tokens, for example 'he'")
 
 
-def test_a_flag_overrides_the_dialect(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_dialect_option_overrides_the_detected_one(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"chosen": "\n\nHuman: a\n\nAssistant: same words", "rejected": "\n\nHuman: a\n\nAssistant: same thing"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     shards = find_shards([str(tmp_path / "a.jsonl")], "train")
-    found = prepare(shards, request(tmp_path, text_tokenizer))
-    told = prepare(shards, request(tmp_path, text_tokenizer, dialect="preference"))
-    assert (dict(found.dialects), dict(told.dialects)) == ({"a.jsonl": "hh"}, {"a.jsonl": "preference"})
-    assert pairs_of(found, text_tokenizer)["a.jsonl:1"][1] == " same words<eos>"
-    assert pairs_of(told, text_tokenizer)["a.jsonl:1"][1] == " words<eos>"
+    detected = prepare(shards, request(tmp_path, text_tokenizer))
+    overridden = prepare(shards, request(tmp_path, text_tokenizer, dialect="preference"))
+    assert (dict(detected.dialects), dict(overridden.dialects)) == ({"a.jsonl": "hh"}, {"a.jsonl": "preference"})
+    assert pairs_of(detected, text_tokenizer)["a.jsonl:1"][1] == " same words<eos>"
+    assert pairs_of(overridden, text_tokenizer)["a.jsonl:1"][1] == " words<eos>"
 
 
 def test_each_raw_block_is_a_task_of_its_own(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
-    """Small rows, which Ray Data would put together: one large shard must not become one task."""
+    """Check that Ray Data does not merge blocks of small rows: one large shard must not become one task."""
     (tmp_path / "a.jsonl").write_bytes(jsonl([pair(i) for i in range(64)]))
     shards = find_shards([str(tmp_path / "a.jsonl")], "train")
     before = ray_stream.DataContext.get_current().target_max_block_size
@@ -252,13 +254,13 @@ def test_each_raw_block_is_a_task_of_its_own(tmp_path: Path, text_tokenizer: Pre
     assert ray_stream.DataContext.get_current().target_max_block_size == before
 
 
-def test_the_dialect_is_told_from_the_first_readable_rows(tmp_path: Path) -> None:
+def test_the_dialect_is_detected_in_the_first_readable_rows(tmp_path: Path) -> None:
     row = {"conversations": [{"from": "human", "value": "a"}], "chosen": "b", "rejected": "c"}
     (tmp_path / "a.jsonl").write_bytes(b"{\n" * 100 + jsonl([row]) * 10)
     shard = Shard("a.jsonl", str(tmp_path / "a.jsonl"))
     for block_pairs in (20, 200):
-        raws = list(ray_stream.raw_blocks(shard, 0, ray_stream.Slicing("auto", block_pairs)))
-        assert raws[-1].dialect == "sharegpt"
+        raw_blocks = list(ray_stream.raw_blocks(shard, 0, ray_stream.Slicing("auto", block_pairs)))
+        assert raw_blocks[-1].dialect == "sharegpt"
 
 
 def test_a_retried_block_writes_the_same_files(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -272,7 +274,7 @@ def test_a_retried_block_writes_the_same_files(tmp_path: Path, text_tokenizer: P
     assert len(quarantined(tmp_path)) == 1
 
 
-def test_an_earlier_run_s_quarantine_does_not_stay(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_quarantine_of_an_earlier_run_is_removed(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "a.jsonl"
     shards = [Shard("a.jsonl", str(path))]
     path.write_bytes(jsonl([pair(1), {"chosen": "x"}]))

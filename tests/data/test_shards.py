@@ -1,4 +1,4 @@
-"""Names to files: in order, of the split asked for, and errors that say what there is."""
+"""From names of data sets to files: their order, the files of a split, and errors that list the alternatives."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 
 from raydpo.data import sources
 from raydpo.data.shards import find_shards
-from raydpo.data.sources import files_of_split
+from raydpo.data.sources import select_split_files
 from raydpo.errors import DataError
 
 ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 
 
-def put(folder: Path, *names: str) -> None:
+def write_files(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(ROW)
@@ -24,8 +24,8 @@ def found(names: list[str], split: str = "train", **options: bool) -> list[str]:
     return [shard.name for shard in find_shards(names, split, **options)]
 
 
-def test_paths_and_globs_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "b.jsonl", "a.jsonl", "c/2.json", "c/10.json")
+def test_paths_and_globs_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, "b.jsonl", "a.jsonl", "c/2.json", "c/10.json")
     monkeypatch.chdir(tmp_path)
     shards = find_shards(["b.jsonl", str(tmp_path / "c/*.json"), f"file://{tmp_path}/a.jsonl"], "train")
     assert [shard.name for shard in shards] == ["b.jsonl", "10.json", "2.json", "a.jsonl"]
@@ -33,13 +33,13 @@ def test_paths_and_globs_come_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert shards[1].url == str(tmp_path / "c/10.json")
 
 
-def test_names_that_clash_take_folders(tmp_path: Path) -> None:
-    put(tmp_path, "x/data/a.jsonl", "y/data/a.jsonl", "y/b.jsonl")
+def test_equal_file_names_get_their_folders_as_a_prefix(tmp_path: Path) -> None:
+    write_files(tmp_path, "x/data/a.jsonl", "y/data/a.jsonl", "y/b.jsonl")
     names = [str(tmp_path / path) for path in ("x/data/a.jsonl", "y/data/a.jsonl", "y/b.jsonl")]
     assert found(names) == ["x/data/a.jsonl", "y/data/a.jsonl", "b.jsonl"]
 
 
-def test_urls_of_other_stores() -> None:
+def test_urls_of_other_stores_are_listed() -> None:
     memory = fsspec.filesystem("memory")
     for name in ("test.jsonl", "train-1.jsonl.gz", "train-0.parquet", "notes.txt"):
         memory.pipe_file(f"/shards/{name}", ROW.encode())
@@ -52,14 +52,16 @@ def test_urls_of_other_stores() -> None:
     assert found(["memory://shards/test.jsonl"]) == ["test.jsonl"]
 
 
-def test_a_folder_without_split_names_is_taken_whole(tmp_path: Path) -> None:
-    put(tmp_path, "b.jsonl", "sub/a.parquet", "README.md", "dataset_info.json", ".hidden/x.jsonl", "cache-123.arrow")
+def test_a_folder_without_split_names_is_used_completely(tmp_path: Path) -> None:
+    write_files(
+        tmp_path, "b.jsonl", "sub/a.parquet", "README.md", "dataset_info.json", ".hidden/x.jsonl", "cache-123.arrow"
+    )
     assert found([str(tmp_path)]) == ["b.jsonl", "a.parquet"]
     assert found([str(tmp_path)], "test", required=False) == []
 
 
-def test_a_folder_with_split_names(tmp_path: Path) -> None:
-    put(tmp_path, "train-0.jsonl", "train-1.json.gz", "test/part.parquet", "val.jsonl", "trainer.jsonl")
+def test_a_folder_with_split_names_is_filtered_by_split(tmp_path: Path) -> None:
+    write_files(tmp_path, "train-0.jsonl", "train-1.json.gz", "test/part.parquet", "val.jsonl", "trainer.jsonl")
     assert found([str(tmp_path)]) == ["train-0.jsonl", "train-1.json.gz"]
     assert found([str(tmp_path)], "test") == ["part.parquet"]
     assert found([str(tmp_path)], "validation") == ["val.jsonl"]
@@ -82,15 +84,15 @@ def test_a_folder_with_split_names(tmp_path: Path) -> None:
         (["contest.jsonl", "trained.jsonl"], "train", []),
     ],
 )
-def test_splits_are_told_from_names(files: list[str], split: str, wanted: list[int]) -> None:
-    assert files_of_split(files, split)[0] == [files[i] for i in wanted]
+def test_splits_are_recognised_in_file_names(files: list[str], split: str, wanted: list[int]) -> None:
+    assert select_split_files(files, split)[0] == [files[i] for i in wanted]
 
 
-def test_a_name_that_tells_no_split_belongs_to_none() -> None:
-    assert files_of_split(["contest.jsonl", "trained.jsonl"], "train") == ([], [])
+def test_files_without_a_split_in_their_name_belong_to_no_split() -> None:
+    assert select_split_files(["contest.jsonl", "trained.jsonl"], "train") == ([], [])
 
 
-def test_saved_datasets_folders(tmp_path: Path) -> None:
+def test_folders_saved_by_datasets_are_read(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_list([{"prompt": "p", "chosen": "a", "rejected": str(i)} for i in range(4)])
@@ -106,9 +108,9 @@ def test_saved_datasets_folders(tmp_path: Path) -> None:
     assert found([str(tmp_path / "dict")], "test", required=False) == []
 
 
-def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local folder stands in for the hub: `datasets` resolves both by the same rules."""
-    put(tmp_path, "en/train-00000-of-00001.jsonl", "en/test-00000-of-00001.jsonl", "de/train.jsonl")
+def test_hub_ids_are_resolved_by_configuration_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a local folder in place of the hub: `datasets` resolves both by the same rules."""
+    write_files(tmp_path, "en/train-00000-of-00001.jsonl", "en/test-00000-of-00001.jsonl", "de/train.jsonl")
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n"
         "- config_name: en\n  data_files:\n"
@@ -128,19 +130,19 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_configuration_without_a_hub_id_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "a.jsonl")
+    write_files(tmp_path, "a.jsonl")
     with pytest.raises(DataError, match="dataset_config='en' is the configuration of a hub dataset"):
         find_shards([str(tmp_path / "a.jsonl")], "train", "en")
 
 
 def test_single_files_have_no_test_split(tmp_path: Path) -> None:
-    put(tmp_path, "test.jsonl")
+    write_files(tmp_path, "test.jsonl")
     assert found([str(tmp_path / "test.jsonl")], "test", required=False) == []
     assert found([str(tmp_path / "test.jsonl")], "test") == ["test.jsonl"]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    put(tmp_path, "here.jsonl", "empty/notes.txt")
+def test_missing_files_and_unknown_protocols_are_errors(tmp_path: Path) -> None:
+    write_files(tmp_path, "here.jsonl", "empty/notes.txt")
     with pytest.raises(DataError, match=r"no file or folder .*gone.jsonl \(its folder has: empty, here.jsonl\); give"):
         find_shards([str(tmp_path / "gone.jsonl")], "train")
     with pytest.raises(DataError, match="no file or folder"):
@@ -151,7 +153,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         find_shards(["nowhere://bucket/a.jsonl"], "train")
 
 
-def test_unknown_types(tmp_path: Path) -> None:
+def test_unknown_file_types_are_refused(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("prompt,chosen,rejected\n")
     with pytest.raises(DataError, match=r"table.csv has an unknown file type; shards are JSONL"):
         find_shards([str(tmp_path / "table.csv")], "train")
@@ -159,7 +161,7 @@ def test_unknown_types(tmp_path: Path) -> None:
     assert found([str(tmp_path / "rows.txt")]) == ["rows.txt"]
 
 
-def test_a_file_named_twice(tmp_path: Path) -> None:
-    put(tmp_path, "a.jsonl")
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jsonl")
     with pytest.raises(DataError, match="named twice"):
         find_shards([str(tmp_path / "a.jsonl"), str(tmp_path / "*.jsonl")], "train")

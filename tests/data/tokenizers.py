@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer with merges and a chat template, built here."""
+"""A small byte-level tokenizer with merges and a chat template, for tests."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 
 def build_tokenizer(template: str | None, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Return the tokenizer with this chat template; with `bos`, it puts a BOS token before text."""
+    """Return the tokenizer with a chat template; with `bos`, it adds a BOS token before text."""
     special = [
         "<eos>",
         "<bos>",

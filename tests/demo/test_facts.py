@@ -1,4 +1,4 @@
-"""Dialogues repeat for a seed, held-out requests are new, and each way in which an answer can be wrong is seen."""
+"""Dialogues are reproducible per seed, held-out requests are new, and each kind of wrong answer is detected."""
 
 import pytest
 
@@ -13,7 +13,7 @@ COURTEOUS, CURT = OPENINGS["courteous"][0], OPENINGS["curt"][0]
 
 
 def facts_asked(dialogue: Dialogue) -> frozenset[str]:
-    """The two facts, in no order: what an answer states between its opening and its full stop."""
+    """Return the two facts of a dialogue as a set: what an answer states between its opening and its full stop."""
     return frozenset(dialogue.request.clause.split(", and "))
 
 
@@ -28,13 +28,13 @@ def test_requests_are_distinct() -> None:
 
 def test_no_training_dialogue_holds_the_pair_of_facts_of_a_held_out_one() -> None:
     trained = {facts_asked(dialogue) for seed in range(3) for dialogue in dialogues(1500, seed)}
-    asked = {facts_asked(dialogue) for dialogue in dialogues(200, 0, "held_out")}
-    assert len(asked) > 100
-    assert not trained & asked
+    held_out = {facts_asked(dialogue) for dialogue in dialogues(200, 0, "held_out")}
+    assert len(held_out) > 100
+    assert not trained & held_out
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_both_answers_hold_the_content_and_are_judged_by_their_manner(split: str) -> None:
+def test_both_answers_have_the_content_and_are_judged_by_their_manner(split: str) -> None:
     for dialogue in dialogues(100, 5, split):  # type: ignore[arg-type]
         for manner in ("courteous", "curt"):
             text = getattr(dialogue, manner)
@@ -56,6 +56,6 @@ def test_both_answers_hold_the_content_and_are_judged_by_their_manner(split: str
         pytest.param("", True, "neither", id="empty"),
     ],
 )
-def test_a_malformed_answer_is_seen(text: str, ended: bool, manner: str) -> None:
+def test_a_malformed_answer_is_detected(text: str, ended: bool, manner: str) -> None:
     verdict = judge_answer(REQUEST, text, ended)
     assert (verdict.manner, verdict.well_formed) == (manner, False)

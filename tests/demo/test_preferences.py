@@ -1,4 +1,4 @@
-"""The preference shards parse, come in two formats, and prefer the courteous answer to the same request."""
+"""The preference shards can be parsed, come in two formats, and prefer the courteous answer to a request."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ Messages = list[dict[str, str]]
 
 
 def read(path: str) -> list[tuple[Messages, str, str]]:
-    """(prompt, chosen, rejected) of each row, with the prompt taken out of rows that leave it implicit."""
+    """Return (prompt, chosen, rejected) of each row, with implicit prompts taken from the conversations."""
     if path.endswith(".parquet"):
         rows = pq.read_table(path).to_pylist()
     else:
@@ -29,12 +29,12 @@ def test_shards_hold_every_pair_once_in_two_formats(tmp_path: Path) -> None:
     train, held_out = write_preferences(str(tmp_path), 7)
     assert {Path(path).suffix for path in train} == {".jsonl", ".parquet"}
     pairs = [pair for path in train for pair in read(path)]
-    asked = [pair for path in held_out for pair in read(path)]
-    assert (len(pairs), len(asked)) == (TRAIN_PAIRS, HELD_OUT_PAIRS)
+    held_out_pairs = [pair for path in held_out for pair in read(path)]
+    assert (len(pairs), len(held_out_pairs)) == (TRAIN_PAIRS, HELD_OUT_PAIRS)
     prompts = [json.dumps(prompt) for prompt, _, _ in pairs]
     assert len(set(prompts)) == TRAIN_PAIRS
-    assert not {json.dumps(prompt) for prompt, _, _ in asked} & set(prompts)
-    for prompt, chosen, rejected in [*pairs, *asked]:
+    assert not {json.dumps(prompt) for prompt, _, _ in held_out_pairs} & set(prompts)
+    for prompt, chosen, rejected in [*pairs, *held_out_pairs]:
         assert prompt[-1]["role"] == "user"
         assert chosen.startswith(OPENINGS["courteous"])
         assert rejected.startswith(OPENINGS["curt"])

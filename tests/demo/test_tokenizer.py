@@ -1,4 +1,4 @@
-"""The starter's tokenizer loses no text, and a prompt's tokens begin the tokens of prompt and answer."""
+"""The starter model's tokenizer loses no text, and a prompt's tokens are a prefix of those of prompt and answer."""
 
 from typing import Any
 
@@ -47,11 +47,11 @@ def test_system_tools_and_calls_are_rendered(tokenizer: Any) -> None:
         {"role": "tool", "content": "sunny"},
     ]
     text = tokenizer.apply_chat_template(messages, tools=[TOOL], tokenize=False, add_generation_prompt=True)
-    system, user, call, result, opened = text.split("<|turn|>")[1:]
+    system, user, call, result, generation_prompt = text.split("<|turn|>")[1:]
     assert system.startswith("system<|text|>Be brief.")
     assert '"name": "weather"' in system
     assert user == "user<|text|>Rain?<|end|>"
     assert call.startswith("assistant<|text|><tool_call>")
     assert "Zürich" in call
     assert result == "tool<|text|>sunny<|end|>"
-    assert opened == "assistant<|text|>"
+    assert generation_prompt == "assistant<|text|>"

@@ -1,4 +1,4 @@
-"""LoRA adapters for tests of runs."""
+"""Helpers that write LoRA adapters for the end-to-end tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 
 def write_adapter(model: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter that changes the model's log-probs, as a folder."""
+    """Write a LoRA adapter that changes the model's log-probs, and return its folder."""
     torch.manual_seed(seed)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)

@@ -1,6 +1,7 @@
-"""DPO as a plain torch loop: no Ray, no DeepSpeed, no code of this package; padded batches and full logits.
+"""DPO as a plain torch loop, against which the tests compare the numbers of the main job.
 
-What the main job computes is held against it. Formulas: Rafailov et al. 2023, eq. 7 and the rewards below it.
+It uses padded batches and full logits, and neither Ray nor DeepSpeed nor any code of raydpo. Formulas: Rafailov et al.
+2023, eq. 7 and the rewards below it.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def completion_logps(model: Any, sequences: list[list[int]], prompts: list[int]) -> Tensor:
-    """log p(completion | prompt) of each sequence, whose first `prompts[i]` tokens are the prompt, [len(sequences)]."""
+    """Return log p(completion | prompt) of each sequence, [len(sequences)].
+
+    Sequence i begins with prompts[i] prompt tokens.
+    """
     width = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
     mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
@@ -34,7 +38,10 @@ def completion_logps(model: Any, sequences: list[list[int]], prompts: list[int])
 def train(
     policy_folder: Path, reference_folder: Path, rows: list[dict[str, str]], options: dict[str, Any]
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """One epoch in the order of the rows -> metrics of each step, weights at the end; options as in `updates`."""
+    """Train one epoch in the order of the rows; return the metrics of each step and the final weights.
+
+    `options` has the keys of `updates`, and `batch`, the number of pairs per update.
+    """
     policy = AutoModelForCausalLM.from_pretrained(policy_folder, dtype=torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(reference_folder, dtype=torch.float32).eval()
     batches = [rows[start : start + options["batch"]] for start in range(0, len(rows), options["batch"])]
@@ -45,9 +52,10 @@ def train(
 def updates(
     policy: Any, reference: Any, tokenizer: Any, batches: list[list[dict[str, str]]], options: dict[str, Any]
 ) -> Iterator[dict[str, float]]:
-    """Update the policy's trainable weights by each batch in turn -> metrics, before the caller changes anything.
+    """Update the policy's trainable weights with each batch in turn, and yield the metrics of each update.
 
-    `options`: learning_rate, beta, max_grad_norm; linear decay to 0 without warm-up.
+    A caller may change the reference between updates. `options` has the keys learning_rate, beta and max_grad_norm; the
+    learning rate decays linearly to 0 without warm-up.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=0.0)
@@ -65,7 +73,7 @@ def updates(
 def dpo(
     policy: Any, reference: Any, tokenizer: Any, batch: list[dict[str, str]], beta: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """The batch's mean loss, and its metrics."""
+    """Return the mean DPO loss of a batch and its metrics."""
     prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
     texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
     sequences = [tokenizer(text)["input_ids"] for text in texts]

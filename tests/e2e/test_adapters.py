@@ -1,4 +1,4 @@
-"""Starting from an adapter that is there, against any of the references that go with it."""
+"""Training continues an existing LoRA adapter, against each reference that is allowed with it."""
 
 from math import log
 from pathlib import Path
@@ -37,25 +37,27 @@ def job(tiny_model: Path, sft: Path, tmp_path_factory: pytest.TempPathFactory) -
     }
 
 
-def test_its_own_start_is_the_reference(tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path) -> None:
+def test_the_starting_adapter_is_the_default_reference(
+    tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path
+) -> None:
     run = run_job(tmp_path, **job, num_workers=2, zero_stage=3, gradient_checkpointing=True)
     assert run.lines[0]["loss"] == pytest.approx(log(2), abs=1e-6)
     assert run.summary["reference"]["drift_max"] < 1e-5
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (sft, run.folder / "model"))
     assert before.keys() == after.keys()
-    assert all(0 < (after[name] - before[name]).abs().max() < 0.1 for name in before), "it goes on from the adapter"
+    assert all(0 < (after[name] - before[name]).abs().max() < 0.1 for name in before), "training continues the adapter"
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(run.folder / "model"))
 
 
-@pytest.mark.parametrize("named", ["base", "other"])
+@pytest.mark.parametrize("reference_name", ["base", "other"])
 def test_the_base_or_another_adapter_can_be_the_reference(
-    named: str, tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path
+    reference_name: str, tiny_model: Path, sft: Path, job: dict[str, Any], tmp_path: Path
 ) -> None:
     reference: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
-    if named == "other":
-        named = str(write_adapter(tiny_model, tmp_path / "other", seed=2))
-        reference = PeftModel.from_pretrained(reference, named)
-    run = run_job(tmp_path / "run", **job, ref_adapter_name=named)
+    if reference_name == "other":
+        reference_name = str(write_adapter(tiny_model, tmp_path / "other", seed=2))
+        reference = PeftModel.from_pretrained(reference, reference_name)
+    run = run_job(tmp_path / "run", **job, ref_adapter_name=reference_name)
     policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(sft))
     _, metrics = plain.dpo(policy, reference, AutoTokenizer.from_pretrained(tiny_model), PAIRS[:4], beta=0.1)
     expected = metrics["loss"]

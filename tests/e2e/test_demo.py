@@ -1,4 +1,4 @@
-"""The demonstration does what it says: the manner changes, the content stays."""
+"""The demonstration works: training makes the replies courteous and keeps them well formed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_preferred_manner_is_learnt_and_the_content_kept(tmp_path: Path) -> None:
+def test_training_makes_replies_courteous_and_keeps_them_well_formed(tmp_path: Path) -> None:
     command = [sys.executable, "jobs/dpo.py", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
@@ -23,8 +23,8 @@ def test_the_preferred_manner_is_learnt_and_the_content_kept(tmp_path: Path) -> 
     assert 0.35 <= before["sampled"]["courteous"] <= 0.65
     assert after["sampled"]["courteous"] >= 0.95
     assert after["greedy"]["courteous"] >= 0.95
-    for how in ("greedy", "sampled"):
-        assert after[how]["well_formed"] >= 0.95
+    for decoding in ("greedy", "sampled"):
+        assert after[decoding]["well_formed"] >= 0.95
     assert summary["evaluation"]["after"]["eval_rewards/accuracies"] >= 0.97
     assert (
         summary["evaluation"]["after"]["eval_rewards/margins"] > summary["evaluation"]["before"]["eval_rewards/margins"]

@@ -1,4 +1,4 @@
-"""LoRA under ZeRO-3: the reference is the base model, and what is exported loads."""
+"""LoRA training under ZeRO-3 uses the base model as the reference and exports an adapter that PEFT can load."""
 
 from math import log
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.e2e.jobs import rows, run_job, write_rows
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def test_adapter(tiny_model: Path, tmp_path: Path) -> None:
+def test_lora_under_zero_3_learns_and_exports_a_loadable_adapter(tiny_model: Path, tmp_path: Path) -> None:
     run = run_job(
         tmp_path / "run",
         model_name_or_path=str(tiny_model),
@@ -40,9 +40,9 @@ def test_adapter(tiny_model: Path, tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     before = base(ids).logits.detach().clone()
     adapted = PeftModel.from_pretrained(base, run.folder / "model")
-    assert not torch.allclose(adapted(ids).logits, before, atol=1e-2), "the adapter does nothing"
+    assert not torch.allclose(adapted(ids).logits, before, atol=1e-2), "the adapter has no effect"
     assert AutoTokenizer.from_pretrained(run.folder / "model").chat_template
-    before_after = run.summary["evaluation"]
-    assert before_after["before"]["eval_loss"] == pytest.approx(log(2), abs=1e-6)
-    assert before_after["before"]["step"] == 0
-    assert before_after["after"]["step"] == 12
+    evaluation = run.summary["evaluation"]
+    assert evaluation["before"]["eval_loss"] == pytest.approx(log(2), abs=1e-6)
+    assert evaluation["before"]["step"] == 0
+    assert evaluation["after"]["step"] == 12

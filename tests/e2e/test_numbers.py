@@ -1,4 +1,4 @@
-"""The main job's numbers, against a plain torch loop, and with ranks and ZeRO stages against each other."""
+"""The main job's metrics and weights equal a plain torch loop's, for one and two workers and several ZeRO stages."""
 
 from math import log
 from pathlib import Path
@@ -29,13 +29,13 @@ JOB = {
 
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference that differs from the policy, so that the first loss is no constant."""
+    """A reference that differs from the policy, so that the first loss is not the constant ln 2."""
     return write_neighbour(tiny_model, tmp_path_factory.mktemp("reference"), 0.02)
 
 
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all runs share."""
+    """The options that all runs share."""
     folder = tmp_path_factory.mktemp("numbers")
     return {
         **JOB,
@@ -61,39 +61,46 @@ def weights(run: Run) -> dict[str, Tensor]:
 
 
 def assert_weights_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To 1e-4 of each tensor's norm. Not number by number: AdamW divides a gradient by its own size, so a number whose
-    gradient is mere rounding moves by the learning rate in either direction."""
+    """Assert that the weights agree to 1e-4 of each tensor's norm.
+
+    Single weights are not compared: AdamW divides a gradient by its own size, so a weight whose gradient is only
+    rounding error moves by the learning rate in either direction.
+    """
     assert actual.keys() == expected.keys()
     for name, tensor in actual.items():
         assert (tensor - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 def assert_steps_close(run: Run, history: list[dict[str, float]]) -> None:
-    """Each figure to 1e-5."""
+    """Assert that the metrics of each step agree to 1e-5 relative."""
     assert len(run.lines) == len(history) == 6
     for line, plain_line in zip(run.lines, history, strict=True):
         for name, value in plain_line.items():
-            # a reward is a small difference of large sums: its error is that of the sums
+            # A reward is a small difference of large sums, so its error is that of the sums.
             floor = 1e-5 * OPTIONS["beta"] * abs(plain_line["logps/chosen"]) if name.startswith("rewards") else 0
             assert line[name] == pytest.approx(value, rel=1e-5, abs=floor), (line["step"], name)
 
 
-def test_each_step_equals_the_plain_loop(one_worker: Run, expected: Any) -> None:
+def test_metrics_of_each_step_equal_the_plain_loop(one_worker: Run, expected: Any) -> None:
     assert_steps_close(one_worker, expected[0])
 
 
-def test_so_do_padded_rows_in_small_forwards(tmp_path: Path, job: dict[str, Any], expected: Any) -> None:
-    levers = {"share_prompts": False, "tokens_per_micro_batch": 100, "logits_chunk_tokens": 7}
-    run = run_job(tmp_path, **job, gradient_accumulation_steps=2, gradient_checkpointing=True, **levers)
-    assert run.summary["reference"]["completions_reused"] == 0, "other attention is another reference"
+def test_padded_rows_and_small_micro_batches_equal_the_plain_loop(
+    tmp_path: Path, job: dict[str, Any], expected: Any
+) -> None:
+    memory_options = {"share_prompts": False, "tokens_per_micro_batch": 100, "logits_chunk_tokens": 7}
+    run = run_job(tmp_path, **job, gradient_accumulation_steps=2, gradient_checkpointing=True, **memory_options)
+    assert run.summary["reference"]["completions_reused"] == 0, (
+        "scores of another attention implementation are not reused"
+    )
     assert run.summary["training"]["attention"].startswith("plain")
     assert_steps_close(run, expected[0])
 
 
 def test_trained_weights_equal_the_plain_loop(one_worker: Run, expected: Any, tiny_model: Path) -> None:
     start, end = load_file(tiny_model / "model.safetensors"), weights(one_worker)
-    version = (end["lm_head.weight"] - start["lm_head.weight"]).norm() / start["lm_head.weight"].norm()
-    assert version > 0.01, "training did next to nothing, so that the comparison would say nothing"
+    change = (end["lm_head.weight"] - start["lm_head.weight"]).norm() / start["lm_head.weight"].norm()
+    assert change > 0.01, "training hardly changed the weights, so comparing them proves nothing"
     assert_weights_close(weights(one_worker), expected[1])
 
 
@@ -109,7 +116,7 @@ def test_two_workers_equal_one(stage: int, job: dict[str, Any], one_worker: Run,
     assert not model.training
 
 
-def test_first_loss_is_ln_2_where_the_policy_is_the_reference(job: dict[str, Any], tmp_path: Path) -> None:
+def test_first_loss_is_ln_2_when_the_policy_is_the_reference(job: dict[str, Any], tmp_path: Path) -> None:
     options = {**job, "reference_model": None, "max_steps": 1, "train_sampling_strategy": "random"}
     run = run_job(tmp_path, **options)
     assert run.summary["reference"]["first_loss"] == pytest.approx(log(2), abs=1e-6)
@@ -118,7 +125,7 @@ def test_first_loss_is_ln_2_where_the_policy_is_the_reference(job: dict[str, Any
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_bf16_stays_near(stage: int, job: dict[str, Any], one_worker: Run, tmp_path: Path) -> None:
+def test_bf16_losses_stay_close_to_float32(stage: int, job: dict[str, Any], one_worker: Run, tmp_path: Path) -> None:
     half = run_job(tmp_path, **job, gradient_accumulation_steps=2, zero_stage=stage, bf16=True)
     assert half.summary["training"]["precision"] == "bfloat16"
     for line, one_line in zip(half.lines, one_worker.lines, strict=True):

@@ -1,4 +1,4 @@
-"""Objectives in the main job that are more than a sum over pairs: optimal transport, and experts' auxiliary loss."""
+"""Objectives that are more than a sum over pairs: optimal transport (AOT), and the auxiliary loss of MoE models."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from tests.e2e.jobs import rows, run_job, write_rows
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def test_aot_sees_the_global_batch(tiny_model: Path, tmp_path: Path) -> None:
-    """One worker with 16 pairs at once, and two of which each takes 8 in three forwards."""
+def test_aot_sorts_over_the_global_batch_of_all_workers(tiny_model: Path, tmp_path: Path) -> None:
+    """One worker with 16 pairs per forward equals two workers with 8 pairs each, split over several forwards."""
     job: dict[str, Any] = {
         "model_name_or_path": str(tiny_model),
         "dataset_name": write_rows(tmp_path / "pairs.jsonl", rows(32)),
@@ -39,8 +39,8 @@ def test_aot_sees_the_global_batch(tiny_model: Path, tmp_path: Path) -> None:
     for line, other in zip(one.lines, two.lines, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-6), line["step"]
         assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5), line["step"]
-    assert abs(one.lines[-1]["loss"] - one.lines[0]["loss"]) > 1e-3, "nothing was learnt"
-    evaluations = [[line for line in run.every_line() if "eval_loss" in line] for run in (one, two)]
+    assert abs(one.lines[-1]["loss"] - one.lines[0]["loss"]) > 1e-3, "the loss did not change"
+    evaluations = [[line for line in run.all_lines() if "eval_loss" in line] for run in (one, two)]
     for line, other in zip(*evaluations, strict=True):
         for name in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_entropy"):
             assert line[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (line["step"], name)
@@ -48,7 +48,7 @@ def test_aot_sees_the_global_batch(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def mixtral(tiny_model: Path, tmp_path: Path) -> Path:
-    """Two experts, of which each token takes one; the tokenizer of the tiny model."""
+    """A Mixtral model with two experts, one active per token, and the tokenizer of the tiny model."""
     folder = tmp_path / "mixtral"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.save_pretrained(folder)
@@ -71,7 +71,7 @@ def mixtral(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_experts_are_kept_in_balance(mixtral: Path, tmp_path: Path) -> None:
+def test_the_auxiliary_loss_is_added_and_balances_the_experts(mixtral: Path, tmp_path: Path) -> None:
     content = rows(8)
     job = run_job(
         tmp_path / "run",
@@ -85,7 +85,8 @@ def test_experts_are_kept_in_balance(mixtral: Path, tmp_path: Path) -> None:
         num_train_epochs=4,
         gradient_checkpointing=True,
     )
-    # The first update, where the policy is the reference, by the model's own forward on both completions of each pair.
+    # At the first update the policy is the reference; the expected value is from the model's own forward on both
+    # completions of each pair.
     model, tokenizer = MixtralForCausalLM.from_pretrained(mixtral), AutoTokenizer.from_pretrained(mixtral)
     texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in content[:4]]
     inputs = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
@@ -93,4 +94,4 @@ def test_experts_are_kept_in_balance(mixtral: Path, tmp_path: Path) -> None:
         expected = model(**inputs, output_router_logits=True).aux_loss.item()
     assert job.lines[0]["aux_loss"] == pytest.approx(expected, rel=1e-5)
     assert job.lines[0]["loss"] == pytest.approx(-F.logsigmoid(torch.zeros(())).item() + 0.5 * expected, rel=1e-5)
-    assert job.lines[-1]["aux_loss"] < job.lines[0]["aux_loss"], "the experts' use did not even out"
+    assert job.lines[-1]["aux_loss"] < job.lines[0]["aux_loss"], "expert usage did not become more even"

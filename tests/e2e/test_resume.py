@@ -1,4 +1,4 @@
-"""A run that is killed and started again by the same command ends as if nothing had happened."""
+"""A run that is killed and restarted by the same command gives the results of an uninterrupted run."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "shuffle_window": 2,
         "zero_stage": 2,
         "disable_dropout": False,
-        "use_peft": True,  # its dropout makes the random numbers count
+        "use_peft": True,  # its dropout makes the results depend on the random state
         "lora_dropout": 0.2,
     }
 
@@ -42,7 +42,7 @@ def uninterrupted(ray_local: None, job: dict[str, Any], tmp_path_factory: pytest
 def killed_and_resumed(
     ray_local: None, job: dict[str, Any], uninterrupted: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """Killed without warning once a checkpoint in the first epoch is there, then run again."""
+    """A run that is killed once it has a checkpoint in the first epoch, and is then restarted."""
     folder = tmp_path_factory.mktemp("killed")
     options = {**job, "save_steps": 5, "logging_steps": 3}
     run_until("checkpoint-5", folder, **options)
@@ -50,10 +50,10 @@ def killed_and_resumed(
     return run_job(folder, **options)
 
 
-def test_the_remaining_losses_are_the_same(uninterrupted: Run, killed_and_resumed: Run) -> None:
+def test_losses_after_the_resume_equal_the_uninterrupted_run(uninterrupted: Run, killed_and_resumed: Run) -> None:
     assert killed_and_resumed.summary["training"]["resumed_at"] in (5, 10)
     assert len(uninterrupted.lines) == STEPS
-    for line in killed_and_resumed.lines:  # each the mean over three updates, also where the kill came in between
+    for line in killed_and_resumed.lines:  # the mean over three updates, also if the kill fell between them
         last = line["step"]
         three, sizes = uninterrupted.lines[last - 3 : last], PAIRS_OF_STEP[last - 3 : last]
         mean = sum(single["loss"] * size for single, size in zip(three, sizes, strict=True)) / sum(sizes)
@@ -62,7 +62,7 @@ def test_the_remaining_losses_are_the_same(uninterrupted: Run, killed_and_resume
         assert line["learning_rate"] == pytest.approx(three[-1]["learning_rate"], rel=1e-9)
 
 
-def test_each_pair_is_trained_on_once_an_epoch(killed_and_resumed: Run, uninterrupted: Run) -> None:
+def test_each_pair_is_trained_on_once_per_epoch(killed_and_resumed: Run, uninterrupted: Run) -> None:
     ledger = killed_and_resumed.ledger()
     assert [entry["step"] for entry in ledger] == list(range(1, STEPS + 1))
     for epoch in range(EPOCHS):
@@ -71,11 +71,11 @@ def test_each_pair_is_trained_on_once_an_epoch(killed_and_resumed: Run, uninterr
     assert [entry["pairs"] for entry in ledger] == [entry["pairs"] for entry in uninterrupted.ledger()]
 
 
-def test_metrics_have_one_line_a_logging_step(killed_and_resumed: Run) -> None:
+def test_metrics_have_one_line_per_logging_step(killed_and_resumed: Run) -> None:
     assert [line["step"] for line in killed_and_resumed.lines] == [3, 6, 9, 12]
 
 
-def test_a_finished_run_trains_no_more(ray_local: None, killed_and_resumed: Run, job: dict[str, Any]) -> None:
+def test_rerunning_a_finished_run_trains_nothing(ray_local: None, killed_and_resumed: Run, job: dict[str, Any]) -> None:
     again = run_job(killed_and_resumed.folder, **{**job, "save_steps": 5, "logging_steps": 3})
     assert again.summary["training"]["resumed_at"] == STEPS
     assert again.ledger() == killed_and_resumed.ledger()
@@ -84,16 +84,16 @@ def test_a_finished_run_trains_no_more(ray_local: None, killed_and_resumed: Run,
 def test_a_checkpoint_can_be_continued_in_another_folder(
     ray_local: None, killed_and_resumed: Run, job: dict[str, Any], tmp_path: Path
 ) -> None:
-    given = killed_and_resumed.folder / "checkpoints" / "checkpoint-10"
-    run = run_job(tmp_path, **job, resume_from_checkpoint=str(given))
+    checkpoint = killed_and_resumed.folder / "checkpoints" / "checkpoint-10"
+    run = run_job(tmp_path, **job, resume_from_checkpoint=str(checkpoint))
     assert run.summary["training"]["resumed_at"] == 10
     assert [entry["step"] for entry in run.ledger()] == [11, 12]
     assert [entry["pairs"] for entry in run.ledger()] == [entry["pairs"] for entry in killed_and_resumed.ledger()[10:]]
 
 
-@pytest.mark.parametrize(("name", "before", "now"), [("learning_rate", "0.001", 0.5), ("num_workers", "1", 2)])
+@pytest.mark.parametrize(("name", "recorded", "changed"), [("learning_rate", "0.001", 0.5), ("num_workers", "1", 2)])
 def test_other_options_in_the_same_folder_are_refused(
-    ray_local: None, killed_and_resumed: Run, job: dict[str, Any], name: str, before: str, now: float
+    ray_local: None, killed_and_resumed: Run, job: dict[str, Any], name: str, recorded: str, changed: float
 ) -> None:
-    with pytest.raises(ResumeError, match=f"{name}={before}, and this one has {name}={now}"):
-        run_job(killed_and_resumed.folder, **{**job, name: now, "save_steps": 5, "logging_steps": 3})
+    with pytest.raises(ResumeError, match=f"{name}={recorded}, but this run has {name}={changed}"):
+        run_job(killed_and_resumed.folder, **{**job, name: changed, "save_steps": 5, "logging_steps": 3})

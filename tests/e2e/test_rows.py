@@ -1,4 +1,4 @@
-"""Bad rows, reuse of scores, and counts that add up."""
+"""Bad rows are quarantined and counted, and reference scores are reused across runs."""
 
 import gzip
 import json
@@ -30,14 +30,14 @@ BAD: dict[int, bytes] = {  # line number: line
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A shard with a bad row of each kind between good ones, and a gzip file that is cut off."""
+    """A shard with bad rows of each kind between good ones, and a truncated gzip shard."""
     folder = tmp_path_factory.mktemp("shards")
     good = iter(GOOD)
     lines = [BAD[number] if number in BAD else json.dumps(next(good)).encode() for number in range(1, 13)]
     assert not list(good)
     (folder / "mixed.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows(500, seed=1)), mtime=0)
-    (folder / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    compressed = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows(500, seed=1)), mtime=0)
+    (folder / "cut.jsonl.gz").write_bytes(compressed[: len(compressed) // 2])
     return [str(folder / "mixed.jsonl"), str(folder / "cut.jsonl.gz")]
 
 
@@ -63,9 +63,9 @@ def test_each_bad_row_is_in_quarantine_with_its_line_number(run: Run, shards: li
         assert row["reason"]
         assert row["content"].startswith('{"prompt": "p"')
         assert row["shard"] == "mixed.jsonl", number
-    damage = [row for row in run.quarantine() if row["file"] == shards[1]]
-    assert len(damage) == 1
-    assert damage[0]["row"] > 100
+    truncated = [row for row in run.quarantine() if row["file"] == shards[1]]
+    assert len(truncated) == 1
+    assert truncated[0]["row"] > 100
     assert len({row["reason"] for row in mixed.values()}) >= 5, "different faults have different reasons"
 
 
@@ -76,10 +76,10 @@ def test_counts_add_up(run: Run) -> None:
     assert sum(counts["reasons"].values()) == counts["quarantined"]
 
 
-def test_no_bad_row_is_tolerated_where_none_may_be(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
+def test_max_bad_rows_0_refuses_a_bad_row(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"max_bad_rows=0.*row 2 of .*mixed\.jsonl"):
         run_job(tmp_path, **job, dataset_name=shards[0], max_bad_rows=0)
-    assert not (tmp_path / "metrics.jsonl").exists(), "training began"
+    assert not (tmp_path / "metrics.jsonl").exists(), "training must not start"
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -102,22 +102,24 @@ def test_a_second_run_with_other_options_scores_nothing(
 
 
 def score_only(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """jobs/score_reference.py, in this process."""
+    """Run the pipeline of jobs/score_reference.py in this process and return its summary."""
     return pipeline.score_only(config.from_flat({**options, "output_dir": str(folder)}, "score_reference"))
 
 
-def test_there_is_nothing_to_score_without_a_reference(job: dict[str, Any], shards: list[str], tmp_path: Path) -> None:
+def test_scoring_an_objective_without_a_reference_is_refused(
+    job: dict[str, Any], shards: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="loss_type=orpo takes no reference"):
         score_only(tmp_path, {**job, "dataset_name": shards, "loss_type": "orpo"})
 
 
-def test_a_policy_that_is_not_its_reference_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
-    """As where the scorers' GPUs compute otherwise; here their scores are changed on disk."""
+def test_reference_drift_above_the_tolerance_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    """Scores may drift if the scoring workers' GPUs compute differently; this test alters the stored scores instead."""
     data = {"dataset_name": write_rows(tmp_path / "pairs.jsonl", rows(8)), "cache_dir": str(tmp_path / "cache")}
     score_only(tmp_path / "ahead", {**job, **data})
     (file,) = (tmp_path / "cache" / "scored").rglob("*.parquet")
     columns = [column.to_pylist() for column in storage.read_table(str(file)).columns]
     write_scores(str(file), *([np.array(row, dtype=np.float32) - 0.5 for row in column] for column in columns))
-    with pytest.raises(ReferenceMismatch, match=r"0\.5 nats a token .*reference_drift_tolerance=0\.001"):
+    with pytest.raises(ReferenceMismatch, match=r"0\.5 nats per token .*reference_drift_tolerance=0\.001"):
         run_job(tmp_path / "run", **{**job, **data})
     assert not (tmp_path / "run" / "model").exists()

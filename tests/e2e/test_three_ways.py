@@ -1,4 +1,4 @@
-"""The ways to start a run: as a program of its own, and as a job on a Ray head with token authentication."""
+"""A run can be started as a program, and as a submitted job on a Ray head with token authentication."""
 
 import json
 import os
@@ -43,23 +43,28 @@ def check_result(folder: Path) -> None:
 
 
 def dpo(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    # Without RAY_ADDRESS, and with a TMPDIR of its own: a program that finds no Ray starts one.
-    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | (environment or {})
+    # RAY_ADDRESS is removed, as the program starts its own Ray if it finds none.
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | (environment or {})
     return subprocess.run(
-        [sys.executable, "jobs/dpo.py", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, timeout=300
+        [sys.executable, "jobs/dpo.py", *arguments],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
-def test_as_a_program(tiny_model: Path, tmp_path: Path) -> None:
-    done = dpo(*options(tiny_model, tmp_path), environment={"RAY_ADDRESS": "local"})
-    assert done.returncode == 0, done.stderr
+def test_a_run_starts_as_a_program(tiny_model: Path, tmp_path: Path) -> None:
+    result = dpo(*options(tiny_model, tmp_path), environment={"RAY_ADDRESS": "local"})
+    assert result.returncode == 0, result.stderr
     check_result(tmp_path)
-    lines = done.stdout.splitlines()
+    lines = result.stdout.splitlines()
     for stage in ("Tokenizing", "Reference", "Training"):
-        assert 1 <= sum(line.startswith(stage) for line in lines) <= 8, done.stdout
-    assert str(tmp_path / "run" / "model") in done.stdout
-    assert len(lines) < 30, "a flood of messages"
-    assert done.stderr.strip() == "", "messages of libraries"
+        assert 1 <= sum(line.startswith(stage) for line in lines) <= 8, result.stdout
+    assert str(tmp_path / "run" / "model") in result.stdout
+    assert len(lines) < 30, "too many lines on the console"
+    assert result.stderr.strip() == "", "libraries must not print messages"
 
 
 @pytest.mark.parametrize(
@@ -71,15 +76,17 @@ def test_as_a_program(tiny_model: Path, tmp_path: Path) -> None:
         (["--dataset_name", "/nowhere/*.jsonl", "--model_name_or_path", "MODEL"], r"/nowhere"),
     ],
 )
-def test_wrong_input_is_one_line_without_a_traceback(arguments: list[str], message: str, tiny_model: Path) -> None:
-    given = [str(tiny_model) if argument == "MODEL" else argument for argument in arguments]
-    if "--dataset_name" not in given:
-        given += ["--dataset_name", __file__]
-    done = dpo(*given, environment={"RAY_ADDRESS": "local"})
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, done.stderr
+def test_invalid_input_gives_one_error_line_without_a_traceback(
+    arguments: list[str], message: str, tiny_model: Path
+) -> None:
+    command_line = [str(tiny_model) if argument == "MODEL" else argument for argument in arguments]
+    if "--dataset_name" not in command_line:
+        command_line += ["--dataset_name", __file__]
+    result = dpo(*command_line, environment={"RAY_ADDRESS": "local"})
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, result.stderr
     assert re.search(message, errors[0])
 
 
@@ -92,15 +99,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """A Ray head with token authentication -> its dashboard's address, the environment to reach it."""
+    """A Ray head with token authentication: the address of its dashboard, and the environment variables to reach it."""
     port, dashboard, agent = free_port(), free_port(), free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"PATH": PATH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"
-    # Short, as the path of a Unix socket has 107 characters at most.
+    # A short path, because the path of a Unix socket is limited to 107 characters.
     temporary = f"/tmp/ray-head-{os.getpid()}"
     command = ["ray", "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
-    # The agent that takes jobs has a fixed port by default, which the Ray of the other tests on this machine holds.
+    # By default the job agent listens on a fixed port, which the other tests' Ray on this machine already uses.
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command += ["--num-cpus=2", f"--temp-dir={temporary}"]
     log = tmp_path_factory.mktemp("head") / "log"
@@ -109,10 +116,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        end = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
@@ -122,22 +129,22 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 def submit(address: str, environment: dict[str, str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/dpo.py"]
-    end = time.monotonic() + 90
+    deadline = time.monotonic() + 90
     while True:
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
-        # A head that has just started has no agent yet that takes jobs.
-        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > end:
-            return done
+        # Just after its start, a head has no agent yet that accepts jobs.
+        if "No available agent" not in result.stdout + result.stderr or time.monotonic() > deadline:
+            return result
         time.sleep(1)
 
 
-def test_as_a_submitted_job(head: tuple[str, dict[str, str]], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_starts_as_a_submitted_job(head: tuple[str, dict[str, str]], tiny_model: Path, tmp_path: Path) -> None:
     address, environment = head
     refused = submit(address, {**environment, "RAY_AUTH_TOKEN": "another"}, options(tiny_model, tmp_path))
     assert refused.returncode != 0
-    done = submit(address, environment, options(tiny_model, tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
+    result = submit(address, environment, options(tiny_model, tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "succeeded" in result.stdout
     check_result(tmp_path)

@@ -1,4 +1,4 @@
-"""Commands and files as TRL's documentation has them, run in a folder where the names stand for what is at hand."""
+"""Commands and config files from TRL's documentation run as they are, with local models and data under those names."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(job: str, arguments: list[str], folder: Path) -> str:
-    """Run a program of jobs/ in a folder, with a home of its own -> what it printed."""
+    """Run a program of jobs/ in a folder, with a separate home folder, and return its standard output."""
     environment = {**os.environ, "RAY_ADDRESS": "local", "HOME": str(folder / "home")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
@@ -33,7 +33,7 @@ def run(job: str, arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_the_documented_file_for_dpo(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_documented_config_file_for_dpo_runs(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "Qwen" / "Qwen2.5-0.5B")
     pairs = [
         {side: f"\n\nHuman: {row['prompt']}\n\nAssistant:{row[side]}" for side in ("chosen", "rejected")}
@@ -57,7 +57,7 @@ def test_the_documented_file_for_dpo(tiny_model: Path, tmp_path: Path) -> None:
     assert "note:" not in printed
 
 
-def test_the_documented_command_for_orpo(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_documented_command_for_orpo_runs(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "Qwen" / "Qwen2-0.5B-Instruct")
     write_rows(tmp_path / "trl-lib" / "ultrafeedback_binarized" / "train.jsonl", rows(8))
     command = (
@@ -70,16 +70,16 @@ def test_the_documented_command_for_orpo(tiny_model: Path, tmp_path: Path) -> No
     assert summary["training"]["updates"] == 1
     assert summary["reference"]["completions_scored"] == 0
     (line,) = [line for line in read_lines(folder / "metrics.jsonl") if "grad_norm" in line]
-    # The paper's equation 6: the likelihood of the chosen completion, and lambda = beta times the odds ratio's.
+    # ORPO paper, eq. 6: the NLL of the chosen completion plus lambda (here beta) times the odds-ratio loss.
     assert line["loss"] == pytest.approx(line["nll_loss"] - 0.1 * line["log_odds_ratio"], rel=1e-5)
     assert (folder / "model" / "model.safetensors").exists()
     assert [text for text in printed.splitlines() if text.startswith("note:")] == [
-        "note: remove_unused_columns=false has no meaning here: columns that are not needed are never read"
+        "note: remove_unused_columns=false has no effect here: columns that are not needed are never read"
     ]
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_options_that_only_other_trainers_have_are_honoured(tiny_model: Path, tmp_path: Path) -> None:
+def test_options_of_training_arguments_are_honoured(tiny_model: Path, tmp_path: Path) -> None:
     options = {
         "model_name_or_path": str(tiny_model),
         "dataset_name": write_rows(tmp_path / "pairs.jsonl", rows(12)),
@@ -95,7 +95,7 @@ def test_options_that_only_other_trainers_have_are_honoured(tiny_model: Path, tm
     }
     done = run_job(tmp_path / "run", **options)
     assert [line["step"] for line in done.lines] == [1, 6, 12]
-    # Half a cosine from the peak to half of it, over 12 updates; a line has the rate that its update was made with.
+    # Half a cosine from the peak to half of it over 12 updates; a line reports the learning rate its update used.
     cosines = [(1 + cos(pi * (step - 1) / 12)) / 2 for step in (1, 6, 12)]
     assert [line["learning_rate"] for line in done.lines] == pytest.approx([5e-5 * (1 + part) for part in cosines])
     rows_trained = [

@@ -1,4 +1,4 @@
-"""What the feed tells the driver: which scores are needed, once, and again after a restart."""
+"""The feed's requests to the driver for the scores it needs: one per sync interval, also after a restart."""
 
 import threading
 from pathlib import Path
@@ -16,7 +16,7 @@ from raydpo.reference.readers import WaitingReader
 from raydpo.reference.store import ReferenceStore
 from raydpo.tr_dpo.schedule import SyncSchedule
 from raydpo.tr_dpo.version import ReferenceVersion
-from tests.reference.scoring import PAIRS_A_BLOCK, make_blocks
+from tests.reference.scoring import PAIRS_PER_BLOCK, make_blocks
 
 FLOPS = FlopsModel(1.0, 1.0, ())
 FIRST, SECOND = (ReferenceVersion(ReferenceIdentity(name, "", None, "{}")) for name in ("first", "second"))
@@ -29,7 +29,7 @@ def blocks(tmp_path: Path) -> list[Block]:
 
 @pytest.fixture
 def feed(blocks: list[Block], tmp_path: Path) -> Feed:
-    """A feed of two updates per sync interval, in this process."""
+    """Return a feed in this process, with two updates per sync interval."""
     spec = FeedSpec(
         seed=0,
         sampling="sequential",
@@ -43,12 +43,12 @@ def feed(blocks: list[Block], tmp_path: Path) -> Feed:
     return Feed(blocks, WaitingReader(ReferenceStore(str(tmp_path / "cache"), FIRST.identity)), spec)
 
 
-def test_an_announcement_is_one_request_until_the_next_interval(feed: Feed, blocks: list[Block]) -> None:
+def test_announcements_within_an_interval_are_one_request(feed: Feed, blocks: list[Block]) -> None:
     feed.announce(FIRST, 0)
     request = feed.next_request("")
     assert request is not None
     assert request.version == FIRST
-    assert [(block.url, block.pairs) for block in request.blocks] == [(blocks[0].url, PAIRS_A_BLOCK)]
+    assert [(block.url, block.pairs) for block in request.blocks] == [(blocks[0].url, PAIRS_PER_BLOCK)]
     feed.announce(FIRST, 3)  # the second update of the same interval
     assert feed.next_request("") is request
     feed.announce(SECOND, 6)
@@ -64,7 +64,7 @@ def test_the_driver_waits_until_there_is_a_request(feed: Feed) -> None:
     assert request.version == FIRST
 
 
-def test_a_restarted_feed_learns_of_the_version_from_what_is_fetched(feed: Feed) -> None:
+def test_a_restarted_feed_takes_the_version_from_a_fetch(feed: Feed) -> None:
     feed.fail("no more scores")
     with pytest.raises(ReferenceMismatch, match="no more scores"):
         feed.fetch(6, 0, SECOND)

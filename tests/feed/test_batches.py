@@ -1,4 +1,4 @@
-"""What the feed gives: each pair once, in the order asked for, as many forwards for each rank; and the rates of it."""
+"""Batches of the feed: each pair once, in the requested order, equally many forwards per rank; and their rates."""
 
 import time
 from collections import Counter
@@ -30,7 +30,7 @@ PAIRS = 24
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> list[Block]:
-    """Two blocks; the prompt of pair i is that of all i mod 4, of 6 tokens, and its completions are its own, of 3."""
+    """Return two blocks; pair i has prompt i mod 4 with 6 tokens, and its own completions with 3 tokens each."""
     found = []
     for index in range(2):
         rows = range(index * PAIRS // 2, (index + 1) * PAIRS // 2)
@@ -67,7 +67,7 @@ def source(blocks: list[Block], **changes: Any) -> BatchSource:
 
 
 def epoch(feed: BatchSource, number: int = 0) -> list[str]:
-    """Pair ids of an epoch, in order."""
+    """Return the pair ids of an epoch, in order."""
     positions = range(number * PAIRS, (number + 1) * PAIRS, 6)
     return [pair.pair_id for position in positions for pair in feed.pairs(position)]
 
@@ -76,12 +76,12 @@ def prompt_of(pair_id: str) -> int:
     return int(pair_id) % 4
 
 
-def test_pairs_of_one_prompt_come_together_where_asked_for(blocks: list[Block]) -> None:
-    everything = [f"{row:02}" for row in range(PAIRS)]
+def test_group_by_prompt_puts_pairs_of_one_prompt_together(blocks: list[Block]) -> None:
+    all_pairs = [f"{row:02}" for row in range(PAIRS)]
     grouped, plain = epoch(source(blocks, sampling="group_by_prompt")), epoch(source(blocks))
-    assert epoch(source(blocks, sampling="sequential")) == everything
-    assert sorted(grouped) == sorted(plain) == everything
-    assert plain != everything
+    assert epoch(source(blocks, sampling="sequential")) == all_pairs
+    assert sorted(grouped) == sorted(plain) == all_pairs
+    assert plain != all_pairs
     changes = [prompt_of(one) != prompt_of(other) for one, other in pairwise(grouped)]
     assert sum(changes) == 3, "four prompts, one after the other"
     assert grouped != epoch(source(blocks, sampling="group_by_prompt"), 1), "each epoch has an order of its own"
@@ -89,7 +89,7 @@ def test_pairs_of_one_prompt_come_together_where_asked_for(blocks: list[Block]) 
 
 
 def epoch_part(blocks: list[Block], position: int) -> list[str]:
-    """The pairs at a position, from a feed that was asked for nothing before."""
+    """Return the pair ids at a position, from a feed that has returned nothing before."""
     return [pair.pair_id for pair in source(blocks, sampling="group_by_prompt").pairs(position)]
 
 
@@ -103,18 +103,18 @@ def test_a_grouped_batch_computes_its_prompt_once(blocks: list[Block]) -> None:
     assert [micro.pairs for micro in batch.micro_batches] == [6]
 
 
-def test_ranks_get_each_pair_once_in_as_many_forwards(blocks: list[Block]) -> None:
+def test_ranks_get_each_pair_once_in_equally_many_forwards(blocks: list[Block]) -> None:
     for position in range(0, 2 * PAIRS, 6):
         batches = source(blocks).rank_batches(position)
         assert len({len(batch.micro_batches) for batch in batches}) == 1
-        shared = [name for batch in batches for micro in batch.micro_batches for name in micro.pair_ids]
-        assert sorted(shared) == sorted(batches[0].pair_ids)
-        assert len(shared) == 6
+        used = [name for batch in batches for micro in batch.micro_batches for name in micro.pair_ids]
+        assert sorted(used) == sorted(batches[0].pair_ids)
+        assert len(used) == 6
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
 
 
-def write_stand_ins(store: ReferenceStore, blocks: Sequence[Block]) -> None:
-    """Write scores that name their token: its id plus one half."""
+def write_fake_scores(store: ReferenceStore, blocks: Sequence[Block]) -> None:
+    """Write scores that identify their token: its id plus one half."""
     for block in blocks:
         pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
         sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
@@ -122,12 +122,10 @@ def write_stand_ins(store: ReferenceStore, blocks: Sequence[Block]) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_prompt"])
-def test_each_version_scores_the_pairs_of_its_interval_alone(
-    sampling: str, blocks: list[Block], tmp_path: Path
-) -> None:
-    """Intervals of 3 of the 4 updates per epoch; the last is cut short by the end of the run."""
-    usual = source(blocks, sampling=sampling, window=1)
-    spec = FeedSpec(**{**vars(usual._spec), "sync": SyncSchedule(every=3, total_steps=8)})
+def test_each_version_scores_only_the_pairs_of_its_interval(sampling: str, blocks: list[Block], tmp_path: Path) -> None:
+    """Check intervals of 3 updates with 4 updates per epoch; the last interval is shortened by the end of the run."""
+    without_sync = source(blocks, sampling=sampling, window=1)
+    spec = FeedSpec(**{**vars(without_sync._spec), "sync": SyncSchedule(every=3, total_steps=8)})
     scored: Counter[str] = Counter()
     store = ReferenceStore(str(tmp_path), ReferenceIdentity("first", "", None, "{}"))
     for interval, positions in enumerate([(0, 6, 12), (18, 24, 30), (36, 42)]):
@@ -136,15 +134,17 @@ def test_each_version_scores_the_pairs_of_its_interval_alone(
         requests = [feed.request(position, version) for position in positions]
         assert {request.name for request in requests} == {requests[0].name}, "one request for the whole interval"
         assert len(set(map(repr, requests))) == 1
-        write_stand_ins(replace(store, identity=version.identity), requests[0].blocks)
+        write_fake_scores(replace(store, identity=version.identity), requests[0].blocks)
         for position in reversed(positions):  # from any position, as after a resume
             pairs = feed.pairs(position, version)
-            assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in usual.pairs(position)]
+            assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in without_sync.pairs(position)]
             for pair in pairs:
                 assert pair.ref_chosen_logps.tolist() == (pair.chosen_ids + 0.5).tolist()
                 assert pair.ref_rejected_logps.tolist() == (pair.rejected_ids + 0.5).tolist()
         requested = [name for block in requests[0].blocks for name in TokenizedBlock(block).pair_ids]
-        assert sorted(requested) == sorted(pair.pair_id for position in positions for pair in usual.pairs(position))
+        assert sorted(requested) == sorted(
+            pair.pair_id for position in positions for pair in without_sync.pairs(position)
+        )
         scored.update(requested)
     assert set(scored.values()) == {2}, "once per epoch"
 
@@ -156,7 +156,7 @@ def test_held_out_pairs_are_all_scored_by_each_version(blocks: list[Block]) -> N
     assert request.version == version
 
 
-def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_computed_from_the_batches(blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     (batch,) = source(blocks, ranks=1, sampling="sequential").rank_batches(0)
@@ -171,5 +171,5 @@ def test_rates_are_those_of_the_batches(blocks: list[Block], monkeypatch: pytest
     assert values["data_wait"] == 0.25
     assert values["mfu"] == pytest.approx(batch.flops / 2 / 1e4)
     now = 103.0
-    assert rates.values()["pairs_per_second"] == 0.0, "a line speaks of what came after the line before"
+    assert rates.values()["pairs_per_second"] == 0.0, "a line covers the time since the previous line"
     assert "mfu" not in Throughput(peak_flops=None).values()

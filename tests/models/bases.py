@@ -27,14 +27,16 @@ SHAPE: dict[str, Any] = {
 ARCHITECTURES: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False)),
     "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, attention_dropout=0.1)),
-    "llama-deep": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": 11})),  # order of layer 2 and 10
+    "llama-deep": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE | {"num_hidden_layers": 11})
+    ),  # layers 2 and 10 in numerical order
     "qwen2-tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=3)),
 }
 
 
 def make_base(folder: Path, tiny_model: Path, architecture: str, dtype: torch.dtype = torch.float32) -> Path:
-    """A model folder as one finds it, with tokenizer, chat template and generation config."""
+    """Write a complete model folder with tokenizer, chat template and generation config, and return it."""
     torch.manual_seed(0)
     model = ARCHITECTURES[architecture]().to(dtype)
     model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.7)

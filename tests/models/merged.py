@@ -1,4 +1,4 @@
-"""What a LoRA adapter makes of its base."""
+"""Weights of a model with its LoRA adapter merged, for comparisons."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from peft import PeftModel
 from torch import Tensor
 
 
-def whole_weights(model: Any) -> dict[str, Tensor]:
-    """Copies of a model's weights under the base's names, its adapter added to them where it has one."""
+def merged_weights(model: Any) -> dict[str, Tensor]:
+    """Return copies of a model's weights under the names of its base, with its adapter merged if it has one."""
     if not isinstance(model, PeftModel):
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.merge_adapter()

@@ -1,4 +1,4 @@
-"""Pairs of random tokens, packed; and their log-probs by the model's own forward, each sequence by itself."""
+"""Packed rows of pairs with random tokens, and logits from the model's own forward with one sequence per row."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-"""Of a tiny decoder, in the words of most families' configs."""
+"""Shape of a tiny decoder, under the names that most config classes use."""
 
 
 def pairs() -> list[TokenizedPair]:
-    """Four pairs of three prompts; two of them have the prompt and one completion in common."""
+    """Return four pairs with three prompts; two of the pairs have the prompt and one completion in common."""
     draw = np.random.default_rng(0)
 
     def ids(count: int) -> Any:
@@ -42,19 +42,19 @@ def pairs() -> list[TokenizedPair]:
 
 
 def packed(members: list[TokenizedPair], *, with_prompts: bool = False, multiple: int = 1) -> MicroBatch:
-    """All of them in one row."""
+    """Return all pairs in one packed row."""
     return collate(build_prompt_trees(members, 10**6), members, with_prompts=with_prompts, multiple=multiple)
 
 
 def sharing(model: Any) -> Any:
-    """The model with the attention function for shared prompts."""
+    """Switch a model to the attention function for shared prompts and return it."""
     register_attention()
     model.set_attn_implementation(IMPLEMENTATIONS["sdpa"])
     return model
 
 
 def sequences(members: list[TokenizedPair], batch: MicroBatch) -> list[tuple[Tensor, int]]:
-    """Token ids and prompt length of the 2B sequences, in the order of the micro-batch."""
+    """Return token ids and prompt length of the 2B sequences, in the order of the micro-batch."""
     by_id = {pair.pair_id: pair for pair in members}
     ordered = [by_id[name] for name in batch.pair_ids]
     found = [(pair.prompt_ids, pair.chosen_ids) for pair in ordered]
@@ -63,7 +63,7 @@ def sequences(members: list[TokenizedPair], batch: MicroBatch) -> list[tuple[Ten
 
 
 def plain_logits(model: Any, members: list[TokenizedPair], batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Logits [M, V] that predict the tokens of the 2B completions, each sequence by itself; and these tokens [M]."""
+    """Return the logits [M, V] for the tokens [M] of the 2B completions, one forward per sequence, and these tokens."""
     logits, targets = [], []
     for ids, prompt in sequences(members, batch):
         logits.append(model(input_ids=ids[None]).logits[0, prompt - 1 : -1].float())

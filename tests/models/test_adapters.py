@@ -1,4 +1,4 @@
-"""A LoRA adapter on a real model: what it changes, what it leaves alone, what is refused."""
+"""A LoRA adapter on a real model: what it changes, what it leaves unchanged, and what is refused."""
 
 import math
 from pathlib import Path
@@ -85,13 +85,13 @@ def test_modules_to_save_are_trained_in_full() -> None:
         (True, {"lora_modules_to_save": ("embed_tokens",)}),
     ],
 )
-def test_the_head_and_what_is_tied_to_it_are_refused(tied: bool, options: dict[str, Any]) -> None:
+def test_adapting_the_head_or_a_weight_tied_to_it_is_refused(tied: bool, options: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"is the output embedding or shares its weight.*leave it out"):
         add_lora(llama(tie_word_embeddings=tied), AdapterConfig(**options))
 
 
 @pytest.mark.parametrize("flag", ["lora_target_modules", "lora_modules_to_save"])
-def test_an_unknown_module_is_answered_with_the_known_ones(flag: str) -> None:
+def test_an_unknown_module_is_refused_with_the_known_ones(flag: str) -> None:
     with pytest.raises(ModelError) as caught:
         add_lora(llama(), AdapterConfig(**{flag: ("query_key_value",)}))
     assert str(caught.value) == (
@@ -100,21 +100,21 @@ def test_an_unknown_module_is_answered_with_the_known_ones(flag: str) -> None:
     )
 
 
-def test_a_module_that_is_no_layer_is_refused() -> None:
+def test_a_module_that_is_not_a_layer_is_refused() -> None:
     with pytest.raises(ModelError, match=r"a LoRA adapter cannot be added to mlp .*its linear modules are down_proj"):
         add_lora(llama(), AdapterConfig(lora_target_modules=("mlp",)))
 
 
-def saved(folder: Path, config: PeftConfig, **shape: Any) -> ModelSource:
-    """An adapter of a Llama, as a folder."""
+def save_adapter(folder: Path, config: PeftConfig, **shape: Any) -> ModelSource:
+    """Save an adapter of a Llama in a folder and return it as a source."""
     get_peft_model(llama(**shape), config).save_pretrained(str(folder))
     return resolve_adapter(str(folder))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_that_is_there_is_taken_up(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_saved_adapter_is_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    source = saved(tmp_path, config)
+    source = save_adapter(tmp_path, config)
     expected = PeftModel.from_pretrained(llama(), str(tmp_path))(IDS).logits
     assert not torch.allclose(expected, llama()(IDS).logits)
     for trained in (True, False):
@@ -138,13 +138,15 @@ def test_an_adapter_that_is_there_is_taken_up(dtype: torch.dtype, tmp_path: Path
         (LoraConfig(target_modules=["lm_head"]), {}, r"changes the output embedding.*merge it"),
     ],
 )
-def test_an_adapter_that_does_not_fit(config: PeftConfig, shape: dict[str, int], message: str, tmp_path: Path) -> None:
-    source = saved(tmp_path, config, **shape)
+def test_an_adapter_that_does_not_fit_is_refused(
+    config: PeftConfig, shape: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    source = save_adapter(tmp_path, config, **shape)
     with pytest.raises(ModelError, match=message):
         load_adapter(llama(), source, trainable=True)
 
 
-def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_an_error(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"has no adapter_config\.json"):
         resolve_adapter(str(tmp_path))
@@ -152,7 +154,7 @@ def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
         resolve_adapter("someone/nothing")
 
 
-def test_experts_take_no_dropout() -> None:
+def test_experts_do_not_support_dropout() -> None:
     config = MixtralConfig(**SHAPE, num_local_experts=2)
     with pytest.raises(ModelError, match=r"set lora_dropout=0, or name lora_target_modules"):
         add_lora(MixtralForCausalLM(config), AdapterConfig(lora_dropout=0.05))
@@ -160,7 +162,7 @@ def test_experts_take_no_dropout() -> None:
     assert len(trainable(adapted)) == 4
 
 
-def test_checkpointing_leaves_the_adapter_s_gradients_as_they_are() -> None:
+def test_gradient_checkpointing_does_not_change_the_gradients_of_an_adapter() -> None:
     grads = []
     for checkpointing in (False, True):
         torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Compiled layers compute the same, and are not compiled anew for each row."""
+"""Compiled layers compute the same values and are not compiled again for each row."""
 
 import numpy as np
 import pytest
@@ -14,19 +14,19 @@ from tests.models.packed import VOCABULARY, packed, pairs, sharing
 
 
 def rows() -> list[MicroBatch]:
-    """Rows of two lengths whose segments are all different."""
+    """Return rows of two lengths whose segments are all different."""
     draw = np.random.default_rng(1)
 
     def pair(name: str, *counts: int) -> TokenizedPair:
         return TokenizedPair(name, *(draw.integers(1, VOCABULARY, count) for count in counts))
 
     members = [[pair("a", 4, 5, 6)], [pair("b", 9, 2, 1), pair("c", 1, 1, 1)], [pair("d", 3, 3, 3)], pairs()]
-    return [packed(each, multiple=32) for each in members]
+    return [packed(row, multiple=32) for row in members]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_same_values_and_gradients_from_few_graphs() -> None:
+def test_compiled_layers_give_the_same_values_and_gradients_from_few_graphs() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
@@ -54,6 +54,6 @@ def test_the_same_values_and_gradients_from_few_graphs() -> None:
         assert (parameter.grad - gradients[name]).norm() <= 1e-5 * gradients[name].norm(), name
 
 
-def test_a_model_without_layers_is_said() -> None:
+def test_a_model_without_layers_is_an_error() -> None:
     with pytest.raises(ModelError, match="Linear has no layers that torch_compile could compile separately"):
         compile_layers(torch.nn.Linear(2, 2), bounded=True)

@@ -1,4 +1,4 @@
-"""The log-prob of a completion token, against transformers' own full logits and a plain log-softmax."""
+"""Log-probs of completion tokens, compared with a plain log-softmax of the full logits of transformers."""
 
 from typing import Any
 
@@ -56,8 +56,8 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, shares: bool, 
     model.zero_grad()
 
     policy = CompletionLogps(sharing(model) if shares else model, shares=shares, chunk_tokens=chunk_tokens)
-    wanted = TokenStatsRequest(statistics=True, collision=True)
-    tokens = TokenLogps(*policy(batch, wanted)).pick(torch.from_numpy(batch.target_index))
+    request = TokenStatsRequest(statistics=True, collision=True)
+    tokens = TokenLogps(*policy(batch, request)).pick(torch.from_numpy(batch.target_index))
     (tokens.logps * weights).sum().backward()
 
     torch.testing.assert_close(tokens.logps, expected, rtol=1e-5, atol=1e-6)
@@ -73,29 +73,29 @@ def test_values_and_gradients_are_those_of_full_logits(name: str, shares: bool, 
 
 @pytest.mark.parametrize("chunk_tokens", [5, 1000])
 @pytest.mark.parametrize("name", ["llama", "gemma2 softcap", "cohere scale", "phi bias"])
-def test_gradients_below_a_head_that_does_not_learn(name: str, chunk_tokens: int) -> None:
+def test_gradients_below_a_frozen_head_are_those_of_full_logits(name: str, chunk_tokens: int) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, where it was tied
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # not tied to the input embedding
     batch = packed(pairs())
     logits, targets = plain_logits(model, pairs(), batch)
     expected = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     weights = torch.randn(len(expected))
-    learning = [parameter for key, parameter in model.named_parameters() if not key.startswith("lm_head")]
-    gradients = torch.autograd.grad((expected * weights).sum(), learning)
+    trainable = [parameter for key, parameter in model.named_parameters() if not key.startswith("lm_head")]
+    gradients = torch.autograd.grad((expected * weights).sum(), trainable)
 
     head.requires_grad_(False)
     policy = CompletionLogps(sharing(model), shares=True, chunk_tokens=chunk_tokens)
     logps = policy(batch)[0][torch.from_numpy(batch.target_index)]
     torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-6)
-    found = torch.autograd.grad((logps * weights).sum(), learning)
-    for gradient, there in zip(found, gradients, strict=True):
-        assert (gradient - there).norm() <= 1e-5 * there.norm()
+    found = torch.autograd.grad((logps * weights).sum(), trainable)
+    for gradient, expected_gradient in zip(found, gradients, strict=True):
+        assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_prompts_have_log_probs_where_they_are_targets(shares: bool) -> None:
+def test_prompts_have_log_probs_if_they_are_targets(shares: bool) -> None:
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
     batch = packed(pairs(), with_prompts=True)
@@ -109,8 +109,8 @@ def test_prompts_have_log_probs_where_they_are_targets(shares: bool) -> None:
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_a_second_backward_gives_the_same() -> None:
-    """What the forward kept for the first is used up by it."""
+def test_a_second_backward_gives_the_same_gradients() -> None:
+    """Check a second backward: the first one uses up what the forward kept for it."""
     policy = CompletionLogps(sharing(MODELS["llama"]()), shares=True)
     total = policy(packed(pairs()))[0].sum()
     gradients = [torch.autograd.grad(total, list(policy.parameters()), retain_graph=True) for _ in range(2)]
@@ -118,26 +118,26 @@ def test_a_second_backward_gives_the_same() -> None:
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
 
 
-class Largest(TorchDispatchMode):
-    """Most rows over the vocabulary that any operation gave."""
+class LargestLogits(TorchDispatchMode):
+    """Records the largest number of rows of vocabulary size that any operation returned."""
 
     rows = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made.shape[1:] == (VOCABULARY,) and made.is_contiguous():
-            self.rows = max(self.rows, len(made))  # of the weight, transposed, no row is a token
-        return made
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.shape[1:] == (VOCABULARY,) and result.is_contiguous():
+            self.rows = max(self.rows, len(result))  # excludes the transposed weight, whose rows are not tokens
+        return result
 
 
-def test_no_more_logits_than_the_chunk_exist() -> None:
+def test_at_most_one_chunk_of_logits_exists() -> None:
     policy = CompletionLogps(sharing(MODELS["llama"]()), shares=True, chunk_tokens=6)
-    with Largest() as largest:
+    with LargestLogits() as largest:
         policy(packed(pairs()), TokenStatsRequest(statistics=True, collision=True))[0].sum().backward()
     assert largest.rows == 6
 
 
-def test_the_chunk_follows_the_memory() -> None:
+def test_the_chunk_size_depends_on_the_memory() -> None:
     assert default_chunk_tokens(torch.device("cpu"), 32_000) == 256 * 2**20 // (4 * 32_000)
     assert default_chunk_tokens(torch.device("cpu"), 10**12) == 1
 
@@ -160,6 +160,6 @@ def test_parameters_keep_their_names() -> None:
     assert sorted(model.state_dict()) == sorted(names)
 
 
-def test_sums_by_completion() -> None:
+def test_values_are_summed_by_completion() -> None:
     values, completion = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 0, 2, 2])
     assert completion_sums(values, completion, 4).tolist() == [3.0, 0.0, 12.0, 0.0]

@@ -1,4 +1,4 @@
-"""What is written can be loaded, whatever is whole at a time while it is written."""
+"""Exported models and adapters can be loaded, and parameters are gathered in small groups during the export."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.loading import disable_dropout, load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model, weight_files
 from tests.models.bases import ARCHITECTURES, IDS, SHAPE, make_base
-from tests.models.partitioned import Partitioned, whole
+from tests.models.partitioned import Partitioned, no_gather
 
 
 def stored(folder: Path | str) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def stored(folder: Path | str) -> dict[str, torch.Tensor]:
 
 
 def prepare(base: Path, out: Path, dtype: str = "float32") -> tuple[Any, ExportTarget]:
-    """The model as training holds it after some steps, and the target of its export."""
+    """Return a model as it is after some training steps, and the target of its export."""
     source = resolve_model(str(base), None)
     model = load_causal_lm(source, dtype=dtype, attn_implementation=None, trust_remote_code=False)
     disable_dropout(model)
@@ -53,7 +53,7 @@ def prepare(base: Path, out: Path, dtype: str = "float32") -> tuple[Any, ExportT
 @pytest.mark.parametrize(
     ("architecture", "dtype"), [*((name, "float32") for name in ARCHITECTURES), ("mixtral", "bfloat16")]
 )
-def test_what_is_exported_is_what_save_pretrained_writes(
+def test_an_export_equals_what_save_pretrained_writes(
     architecture: str, dtype: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     base = make_base(tmp_path / "base", tiny_model, architecture)
@@ -77,9 +77,9 @@ def test_what_is_exported_is_what_save_pretrained_writes(
 def test_side_files_are_those_of_the_base(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama-tied")
     model, target = prepare(base, tmp_path / "out", "bfloat16")
-    export_model(model, target, whole)
+    export_model(model, target, no_gather)
     config, base_config = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", base))
-    # Neither the dropout nor the cache that training switched off.
+    # Dropout and cache have their values from the base, although training switched them off.
     assert (base_config["attention_dropout"], base_config["use_cache"]) == (0.1, True)
     assert config == base_config | {"dtype": "bfloat16"}
     assert GenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.7
@@ -108,7 +108,7 @@ def test_shards_are_bounded_and_indexed(architecture: str, tiny_model: Path, tmp
             assert {name for name, place in index["weight_map"].items() if place == file} == set(shard.keys())
             sizes.append(sum(shard.get_tensor(name).nbytes for name in shard.keys()))  # noqa: SIM118
     assert index["metadata"]["total_size"] == sum(sizes)
-    # Full but for what did not fit: any two neighbours together are over the limit.
+    # Shards are as full as possible: any two consecutive ones together exceed the limit.
     assert max(sizes) <= limit
     assert min(first + second for first, second in pairwise(sizes)) > limit
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
@@ -117,7 +117,7 @@ def test_shards_are_bounded_and_indexed(architecture: str, tiny_model: Path, tmp
 
 
 @pytest.mark.parametrize("architecture", ["llama-deep", "mixtral"])
-def test_one_layer_is_whole_at_a_time_and_all_ranks_gather_alike(
+def test_one_layer_is_gathered_at_a_time_and_all_ranks_gather_the_same(
     architecture: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     base = make_base(tmp_path / "base", tiny_model, architecture)
@@ -128,16 +128,16 @@ def test_one_layer_is_whole_at_a_time_and_all_ranks_gather_alike(
     partitioned = Partitioned(model)
     export_model(model, replace(target, is_main=False), partitioned.gather)
     assert not (tmp_path / "out").exists()
-    of_others = partitioned.groups[:]
+    groups_on_other_ranks = partitioned.groups[:]
     export_model(model, target, partitioned.gather)
-    assert partitioned.groups == of_others * 2
-    assert sum(map(len, of_others)) == count
-    assert partitioned.most_whole_bytes == largest
+    assert partitioned.groups == groups_on_other_ranks * 2
+    assert sum(map(len, groups_on_other_ranks)) == count
+    assert partitioned.peak_gathered_bytes == largest
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
 
 
 class WithBuffers(LlamaForCausalLM):
-    """Has a buffer that belongs to the weights, and a sharing that its class does not declare."""
+    """A Llama with a buffer among its weights, and a shared weight that its class does not declare as tied."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -146,10 +146,10 @@ class WithBuffers(LlamaForCausalLM):
         self.model.layers[1].mlp.up_proj.weight = self.model.layers[0].mlp.up_proj.weight
 
 
-def test_buffers_and_undeclared_sharing(tiny_model: Path, tmp_path: Path) -> None:
+def test_buffers_and_undeclared_shared_weights_are_exported(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama")
     _, target = prepare(base, tmp_path / "out")
-    export_model(WithBuffers(LlamaConfig(**SHAPE)), target, whole)
+    export_model(WithBuffers(LlamaConfig(**SHAPE)), target, no_gather)
     written = stored(tmp_path / "out")
     assert written["steps"].tolist() == [1.5, 2.5]
     assert "scratch" not in written
@@ -157,7 +157,7 @@ def test_buffers_and_undeclared_sharing(tiny_model: Path, tmp_path: Path) -> Non
     assert torch.equal(first, second)
 
 
-def test_code_of_its_own_comes_along(tiny_model: Path, tmp_path: Path) -> None:
+def test_custom_code_is_exported_too(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama")
     config = json.loads((base / "config.json").read_text())
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
@@ -170,7 +170,7 @@ def test_code_of_its_own_comes_along(tiny_model: Path, tmp_path: Path) -> None:
     source = resolve_model(str(base), None, trust_remote_code=True)
     model = load_causal_lm(source, dtype="float32", attn_implementation=None, trust_remote_code=True)
     tokenizer = load_tokenizer(source, trust_remote_code=True)
-    export_model(model, ExportTarget(str(tmp_path / "out"), source, tokenizer, is_main=True), whole)
+    export_model(model, ExportTarget(str(tmp_path / "out"), source, tokenizer, is_main=True), no_gather)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert type(loaded).__name__ == "OwnForCausalLM"
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=0, atol=0)
@@ -184,36 +184,36 @@ def test_an_empty_weight_is_never_written(adapter: bool, tiny_model: Path, tmp_p
         model = add_lora(model, AdapterConfig(lora_r=4))
     Partitioned(model)
     with pytest.raises(ModelError, match=r"weight .* has shape \(0,\) at export, not"):
-        export_adapter(model, target, whole) if adapter else export_model(model, target, whole)
+        export_adapter(model, target, no_gather) if adapter else export_model(model, target, no_gather)
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
-def test_an_older_export_is_replaced_whole_or_kept(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_older_export_is_replaced_completely_or_kept(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama-tied")
     model, target = prepare(base, tmp_path / "out")
-    export_model(model, target, whole, max_shard_bytes=20_000)
+    export_model(model, target, no_gather, max_shard_bytes=20_000)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
     @contextmanager
-    def dies(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def failing_gather(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         if parameters[0] is model.model.norm.weight:
             raise KeyboardInterrupt
         yield
 
     with pytest.raises(KeyboardInterrupt):
-        export_model(model, target, dies)
+        export_model(model, target, failing_gather)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    export_model(model, target, whole)
+    export_model(model, target, no_gather)
     assert [path.name for path in (tmp_path / "out").glob("model*")] == ["model.safetensors"]
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
 
 
-def test_a_folder_that_cannot_be_written_is_said(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama-tied")
     (tmp_path / "file").write_text("in the way")
     model, target = prepare(base, tmp_path / "file" / "out")
     with pytest.raises(StorageError, match=r"cannot write .*out"):
-        export_model(model, target, whole)
+        export_model(model, target, no_gather)
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,11 @@ def test_an_adapter_loads_on_its_base(
     CompletionLogps(adapted, shares=False)
     partitioned = Partitioned(adapted)
     export_adapter(adapted, replace(target, is_main=False), partitioned.gather)
-    of_others = partitioned.groups[:]
+    groups_on_other_ranks = partitioned.groups[:]
     export_adapter(adapted, target, partitioned.gather)
 
-    assert partitioned.groups == of_others * 2
-    assert sum(map(len, of_others)) == count, "the frozen base is not gathered"
+    assert partitioned.groups == groups_on_other_ranks * 2
+    assert sum(map(len, groups_on_other_ranks)) == count, "the frozen base is not gathered"
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     assert os.path.getsize(tmp_path / "out" / "adapter_model.safetensors") < 200_000

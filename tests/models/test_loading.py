@@ -1,4 +1,4 @@
-"""What a user meets when a model is found, fetched and loaded."""
+"""Loading a model and its tokenizer: what is loaded, and the errors for files that cannot be used."""
 
 import json
 import logging
@@ -45,21 +45,21 @@ def load(folder: Path, **changes: Any) -> Any:
 
 @pytest.fixture
 def copy_of(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may damage."""
+    """Return a copy of the tiny model that a test may damage."""
     folder = tmp_path / "copy"
     shutil.copytree(tiny_model, folder)
     return folder
 
 
-def test_tokenizer_needs_an_end_of_sequence_token(copy_of: Path) -> None:
-    settings = json.loads((copy_of / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (copy_of / "tokenizer_config.json").write_text(json.dumps(settings))
+def test_a_tokenizer_needs_an_end_of_sequence_token(copy_of: Path) -> None:
+    tokenizer_config = json.loads((copy_of / "tokenizer_config.json").read_text())
+    del tokenizer_config["eos_token"]
+    (copy_of / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     with pytest.raises(ModelError, match="no eos_token"):
         load_tokenizer(resolve_model(str(copy_of), None), trust_remote_code=False)
 
 
-def test_a_folder_without_tokenizer(copy_of: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_an_error(copy_of: Path) -> None:
     for path in [*copy_of.glob("tokenizer*"), *copy_of.glob("*.jinja")]:
         path.unlink()
     with pytest.raises(ModelError, match="tokenizer"):
@@ -67,7 +67,7 @@ def test_a_folder_without_tokenizer(copy_of: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_model_computes_what_its_files_say(tiny_model: Path, dtype: str) -> None:
+def test_the_model_computes_the_same_as_from_pretrained(tiny_model: Path, dtype: str) -> None:
     model = load(tiny_model, dtype=dtype, attn_implementation="eager")
     expected = LlamaForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype), attn_implementation="eager")
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
@@ -82,7 +82,7 @@ def test_an_old_bin_file_loads(tiny_model: Path, copy_of: Path) -> None:
     torch.testing.assert_close(load(copy_of)(IDS).logits, load(tiny_model)(IDS).logits, rtol=0, atol=0)
 
 
-def test_a_lacking_weight_is_an_error_and_not_random(copy_of: Path) -> None:
+def test_a_missing_weight_is_an_error(copy_of: Path) -> None:
     weights = load_file(copy_of / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy_of / "model.safetensors", metadata={"format": "pt"})
@@ -97,13 +97,13 @@ def test_a_weight_of_another_shape_is_an_error(copy_of: Path) -> None:
         load(copy_of)
 
 
-def test_a_cut_off_file_is_an_error(copy_of: Path) -> None:
+def test_a_truncated_file_is_an_error(copy_of: Path) -> None:
     os.truncate(copy_of / "model.safetensors", 5000)
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(copy_of)
 
 
-def test_what_cannot_be_trained_is_refused(copy_of: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_trained_are_refused(copy_of: Path, tmp_path: Path) -> None:
     shape = {"vocab_size": 32, "d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(**shape)).save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match="encoder-decoder"):
@@ -118,12 +118,12 @@ def test_what_cannot_be_trained_is_refused(copy_of: Path, tmp_path: Path) -> Non
         load(copy_of)
 
 
-def test_an_attention_that_is_not_installed(tiny_model: Path) -> None:
+def test_an_attention_that_is_not_installed_is_an_error(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match="choose another attn_implementation"):
         load(tiny_model, attn_implementation="flash_attention_2")
 
 
-def test_code_of_its_own_runs_only_when_allowed(copy_of: Path) -> None:
+def test_custom_code_runs_only_with_trust_remote_code(copy_of: Path) -> None:
     config = json.loads((copy_of / "config.json").read_text())
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     (copy_of / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
@@ -137,7 +137,7 @@ def test_code_of_its_own_runs_only_when_allowed(copy_of: Path) -> None:
     assert type(load(copy_of, trust_remote_code=True)).__name__ == "OwnForCausalLM"
 
 
-GPT2 = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=300)  # Dropout modules
+GPT2 = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=300)  # has Dropout modules
 FALCON = FalconConfig(  # reads its rates from the config in each forward
     num_hidden_layers=2,
     num_attention_heads=2,
@@ -146,7 +146,7 @@ FALCON = FalconConfig(  # reads its rates from the config in each forward
     hidden_dropout=0.5,
     attention_dropout=0.5,
 )
-MIXTRAL = MixtralConfig(  # floats on its modules
+MIXTRAL = MixtralConfig(  # keeps its rates as floats on its modules
     num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=2,
@@ -162,7 +162,7 @@ MIXTRAL = MixtralConfig(  # floats on its modules
     ("architecture", "config"),
     [(GPT2LMHeadModel, GPT2), (FalconForCausalLM, FALCON), (MixtralForCausalLM, MIXTRAL)],
 )
-def test_without_dropout_training_mode_is_evaluation_mode(architecture: Any, config: Any) -> None:
+def test_without_dropout_training_mode_computes_the_same_as_evaluation_mode(architecture: Any, config: Any) -> None:
     model = architecture(config)
     model.train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
@@ -171,7 +171,7 @@ def test_without_dropout_training_mode_is_evaluation_mode(architecture: Any, con
     torch.testing.assert_close(logits, model.eval()(IDS).logits, rtol=0, atol=0)
 
 
-def test_checkpointing_leaves_gradients_as_they_are(tiny_model: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_gradients(tiny_model: Path) -> None:
     grads = []
     for checkpointing in (False, True):
         model = load(tiny_model).train()
@@ -192,7 +192,7 @@ def test_libraries_are_quiet(tiny_model: Path, capfd: pytest.CaptureFixture[str]
             warnings.simplefilter("always")
             quiet_libraries()
             model = load(tiny_model)
-            assert model.is_gradient_checkpointing is False  # a deprecated name, as peft still uses it
+            assert model.is_gradient_checkpointing is False  # a deprecated name that peft still uses
             transformers_logging.get_logger("transformers.anything").warning("noise")
             hub.warning("noise")
         printed = capfd.readouterr()

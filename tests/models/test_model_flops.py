@@ -1,4 +1,4 @@
-"""FLOPs of real architectures: against their matrices, against what torch counts, and the table of devices."""
+"""FLOPs of real architectures, compared with their matrices and with the counts of torch; and the table of devices."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ LLAMA = {
     "num_key_value_heads": 1,
     "vocab_size": 11,
 }
-# Queries and the output, keys and values of one head of 4, three feed-forward matrices, two norms; a norm at the end.
+# Queries and output, keys and values of one head of 4, three feed-forward matrices, two norms; one final norm.
 LLAMA_LAYER = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16 + 2 * 8
 LLAMA_BODY = 2 * LLAMA_LAYER + 8
 FULL = ((4.0 * 8 * 2, None),)  # 4 x heads x head size x layers
@@ -41,24 +41,24 @@ def test_llama_is_the_sum_of_its_matrices() -> None:
 def test_queries_may_be_wider_than_the_hidden_size() -> None:
     layer = (
         2 * 8 * (2 * 32) + 2 * 8 * 32 + 3 * 8 * 16 + 2 * 8 + 2 * 32
-    )  # heads of 32, and a norm of queries and of keys
-    work = flops_model(Qwen3Config(**LLAMA, head_dim=32))
-    assert work == FlopsModel(2 * (2 * layer + 8), 2 * 8 * 11, ((4.0 * 2 * 32 * 2, None),))
+    )  # heads of size 32; one norm each for queries and keys
+    flops = flops_model(Qwen3Config(**LLAMA, head_dim=32))
+    assert flops == FlopsModel(2 * (2 * layer + 8), 2 * 8 * 11, ((4.0 * 2 * 32 * 2, None),))
 
 
-def test_gpt2_leaves_out_positions_too() -> None:
+def test_position_embeddings_of_gpt2_do_not_count() -> None:
     config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=32)
-    body = 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8  # a layer's matrices, its biases and norms; a norm at the end
+    body = 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8  # a layer's matrices, its biases and norms; one final norm
     assert flops_model(config) == FlopsModel(2 * body, 2 * 8 * 11, FULL)
 
 
-def test_a_mixture_counts_the_experts_that_a_token_is_sent_to() -> None:
+def test_a_mixture_of_experts_counts_the_active_experts() -> None:
     config = MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=3)
-    layer = 2 * 8 * 8 + 2 * 8 * 4 + 4 * 8 + 3 * (3 * 8 * 16) + 2 * 8  # the router sees all four, three are used
+    layer = 2 * 8 * 8 + 2 * 8 * 4 + 4 * 8 + 3 * (3 * 8 * 16) + 2 * 8  # the router scores all four, three are used
     assert flops_model(config).token == 2 * (2 * layer + 8)
 
 
-def test_an_expert_that_all_tokens_go_to_counts_in_full() -> None:
+def test_a_shared_expert_counts_for_all_tokens() -> None:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -82,10 +82,10 @@ def test_an_expert_that_all_tokens_go_to_counts_in_full() -> None:
     queries = 8 * 6 + 6 + 6 * 2 * (3 + 2)
     keys_and_values = 8 * (5 + 2) + 5 + 5 * 2 * (3 + 4)
     attention = queries + keys_and_values + 2 * 4 * 8
-    experts = 8 * 8 + (2 + 1) * 3 * 8 * 4  # the router, two of the eight, the shared one
-    work = flops_model(DeepseekV3Config(**sizes))
-    assert work.token == 2 * (attention + experts + 2 * 8 + 8)
-    assert work.attention == ((2.0 * 2 * ((3 + 2) + 4), None),)
+    experts = 8 * 8 + (2 + 1) * 3 * 8 * 4  # the router, two of the eight experts, the shared one
+    flops = flops_model(DeepseekV3Config(**sizes))
+    assert flops.token == 2 * (attention + experts + 2 * 8 + 8)
+    assert flops.attention == ((2.0 * 2 * ((3 + 2) + 4), None),)
 
 
 def test_windows_are_those_of_the_layers() -> None:
@@ -100,7 +100,7 @@ def test_windows_are_those_of_the_layers() -> None:
     }
 
 
-def test_a_model_whose_code_is_not_in_transformers_is_taken_for_a_usual_one() -> None:
+def test_an_architecture_outside_transformers_counts_as_a_usual_decoder() -> None:
     class OwnConfig(PreTrainedConfig):
         model_type = "of_its_own"
         hidden_size = 8
@@ -111,14 +111,14 @@ def test_a_model_whose_code_is_not_in_transformers_is_taken_for_a_usual_one() ->
     assert flops_model(OwnConfig()) == FlopsModel(2 * 12 * 2 * 8 * 8, 2 * 8 * 11, FULL)
 
 
-def test_a_config_stays_as_it_was() -> None:
+def test_a_config_is_not_changed() -> None:
     config = LlamaConfig(**LLAMA, attn_implementation="flash_attention_2")
     flops_model(config)
     assert config._attn_implementation == "flash_attention_2"
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_torch_counts_the_same_in_forward_and_backward(frozen: bool) -> None:
+def test_forward_and_backward_match_the_counts_of_torch(frozen: bool) -> None:
     config = LlamaConfig(**LLAMA | {"hidden_size": 128, "intermediate_size": 256}, attn_implementation="eager")
     model = LlamaModel(config)
     for weight in model.layers.parameters():
@@ -128,11 +128,11 @@ def test_torch_counts_the_same_in_forward_and_backward(frozen: bool) -> None:
         hidden = model(torch.arange(tokens)[None] % 11, use_cache=False).last_hidden_state
     with FlopCounterMode(display=False) as backward:
         hidden.sum().backward()
-    work = flops_model(config)
-    square = work.attention[0][0] * tokens**2  # torch multiplies the whole square, and the mask hides half
-    assert forward.get_total_flops() == pytest.approx(work.token * tokens + square, rel=0.005)
-    both = work.update(frozen=frozen)
-    expected = both.token * tokens + 3 * square
+    flops = flops_model(config)
+    square = flops.attention[0][0] * tokens**2  # torch multiplies the whole square, and the mask hides half
+    assert forward.get_total_flops() == pytest.approx(flops.token * tokens + square, rel=0.005)
+    update_flops = flops.update(frozen=frozen)
+    expected = update_flops.token * tokens + 3 * square
     assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(expected, rel=0.005)
 
 
@@ -162,7 +162,7 @@ def test_torch_counts_the_same_in_forward_and_backward(frozen: bool) -> None:
         ("AMD Instinct MI250X", 191.5),
     ],
 )
-def test_a_device_is_known_by_its_name(name: str, teraflops: float) -> None:
+def test_a_device_is_recognised_by_its_name(name: str, teraflops: float) -> None:
     assert peak_flops(name) == teraflops * 1e12
 
 
@@ -180,5 +180,5 @@ def test_a_device_that_is_not_in_the_table_has_no_peak(name: str) -> None:
     assert peak_flops(name) is None
 
 
-def test_every_entry_is_found_by_itself() -> None:
+def test_every_entry_of_the_table_is_found() -> None:
     assert {entry: peak_flops(f"NVIDIA {entry}") for entry in PEAK_FLOPS} == PEAK_FLOPS

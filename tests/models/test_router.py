@@ -1,4 +1,4 @@
-"""The auxiliary loss of mixture-of-experts models, against what the model itself gives for the same rows."""
+"""The auxiliary loss of mixture-of-experts models, compared with the model's own loss for the same rows."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_value_and_gradient_are_the_models_own(name: str, shares: bool, checkpointing: bool) -> None:
-    """Those of all 2B sequences in rows of their own, though prompts and completions stand but once in the batch."""
+    """Compare with all 2B sequences in separate rows, although the batch has each prompt and completion only once."""
     torch.manual_seed(0)
     model = MODELS[name]().train()
     batch = packed(pairs(), multiple=16)
@@ -61,23 +61,23 @@ def test_value_and_gradient_are_the_models_own(name: str, shares: bool, checkpoi
             torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-5, atol=1e-7, msg=key)
 
 
-def test_a_dummy_has_a_finite_loss() -> None:
+def test_a_dummy_row_has_a_finite_loss() -> None:
     model = MODELS["mixtral"]()
     policy = CompletionLogps(sharing(model), shares=True, router_loss=router_loss(model, None))
     assert TokenLogps(*policy(packed([]))).router_loss.isfinite()
 
 
-def test_the_weight_is_the_users_or_the_configs() -> None:
+def test_the_coefficient_is_from_the_option_or_from_the_config() -> None:
     model = MODELS["mixtral"]()
-    of_config, of_user = router_loss(model, None), router_loss(model, 0.5)
-    assert of_config is not None
-    assert of_config.coefficient == 0.02
-    assert of_user is not None
-    assert of_user.coefficient == 0.5
+    from_config, from_option = router_loss(model, None), router_loss(model, 0.5)
+    assert from_config is not None
+    assert from_config.coefficient == 0.02
+    assert from_option is not None
+    assert from_option.coefficient == 0.5
     assert router_loss(model, 0.0) is None
 
 
-def test_dense_models_have_none() -> None:
+def test_dense_models_have_no_router_loss() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     assert router_loss(model, None) is None
     with pytest.raises(ModelError, match=r"router_aux_loss_coef=0\.1 .*llama model does not"):

@@ -1,4 +1,4 @@
-"""What a user meets when a model is looked for, here and on the hub."""
+"""Finding a model by its name, in a folder or on the hub, and the errors for names and files that are wrong."""
 
 import json
 import os
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache that holds the tiny model as `someone/tiny`, and no network."""
+    """Return the snapshot in a hub cache that holds the tiny model as `someone/tiny`; there is no network."""
     repository = tmp_path / "hub" / "models--someone--tiny"
     snapshot = repository / "snapshots" / COMMIT
     shutil.copytree(tiny_model, snapshot)
@@ -30,13 +30,13 @@ def hub_cache(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return snapshot
 
 
-def test_a_folder_is_taken_as_it_is(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_used_as_it_is(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_model.parent)
     source = resolve_model(tiny_model.name, "main")
     assert source == ModelSource(name=tiny_model.name, folder=str(tiny_model), revision=None)
 
 
-def test_a_hub_id_is_its_snapshot_and_commit(hub_cache: Path) -> None:
+def test_a_hub_id_is_resolved_to_its_snapshot_and_commit(hub_cache: Path) -> None:
     source = resolve_model("someone/tiny", None)
     assert (source.name, Path(source.folder).resolve(), source.revision) == ("someone/tiny", hub_cache, COMMIT)
     assert load_tokenizer(source, trust_remote_code=False).eos_token == "<eos>"
@@ -47,31 +47,31 @@ def test_a_node_without_the_folder_finds_the_same_commit(hub_cache: Path) -> Non
     assert Path(local_folder(source)).resolve() == hub_cache
 
 
-def test_a_node_without_a_plain_folder_says_so() -> None:
+def test_a_local_folder_missing_on_a_node_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"not on this node.*storage that every node mounts"):
         local_folder(ModelSource("models/mine", "/elsewhere/models/mine", None))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("someone/unknown", "cannot be downloaded"), ("/no/such/folder", "neither a folder here nor a hub id")],
 )
 @pytest.mark.usefixtures("hub_cache")
-def test_a_name_that_leads_nowhere(name: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said) as caught:
+def test_an_unknown_name_is_an_error(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
         resolve_model(name, None)
     assert name in str(caught.value)
 
 
-def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sides = [
+def test_only_needed_files_are_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    side_files = [
         "config.json",
         "tokenizer.json",
         "merges.txt",
         "chat_template.jinja",
         "additional_chat_templates/rag.jinja",
     ]
-    others = [
+    other_files = [
         "README.md",
         "consolidated.safetensors",
         "original/config.json",
@@ -83,30 +83,33 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]
-    old = ["pytorch_model.bin"]
+    old_weights = ["pytorch_model.bin"]
     code = ["modeling_own.py"]
 
     def fetched(stored: list[str], trust: bool) -> set[str]:
-        """Stands in for the download: makes the files that the real filter lets through."""
+        """Return the files that are downloaded; a fake download writes the files that pass the real filter."""
         folder = tmp_path / str(len(os.listdir(tmp_path))) / COMMIT
         folder.mkdir(parents=True)
 
         def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
             for path in filter_repo_objects(stored, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
                 (folder / path).parent.mkdir(exist_ok=True)
-                shown = {"weight_map": {"a": safetensors[0], "b": safetensors[1]}} if "index" in path else {}
-                (folder / path).write_text(json.dumps(shown))
+                content = {"weight_map": {"a": safetensors[0], "b": safetensors[1]}} if "index" in path else {}
+                (folder / path).write_text(json.dumps(content))
             return str(folder)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert resolve_model("someone/tiny", "v1", trust_remote_code=trust).revision == COMMIT
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
-    assert fetched(sides + others + safetensors + old + code, trust=False) == {*sides, *safetensors}
-    assert fetched(sides + others + old + code, trust=True) == {*sides, *old, *code}
+    assert fetched(side_files + other_files + safetensors + old_weights + code, trust=False) == {
+        *side_files,
+        *safetensors,
+    }
+    assert fetched(side_files + other_files + old_weights + code, trust=True) == {*side_files, *old_weights, *code}
 
 
-def test_a_folder_without_weights_or_config(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_without_weights_or_config_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     copy_of = shutil.copytree(tiny_model, tmp_path / "copy")
     os.remove(copy_of / "model.safetensors")
     with pytest.raises(ModelError, match=r"no model\.safetensors"):
@@ -116,7 +119,7 @@ def test_a_folder_without_weights_or_config(tiny_model: Path, tmp_path: Path) ->
         resolve_model(str(copy_of), None)
 
 
-def test_a_missing_shard_is_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_missing_weight_file_is_named(tiny_model: Path, tmp_path: Path) -> None:
     LlamaForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     files = weight_files(str(tmp_path / "sharded"))
     assert len(files) > 2
@@ -128,7 +131,7 @@ def test_a_missing_shard_is_named(tiny_model: Path, tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "sharded"), None)
 
 
-def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"is a LoRA adapter.*model_adapter_name"):
         resolve_model(str(tmp_path), None)

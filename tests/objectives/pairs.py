@@ -8,7 +8,7 @@ from torch import Tensor
 from raydpo.objectives.pairs import COLUMNS, PairLogps, from_table
 
 # a = -10 + 12 = 2, b = -14 + 13 = -1, h = a - b = 3
-ONE = {
+DEFAULT_PAIR = {
     "chosen": -10.0,
     "rejected": -14.0,
     "ref_chosen": -12.0,
@@ -22,12 +22,14 @@ ONE = {
 
 
 def pairs_of(*rows: dict[str, float]) -> PairLogps:
-    """A whole global batch of pairs, each as `ONE` with what a row says."""
-    return from_table(torch.tensor([[{**ONE, **row}[name] for name in COLUMNS] for row in rows], dtype=torch.float64))
+    """Return a global batch with one pair per row: the default pair with the values of the row."""
+    return from_table(
+        torch.tensor([[{**DEFAULT_PAIR, **row}[name] for name in COLUMNS] for row in rows], dtype=torch.float64)
+    )
 
 
 def random_table(count: int, seed: int = 0) -> Tensor:
-    """`count` pairs with log-probs of a few nats a token, as a table in float64."""
+    """Return `count` pairs with log-probs of a few nats per token, as a table in float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: float, high: float) -> Tensor:

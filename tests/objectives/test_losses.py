@@ -1,4 +1,4 @@
-"""Each loss: a value worked out by hand, its gradient against finite differences, what it is at the reference."""
+"""Each loss: values computed by hand, its gradient compared with finite differences, and its value at the reference."""
 
 from math import exp, log, log1p
 from typing import Any
@@ -17,12 +17,12 @@ BETA = 0.5
 
 
 def ls(x: float) -> float:
-    """log sigmoid."""
+    """Return log sigmoid(x)."""
     return -log1p(exp(-x))
 
 
 def s(x: float) -> float:
-    """sigmoid."""
+    """Return sigmoid(x)."""
     return 1 / (1 + exp(-x))
 
 
@@ -30,7 +30,7 @@ def odds(p: float) -> float:
     return p / (1 - p)
 
 
-# Of one pair with a = 2, b = -1, h = 3, 4 and 5 tokens; log pi(y+) = -10, log pi(y-) = -14; beta = 0.5.
+# Values for one pair with a = 2, b = -1, h = 3, 4 and 5 tokens; log pi(y+) = -10, log pi(y-) = -14; beta = 0.5.
 VALUES: list[tuple[str, dict[str, Any], float]] = [
     ("sigmoid", {}, -ls(1.5)),
     ("sigmoid", {"label_smoothing": 0.1}, -0.9 * ls(1.5) - 0.1 * ls(-1.5)),
@@ -64,7 +64,7 @@ VALUES: list[tuple[str, dict[str, Any], float]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "expected"), VALUES)
-def test_value(name: str, options: dict[str, Any], expected: float) -> None:
+def test_value_of_one_pair(name: str, options: dict[str, Any], expected: float) -> None:
     loss = LossConfig(**{"beta": BETA, "loss_type": (name,), **options})
     assert pair_losses(pairs_of({}), loss).tolist() == pytest.approx([expected], rel=1e-12, abs=1e-12)
 
@@ -74,7 +74,7 @@ def test_every_loss_has_a_value_above() -> None:
 
 
 def variants() -> list[LossConfig]:
-    """Every loss as it is by default, and with what it takes."""
+    """Return each loss with its defaults and with the options that it supports."""
     found = [LossConfig(beta=0.3, loss_type=(name,)) for name in LOSSES]
     found += [
         LossConfig(beta=0.3, loss_type=(name,), f_divergence_type=divergence)
@@ -100,15 +100,15 @@ each_variant = pytest.mark.parametrize("loss", variants(), ids=label)
 
 
 @each_variant
-def test_gradient(loss: LossConfig) -> None:
+def test_gradient_matches_finite_differences(loss: LossConfig) -> None:
     table = random_table(5)
-    # The policy's log-probs alone: a sort is not differentiable in ties, a token count is none of the policy's.
+    # Only the policy's log-probs: a sort is not differentiable at ties, and token counts do not depend on the policy.
     columns = [COLUMNS.index(name) for name in ("chosen", "rejected", "nll")]
 
     def objective(policy: Tensor) -> Tensor:
-        whole = table.clone()
-        whole[:, columns] = policy
-        return pair_losses(from_table(whole), loss)
+        full_table = table.clone()
+        full_table[:, columns] = policy
+        return pair_losses(from_table(full_table), loss)
 
     assert torch.autograd.gradcheck(objective, table[:, columns].clone().requires_grad_(), eps=1e-6, atol=1e-7)
 
@@ -117,10 +117,10 @@ def test_gradient(loss: LossConfig) -> None:
 def test_the_order_of_pairs_does_not_matter(loss: LossConfig) -> None:
     table = random_table(6)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    one, other = pair_losses(from_table(table), loss), pair_losses(from_table(table[order]), loss)
-    assert one.mean().item() == pytest.approx(other.mean().item(), rel=1e-12)
+    original, reordered = pair_losses(from_table(table), loss), pair_losses(from_table(table[order]), loss)
+    assert original.mean().item() == pytest.approx(reordered.mean().item(), rel=1e-12)
     if not needs_global_batch(loss):
-        torch.testing.assert_close(one[order], other, rtol=1e-12, atol=0)
+        torch.testing.assert_close(original[order], reordered, rtol=1e-12, atol=0)
 
 
 AT_REFERENCE = {
@@ -142,7 +142,7 @@ AT_REFERENCE = {
 
 
 @pytest.mark.parametrize("name", sorted(AT_REFERENCE))
-def test_constant_at_the_reference(name: str) -> None:
+def test_loss_is_constant_at_the_reference(name: str) -> None:
     table = random_table(4)
     table[:, COLUMNS.index("ref_chosen")] = table[:, COLUMNS.index("chosen")]
     table[:, COLUMNS.index("ref_rejected")] = table[:, COLUMNS.index("rejected")]
@@ -151,7 +151,7 @@ def test_constant_at_the_reference(name: str) -> None:
     assert loss_at_reference(loss) == pytest.approx(AT_REFERENCE[name], rel=1e-12)
 
 
-def test_what_depends_on_the_data_has_no_constant() -> None:
+def test_losses_that_depend_on_the_data_have_no_constant() -> None:
     options: list[dict[str, Any]] = [
         {"loss_type": "sft"},
         {"loss_type": "orpo"},
@@ -160,7 +160,7 @@ def test_what_depends_on_the_data_has_no_constant() -> None:
         {"use_weighting": True},
         {"reference_free": True},
     ]
-    assert [loss_at_reference(LossConfig(**one)) for one in options] == [None] * len(options)
+    assert [loss_at_reference(LossConfig(**changes)) for changes in options] == [None] * len(options)
 
 
 def test_label_smoothing_leaves_the_constant_ln_2() -> None:
@@ -171,8 +171,8 @@ def mean(loss: LossConfig, *rows: dict[str, float]) -> float:
     return pair_losses(pairs_of(*rows), loss).mean().item()
 
 
-def test_aot_transports_the_batch() -> None:
-    """pi(y+) - pi(y-) of 4 and 1 against the reference's 1 and 2: sorted, 1 - 1 and 4 - 2; unsorted, 3 and -1."""
+def test_aot_sorts_the_batch() -> None:
+    """Check pi(y+) - pi(y-) of 4 and 1 with the reference's 1 and 2: sorted, 1 - 1 and 4 - 2; unsorted, 3 and -1."""
     rows = (
         {"ref_chosen": -12, "ref_rejected": -13},
         {"chosen": -9, "rejected": -10, "ref_chosen": -8, "ref_rejected": -10},
@@ -181,8 +181,8 @@ def test_aot_transports_the_batch() -> None:
     assert mean(LossConfig(beta=BETA), *rows) == pytest.approx((-ls(1.5) - ls(-0.5)) / 2, rel=1e-12)
 
 
-def test_aot_unpaired_transports_chosen_and_rejected() -> None:
-    """a of 2 and -1, b of -1 and 0: sorted, -1 + 1 and 2 - 0."""
+def test_aot_unpaired_sorts_chosen_and_rejected() -> None:
+    """Check a of 2 and -1 with b of -1 and 0: sorted, -1 + 1 and 2 - 0."""
     rows = ({}, {"chosen": -9, "rejected": -10, "ref_chosen": -8, "ref_rejected": -10})
     expected = (-ls(0.0) - ls(1.0)) / 2
     assert mean(LossConfig(beta=BETA, loss_type="aot_unpaired"), *rows) == pytest.approx(expected, rel=1e-12)
@@ -199,16 +199,16 @@ def test_weighted_mix_is_the_weighted_sum() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rpo_alpha": 0.4}, {"cpo_alpha": 0.4}])
-def test_likelihood_beside_the_preference(options: dict[str, Any]) -> None:
+def test_the_likelihood_is_added_to_the_preference_loss(options: dict[str, Any]) -> None:
     assert mean(LossConfig(beta=BETA, **options), {}) == pytest.approx(-ls(1.5) + 0.4 * 2.5, rel=1e-12)
 
 
-def test_weights_multiply_the_preference_and_not_the_likelihood() -> None:
+def test_weights_multiply_the_preference_loss_and_not_the_likelihood() -> None:
     loss = LossConfig(beta=BETA, loss_type=("sigmoid", "sft"), use_weighting=True)
     assert mean(loss, {"weights": 0.25}) == pytest.approx(-0.25 * ls(1.5) + 2.5, rel=1e-12)
 
 
-def test_rewards_of_bco_count_from_their_mean() -> None:
+def test_rewards_of_bco_are_centred_by_their_mean() -> None:
     pairs = pairs_of({}).with_reward_mean(0.75)
     loss = LossConfig(beta=BETA, loss_type="bco_pair", bco_running_mean=True)
     assert pair_losses(pairs, loss).tolist() == pytest.approx([-ls(1.0 - 0.75) - ls(0.5 + 0.75)], rel=1e-12)
@@ -222,6 +222,6 @@ def test_divergences_stay_finite(divergence: str, logratio: float) -> None:
     assert torch.isfinite(pair_losses(pairs, loss)).all()
 
 
-def test_log_odds_of_a_completion_known_by_heart_stay_finite() -> None:
+def test_log_odds_of_a_completion_with_probability_1_stay_finite() -> None:
     loss = LossConfig(loss_type="orpo")
     assert torch.isfinite(pair_losses(pairs_of({"chosen": 0.0, "nll": 0.0}), loss)).all()

@@ -1,4 +1,4 @@
-"""A policy and a reference for comparisons with TRL."""
+"""Fixtures for comparisons with TRL: a policy, a reference, and the runs of both sides."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from tests.parity.sides import Sides, pairs
 
 @pytest.fixture(scope="session")
 def policy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, shown texts like the pairs for a while.
+    """The tiny model after some training on texts like those of the pairs.
 
-    An untrained one finds all tokens nearly alike: its accuracy would be 0 and its entropy a constant, whatever the
-    formula.
+    An untrained model gives all tokens nearly the same probability: its accuracy would be 0 and its entropy constant
+    under any formula, so the comparison would prove nothing.
     """
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -41,5 +41,5 @@ def reference(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sides(policy: Path, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Sides:
-    """Both sides, with what has been run already."""
+    """Both sides of the comparison; raydpo runs are cached by case and options."""
     return Sides(policy, reference, tmp_path_factory.mktemp("sides"))

@@ -1,4 +1,4 @@
-"""The comparisons, options and all: one dict for both sides, and where both run."""
+"""The cases in which raydpo is compared with TRL, and the code that runs a case on both sides with the same options."""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from tests.parity import trl_side
 
 
 def pairs(count: int, seed: int) -> list[dict[str, str]]:
-    """Pairs whose completions have different lengths, but not by much.
+    """Return pairs whose completions differ slightly in length.
 
-    A log-prob goes with length: where lengths are far apart, policy and reference order the pairs alike, and aot, which
-    sorts by each, would be nothing but sigmoid.
+    A log-prob grows with length: with very different lengths, policy and reference would sort the pairs in the same
+    order, and aot, which sorts by both, would equal sigmoid.
     """
     return rows(count, seed, words=(4, 5))
 
@@ -33,21 +33,21 @@ OPTIONS: dict[str, Any] = {
     "logging_steps": 1,
     "save_strategy": "no",
 }
-"""What all comparisons tell both sides: five updates of four pairs, in the rows' order."""
+"""Options of both sides in all cases: five updates of four pairs, in the order of the rows."""
 ON_RAY = {"num_workers": 1, "zero_stage": 0, "cpus_per_worker": 1, "max_failures": 1}
-"""How our job runs here; none of it changes a number."""
+"""Options of raydpo's side only; none of them changes a number."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: what it tells both sides beside OPTIONS."""
+    """One comparison: the job, and the options that both sides take in addition to OPTIONS."""
 
     job: str
     options: dict[str, Any]
 
 
 def dpo(*loss_type: str, **options: Any) -> Case:
-    """A case of DPOTrainer."""
+    """Return a case of the job dpo, which TRL runs with DPOTrainer."""
     return Case("dpo", {"loss_type": list(loss_type), **options})
 
 
@@ -74,15 +74,18 @@ CASES = {
 
 @dataclass(frozen=True)
 class Sides:
-    """Where both sides run. Our runs share the cache, so that the reference is scored once, and none is made twice."""
+    """The models and folders of both sides.
+
+    The runs of raydpo share one cache, so that the reference is scored once, and no run is made twice.
+    """
 
     policy: Path
     reference: Path
     folder: Path
     runs: dict[str, Run] = field(default_factory=dict)
 
-    def ours(self, name: str, **changes: Any) -> Run:
-        """Our run of a case, with other options too; an evaluation takes HELD_OUT."""
+    def raydpo_run(self, name: str, **changes: Any) -> Run:
+        """Return raydpo's run of a case with changed options; evaluations use HELD_OUT."""
         key = f"{name} {changes}"
         if key not in self.runs:
             self.runs[key] = self._run(CASES[name], changes)
@@ -92,21 +95,21 @@ class Sides:
         from raydpo import config, pipeline
 
         output = Path(tempfile.mkdtemp(dir=self.folder))
-        here: dict[str, Any] = {
+        paths: dict[str, Any] = {
             "model_name_or_path": str(self.policy),
             "dataset_name": write_rows(self.folder / "pairs.jsonl", ROWS),
             "cache_dir": str(self.folder / "cache"),
             "output_dir": str(output),
         }
         if case.job == "dpo":
-            here["reference_model"] = str(self.reference)
+            paths["reference_model"] = str(self.reference)
         if "eval_strategy" in changes:
-            here["eval_dataset_name"] = write_rows(self.folder / "held-out.jsonl", HELD_OUT)
-        options = {**ON_RAY, **here, **OPTIONS, **case.options, **changes}
+            paths["eval_dataset_name"] = write_rows(self.folder / "held-out.jsonl", HELD_OUT)
+        options = {**ON_RAY, **paths, **OPTIONS, **case.options, **changes}
         return Run(pipeline.run(config.from_flat(options, case.job)), output)
 
-    def theirs(self, name: str, **changes: Any) -> list[dict[str, Any]]:
-        """TRL's log of the same, an entry an update or evaluation."""
+    def trl_log(self, name: str, **changes: Any) -> list[dict[str, Any]]:
+        """Return TRL's log of a case with changed options, one entry per update or evaluation."""
         case = CASES[name]
         folders = {"policy": self.policy, "reference": self.reference, "output": self.folder / "trl"}
         data = {"train": ROWS, **({"eval": HELD_OUT} if "eval_strategy" in changes else {})}

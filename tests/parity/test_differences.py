@@ -1,4 +1,4 @@
-"""Where our numbers are not TRL's: what each side means, and why ours is the one to have."""
+"""The numbers in which raydpo deliberately differs from TRL, with the meaning of each side and the reason."""
 
 from typing import Any
 
@@ -16,31 +16,31 @@ from tests.parity.trl_side import needs_trl
 pytestmark = [needs_trl, pytest.mark.usefixtures("ray_local")]
 
 ONE_BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-"""The same global batches, a pair a forward."""
+"""Options for the same global batches with one pair per forward."""
 
 
 @pytest.mark.parametrize("name", ["aot", "sft"])
-def test_a_loss_that_couples_pairs_is_that_of_a_micro_batch_in_trl(name: str, sides: Sides) -> None:
-    """So that memory settings change what is trained. Here they do not: tests/training/test_global_batch.py."""
-    whole, cut = sides.theirs(name)[0], sides.theirs(name, **ONE_BY_ONE)[0]
-    assert cut["loss"] != pytest.approx(whole["loss"], rel=1e-3)
+def test_trl_computes_losses_that_couple_pairs_per_micro_batch(name: str, sides: Sides) -> None:
+    """In TRL, memory settings thus change the loss; in raydpo they do not (see tests/training/test_global_batch.py)."""
+    large, small = sides.trl_log(name)[0], sides.trl_log(name, **ONE_BY_ONE)[0]
+    assert small["loss"] != pytest.approx(large["loss"], rel=1e-3)
 
 
-def test_aot_of_trl_without_a_batch_to_sort_is_dpo(sides: Sides) -> None:
-    """A pair a micro-batch, and nothing is transported: what TRL calls aot there is sigmoid."""
-    for aot, sigmoid in zip(sides.theirs("aot", **ONE_BY_ONE), sides.theirs("sigmoid", **ONE_BY_ONE), strict=True):
+def test_trl_aot_with_one_pair_per_micro_batch_equals_sigmoid(sides: Sides) -> None:
+    """With one pair per micro-batch TRL has nothing to sort, so its aot is the sigmoid loss."""
+    for aot, sigmoid in zip(sides.trl_log("aot", **ONE_BY_ONE), sides.trl_log("sigmoid", **ONE_BY_ONE), strict=True):
         assert aot == pytest.approx(sigmoid, rel=1e-4, abs=1e-5)
 
 
-def test_held_out_metrics_do_not_depend_on_the_batch(sides: Sides) -> None:
-    """TRL's are means of batch means, so that a last small batch weighs as much as the others; ours are of samples."""
+def test_evaluation_metrics_do_not_depend_on_the_batch_size(sides: Sides) -> None:
+    """TRL averages batch means, so a small last batch weighs as much as the others; raydpo averages over samples."""
 
-    def theirs(batch: int) -> list[dict[str, Any]]:
+    def trl_evaluations(batch: int) -> list[dict[str, Any]]:
         changes = {"eval_strategy": "epoch", "eval_on_start": True, "max_steps": 1}
-        history = sides.theirs("sigmoid", per_device_eval_batch_size=batch, **changes)
-        timeless = ("runtime", "per_second", "num_tokens")  # and TRL's count of tokens is that of training
+        history = sides.trl_log("sigmoid", per_device_eval_batch_size=batch, **changes)
+        excluded = ("runtime", "per_second", "num_tokens")  # TRL's num_tokens counts training tokens
         return [
-            {key: value for key, value in entry.items() if not key.endswith(timeless)}
+            {key: value for key, value in entry.items() if not key.endswith(excluded)}
             for entry in history
             if "eval_loss" in entry
         ]
@@ -48,30 +48,30 @@ def test_held_out_metrics_do_not_depend_on_the_batch(sides: Sides) -> None:
     def names(entries: list[dict[str, Any]], *kinds: str) -> set[str]:
         return {key for key in entries[0] if key.removeprefix("eval_").split("/")[0] in kinds}
 
-    run = sides.ours("sigmoid", eval_strategy="epoch", per_device_eval_batch_size=4, max_steps=1)
-    ours = [line for line in run.every_line() if "eval_loss" in line]
-    in_one = theirs(5)
-    assert len(ours) == len(in_one) == 2
+    run = sides.raydpo_run("sigmoid", eval_strategy="epoch", per_device_eval_batch_size=4, max_steps=1)
+    evaluations = [line for line in run.all_lines() if "eval_loss" in line]
+    one_batch = trl_evaluations(5)
+    assert len(evaluations) == len(one_batch) == 2
     pairwise, tokenwise = (
-        names(in_one, "loss", "rewards", "logps"),
-        names(in_one, "entropy", "logits", "mean_token_accuracy"),
+        names(one_batch, "loss", "rewards", "logps"),
+        names(one_batch, "entropy", "logits", "mean_token_accuracy"),
     )
     assert (len(pairwise), len(tokenwise)) == (7, 4)
-    for line, trl in zip(ours, in_one, strict=True):
+    for line, trl in zip(evaluations, one_batch, strict=True):
         for key in trl:
             assert line[key] == pytest.approx(trl[key], rel=1e-4, abs=1e-5), key
-    # A pair a batch, and batches weigh as pairs do; but tokens then weigh more in short completions.
-    for trl, exact in zip(theirs(1), in_one, strict=True):
+    # With one pair per batch, batches weigh the same as pairs; but tokens of short completions weigh more.
+    for trl, exact in zip(trl_evaluations(1), one_batch, strict=True):
         assert {key: trl[key] for key in pairwise} == pytest.approx({key: exact[key] for key in pairwise}, abs=1e-4)
         assert any(trl[key] != pytest.approx(exact[key], rel=1e-3) for key in tokenwise)
-    for trl, exact in zip(theirs(4), in_one, strict=True):
-        assert trl["eval_loss"] == pytest.approx(exact["eval_loss"], rel=1e-4)  # the one that transformers averages
+    for trl, exact in zip(trl_evaluations(4), one_batch, strict=True):
+        assert trl["eval_loss"] == pytest.approx(exact["eval_loss"], rel=1e-4)  # transformers averages eval_loss itself
         assert trl["eval_rewards/margins"] != pytest.approx(exact["eval_rewards/margins"], rel=0.1)
 
 
-def test_label_smoothing_of_sigmoid_is_heeded(sides: Sides) -> None:
-    """Conservative DPO, -(1 - e) log s(x) - e log s(-x): TRL 0.x had it; 1.16 takes the option and ignores it."""
-    plain, smoothed = sides.theirs("sigmoid"), sides.theirs("sigmoid", label_smoothing=0.2)
+def test_label_smoothing_applies_to_sigmoid(sides: Sides) -> None:
+    """Conservative DPO, -(1 - e) log s(x) - e log s(-x): TRL 0.x had it; 1.16 accepts the option and ignores it."""
+    plain, smoothed = sides.trl_log("sigmoid"), sides.trl_log("sigmoid", label_smoothing=0.2)
     assert smoothed == plain
     x, ones = torch.tensor([-0.7, 0.1, 2.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     zeros = 0 * ones
@@ -82,7 +82,11 @@ def test_label_smoothing_of_sigmoid_is_heeded(sides: Sides) -> None:
 
 
 def first_logits(sides: Sides) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the policy on the first global batch: mean logit [8, T], and where text and completions' predictors are."""
+    """Return (logits, text, predictors) of the policy on the first global batch, each [8, T].
+
+    `logits` are means over the vocabulary; `text` masks the tokens that are not padding; `predictors` masks the
+    positions that predict the completions.
+    """
     tokenizer = AutoTokenizer.from_pretrained(sides.policy)
     model = AutoModelForCausalLM.from_pretrained(sides.policy)
     texts = [(row["prompt"], f"{row[side]}<eos>") for side in ("chosen", "rejected") for row in ROWS[:4]]
@@ -98,20 +102,22 @@ def first_logits(sides: Sides) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "positions"), [("orpo", slice(None, -1)), ("simpo", slice(None))])
-def test_mean_logits_of_orpo_and_cpo_are_of_completions_alone(name: str, positions: slice, sides: Sides) -> None:
-    """TRL's ORPO and CPO mean over prompts and padding too, so that a batch's longest row moves the number.
+def test_mean_logits_of_orpo_and_cpo_cover_completions_only(name: str, positions: slice, sides: Sides) -> None:
+    """TRL's ORPO and CPO average over prompts and padding too, so the longest row of a batch changes the number.
 
-    Here, as in TRL's DPO, logits/* is of the positions that predict the completions.
+    In raydpo, as in TRL's DPO, logits/* covers the positions that predict the completions.
     """
     logits, text, predictors = first_logits(sides)
-    assert not text.all(), "without padding the two would differ less"
-    here, there = sides.ours(name).lines[0], sides.theirs(name)[0]
-    for side, half in (("chosen", slice(4)), ("rejected", slice(4, 8))):
-        assert there[f"logits/{side}"] == pytest.approx(logits[half, positions].mean().item(), rel=1e-4)
-        assert here[f"logits/{side}"] == pytest.approx(logits[half][predictors[half]].mean().item(), rel=1e-4)
+    assert not text.all(), "the batch must have padding, or the two sides would hardly differ"
+    raydpo_line, trl_entry = sides.raydpo_run(name).lines[0], sides.trl_log(name)[0]
+    for side, rows_of_side in (("chosen", slice(4)), ("rejected", slice(4, 8))):
+        assert trl_entry[f"logits/{side}"] == pytest.approx(logits[rows_of_side, positions].mean().item(), rel=1e-4)
+        assert raydpo_line[f"logits/{side}"] == pytest.approx(
+            logits[rows_of_side][predictors[rows_of_side]].mean().item(), rel=1e-4
+        )
 
 
-def test_no_likelihood_is_logged_where_none_is_trained_on(sides: Sides) -> None:
-    """With cpo_alpha 0, TRL logs nll_loss 0, which is not the loss that it says; here the name is left out."""
-    assert {entry["nll_loss"] for entry in sides.theirs("simpo")} == {0.0}
-    assert not any("nll_loss" in line for line in sides.ours("simpo").lines)
+def test_nll_loss_is_not_logged_when_it_is_not_trained_on(sides: Sides) -> None:
+    """With cpo_alpha=0 TRL logs nll_loss=0, which is not the NLL; raydpo leaves the metric out."""
+    assert {entry["nll_loss"] for entry in sides.trl_log("simpo")} == {0.0}
+    assert not any("nll_loss" in line for line in sides.raydpo_run("simpo").lines)

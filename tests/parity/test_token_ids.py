@@ -1,4 +1,4 @@
-"""Token ids of the same JSONL file, here and by TRL: our tokenized blocks against what a TRL trainer would train on."""
+"""The token ids in raydpo's tokenized blocks equal those a TRL trainer would train on, from the same JSONL file."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ pytestmark = [needs_trl, pytest.mark.usefixtures("ray_local")]
 
 Row = dict[str, Any]
 Side = tuple[list[int], list[int]]
-"""Ids of the prompt and of its completion."""
+"""(prompt ids, completion ids)."""
 Sides = dict[int, tuple[Side, Side]]
-"""Chosen and rejected by row number."""
+"""(chosen, rejected) by row number."""
 
 VOCABULARY = "hello world he llo blue black b both yes, no! ".split(" ")
-"""With the merges of the test tokenizer, so that tokens merge across the boundary here and there."""
+"""Words chosen with the merges of the test tokenizer, so that some tokens merge across the prompt boundary."""
 
 
 def words(*seed: int) -> str:
@@ -38,12 +38,12 @@ def turn(role: str, *seed: int) -> Row:
     return {"role": role, "content": words(*seed)}
 
 
-def answers(i: int, before: list[Row]) -> dict[str, list[Row]]:
-    return {"chosen": [*before, turn("assistant", i, 1)], "rejected": [*before, turn("assistant", i, 2)]}
+def answers(i: int, history: list[Row]) -> dict[str, list[Row]]:
+    return {"chosen": [*history, turn("assistant", i, 1)], "rejected": [*history, turn("assistant", i, 2)]}
 
 
 def call(i: int) -> list[Row]:
-    """A question, a tool call and its result."""
+    """Return a user turn, a tool call and its result."""
     function = {"name": "f", "arguments": json.dumps({"x": i})}
     return [
         turn("user", i, 0),
@@ -74,21 +74,21 @@ FORMATS: dict[str, list[Row]] = {
 }
 TOKENIZERS = {
     "plain": build_tokenizer(TEMPLATE),
-    # adds <bos> to text; conversations take their special tokens from the template alone
+    # Adds <bos> to text; conversations take their special tokens only from the template.
     "bos": build_tokenizer(TEMPLATE, bos=True),
-    # writes a prompt alone otherwise than one with its answer, as templates of thinking models do
+    # Renders a prompt alone differently from a prompt with its answer, as templates of thinking models do.
     "thinking": build_tokenizer(TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>hmm {% endif %}")),
 }
 
 
-def differing(rows: list[Row]) -> list[Row]:
-    """Without pairs whose texts are equal, and with a number, from 1, that both sides keep or do not mind."""
+def numbered_distinct(rows: list[Row]) -> list[Row]:
+    """Return the rows whose chosen and rejected differ, numbered from 1 in a column that both sides accept."""
     kept = [row for row in rows if row["chosen"] != row["rejected"]]
     return [{**row, "number": number} for number, row in enumerate(kept, 1)]
 
 
-def ours(path: str, tokenizer: PreTrainedTokenizerFast, **truncation: Any) -> tuple[Sides, dict[int, str]]:
-    """Ids, and reasons of quarantine, each by row number."""
+def raydpo_ids(path: str, tokenizer: PreTrainedTokenizerFast, **truncation: Any) -> tuple[Sides, dict[int, str]]:
+    """Return raydpo's token ids and its quarantine reasons, each by row number."""
     folder = Path(path).parent
     request = TokenizationRequest(
         tokenizer, str(folder / "cache"), str(folder / "quarantine"), truncation=Truncation(**truncation)
@@ -107,7 +107,7 @@ def ours(path: str, tokenizer: PreTrainedTokenizerFast, **truncation: Any) -> tu
 
 
 def trainer(job: str, path: str, tokenizer: PreTrainedTokenizerFast, model: Path, **options: Any) -> Any:
-    """TRL's trainer, made and not run: it has read the file and tokenized its rows."""
+    """Return TRL's trainer of a job before training; it has read the file and tokenized its rows."""
     config_class, trainer_class = classes(job)
     folder = Path(path).parent
     return trainer_class(
@@ -118,23 +118,23 @@ def trainer(job: str, path: str, tokenizer: PreTrainedTokenizerFast, model: Path
     )
 
 
-def theirs(path: str, tokenizer: PreTrainedTokenizerFast, model: Path, **options: Any) -> Sides:
-    """Ids by row number as the batches of DPOTrainer have them, since its collator is what cuts."""
+def trl_ids(path: str, tokenizer: PreTrainedTokenizerFast, model: Path, **options: Any) -> Sides:
+    """Return the token ids by row number in the batches of TRL's DPOTrainer, whose collator truncates them."""
     dpo = trainer("dpo", path, tokenizer, model, **options)
     sides = {}
     for row in dpo.train_dataset:
         batch = dpo.data_collator([row])
         fields = (batch[name] for name in ("input_ids", "attention_mask", "completion_mask"))
         chosen, rejected = (
-            (ids[(seen - own).bool()].tolist(), ids[own.bool()].tolist())
-            for ids, seen, own in zip(*fields, strict=True)
+            (ids[(attended - completion).bool()].tolist(), ids[completion.bool()].tolist())
+            for ids, attended, completion in zip(*fields, strict=True)
         )
         sides[row["number"]] = (chosen, rejected)
     return sides
 
 
 def lengths(sides: Sides, part: int) -> dict[int, int]:
-    """Tokens of the prompt (part 0) or of the longer completion (part 1), by row number."""
+    """Return the number of tokens of the prompt (part 0) or of the longer completion (part 1), by row number."""
     return {number: max(len(side[part]) for side in pair) for number, pair in sides.items()}
 
 
@@ -148,103 +148,109 @@ def lengths(sides: Sides, part: int) -> dict[int, int]:
         ("messages, implicit", "thinking"),
     ],
 )
-def test_ids_equal_those_of_trl(name: str, tokenizer: str, tiny_model: Path, tmp_path: Path) -> None:
-    rows = differing(FORMATS[name])
+def test_token_ids_equal_trl(name: str, tokenizer: str, tiny_model: Path, tmp_path: Path) -> None:
+    rows = numbered_distinct(FORMATS[name])
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    here, bad = ours(path, TOKENIZERS[tokenizer])
-    assert here == theirs(path, TOKENIZERS[tokenizer], tiny_model, max_length=None)
-    assert (len(here), bad) == (len(rows), {})
+    raydpo_rows, bad = raydpo_ids(path, TOKENIZERS[tokenizer])
+    assert raydpo_rows == trl_ids(path, TOKENIZERS[tokenizer], tiny_model, max_length=None)
+    assert (len(raydpo_rows), bad) == (len(rows), {})
 
 
 @pytest.mark.parametrize("name", ["text, explicit", "text, implicit", "messages, explicit", "tools as JSON"])
-def test_cut_rows_equal_those_of_trl(name: str, tiny_model: Path, tmp_path: Path) -> None:
-    rows = differing(FORMATS[name])
+def test_truncated_token_ids_equal_trl(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    rows = numbered_distinct(FORMATS[name])
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    whole, _ = ours(path, TOKENIZERS["plain"])
-    max_length = int(np.median([*lengths(whole, 0).values()])) + 5
-    here, bad = ours(path, TOKENIZERS["plain"], max_length=max_length)
-    there = theirs(path, TOKENIZERS["plain"], tiny_model, max_length=max_length)
+    untruncated, _ = raydpo_ids(path, TOKENIZERS["plain"])
+    max_length = int(np.median([*lengths(untruncated, 0).values()])) + 5
+    raydpo_rows, bad = raydpo_ids(path, TOKENIZERS["plain"], max_length=max_length)
+    trl_rows = trl_ids(path, TOKENIZERS["plain"], tiny_model, max_length=max_length)
 
-    assert here == {number: sides for number, sides in there.items() if number in here}
-    # TRL drops in silence the rows whose prompt fills max_length; here they are in quarantine
-    dropped = {row["number"] for row in rows} - there.keys()
+    assert raydpo_rows == {number: sides for number, sides in trl_rows.items() if number in raydpo_rows}
+    # TRL silently drops the rows whose prompt fills max_length; raydpo quarantines them.
+    dropped = {row["number"] for row in rows} - trl_rows.keys()
     assert {number for number, reason in bad.items() if reason.startswith("prompt too long")} == dropped
-    # TRL trains on rows that differ only beyond the cut, where there is nothing to prefer; here they too are bad rows
-    alike = {number for number, (chosen, rejected) in there.items() if chosen == rejected}
-    assert {number for number, reason in bad.items() if reason.startswith("chosen and rejected")} == alike
-    assert bad.keys() == dropped | alike
-    assert min(len(here), len(dropped)) > 5
-    assert any(here[number] != whole[number] for number in here)
+    # TRL trains on rows that are equal after truncation and express no preference; raydpo quarantines them too.
+    equal = {number for number, (chosen, rejected) in trl_rows.items() if chosen == rejected}
+    assert {number for number, reason in bad.items() if reason.startswith("chosen and rejected")} == equal
+    assert bad.keys() == dropped | equal
+    assert min(len(raydpo_rows), len(dropped)) > 5
+    assert any(raydpo_rows[number] != untruncated[number] for number in raydpo_rows)
 
 
-def test_keep_end_cuts_one_prompt_where_trl_cuts_each_side(tiny_model: Path, tmp_path: Path) -> None:
-    """TRL cuts each side from its own beginning, so that chosen and rejected follow prompts of different lengths.
+def test_keep_end_truncates_one_prompt_per_pair_and_trl_one_per_side(tiny_model: Path, tmp_path: Path) -> None:
+    """TRL truncates the start of each side on its own, so chosen and rejected follow prompts of different lengths.
 
-    Here both follow the same one, that of the longer side, so that they differ by the completions alone.
+    In raydpo both follow the prompt as truncated for the longer side, so that the sides differ only in the completions.
     """
-    path = write_rows(tmp_path / "rows.jsonl", differing(FORMATS["messages, explicit"]))
-    whole, _ = ours(path, TOKENIZERS["plain"])
-    completions = lengths(whole, 1)
+    path = write_rows(tmp_path / "rows.jsonl", numbered_distinct(FORMATS["messages, explicit"]))
+    untruncated, _ = raydpo_ids(path, TOKENIZERS["plain"])
+    completions = lengths(untruncated, 1)
     max_length = sorted(completions.values())[-3]
-    here, bad = ours(path, TOKENIZERS["plain"], max_length=max_length, truncation_mode="keep_end")
-    there = theirs(path, TOKENIZERS["plain"], tiny_model, max_length=max_length, truncation_mode="keep_end")
-    for number, sides in here.items():
+    raydpo_rows, bad = raydpo_ids(path, TOKENIZERS["plain"], max_length=max_length, truncation_mode="keep_end")
+    trl_rows = trl_ids(path, TOKENIZERS["plain"], tiny_model, max_length=max_length, truncation_mode="keep_end")
+    for number, sides in raydpo_rows.items():
         longer = max((0, 1), key=lambda side: len(sides[side][1]))
-        assert sides[longer] == there[number][longer]
-        assert sides[1 - longer] == (sides[longer][0], there[number][1 - longer][1])
-    assert any(here[number] != there[number] for number in here)
-    assert any(here[number] != whole[number] for number in here)
-    # A completion that alone fills max_length: TRL trains on its end without a prompt; here it is a bad row
+        assert sides[longer] == trl_rows[number][longer]
+        assert sides[1 - longer] == (sides[longer][0], trl_rows[number][1 - longer][1])
+    assert any(raydpo_rows[number] != trl_rows[number] for number in raydpo_rows)
+    assert any(raydpo_rows[number] != untruncated[number] for number in raydpo_rows)
+    # If a completion alone fills max_length, TRL trains on its end without a prompt; raydpo quarantines the row.
     assert bad.keys() == {number for number, length in completions.items() if length >= max_length}
     assert len(bad) >= 3
     assert all(reason.startswith("completion too long") for reason in bad.values())
 
 
-def test_a_text_that_begins_the_other_keeps_its_words_whole(tiny_model: Path, tmp_path: Path) -> None:
-    """Without a prompt column, TRL cuts one character before the end of the shorter text; here before its last word.
+def test_an_implicit_prompt_ends_at_a_word_when_one_text_is_a_prefix_of_the_other(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Without a prompt column, TRL ends the prompt one character before the end of the shorter text.
 
-    TRL's loop over the common characters has no case for its own end.
+    The cause is that TRL's loop over the common characters does not handle reaching its end. raydpo ends the prompt
+    before the last word of the shorter text.
     """
-    rows = differing([{"chosen": "hello blue world", "rejected": "hello blue"}])
+    rows = numbered_distinct([{"chosen": "hello blue world", "rejected": "hello blue"}])
     path = write_rows(tmp_path / "rows.jsonl", rows)
     tokenizer = TOKENIZERS["plain"]
 
     def texts(sides: Sides) -> list[list[str]]:
         return [[tokenizer.decode(ids) for ids in side] for side in sides[1]]
 
-    assert texts(ours(path, tokenizer)[0]) == [["hello", " blue world<eos>"], ["hello", " blue<eos>"]]
-    there = theirs(path, tokenizer, tiny_model, max_length=None)
-    assert texts(there) == [["hello blu", "e world<eos>"], ["hello blu", "e<eos>"]]
+    assert texts(raydpo_ids(path, tokenizer)[0]) == [["hello", " blue world<eos>"], ["hello", " blue<eos>"]]
+    trl_rows = trl_ids(path, tokenizer, tiny_model, max_length=None)
+    assert texts(trl_rows) == [["hello blu", "e world<eos>"], ["hello blu", "e<eos>"]]
 
 
-def test_orpo_and_cpo_of_trl_end_conversations_with_eos(tiny_model: Path, tmp_path: Path) -> None:
-    """They put BOS and EOS around what the template wrote; here, as in TRL's DPO, the template has the last word."""
-    rows = differing(FORMATS["messages, explicit"])
+def test_trl_orpo_and_cpo_wrap_conversations_in_bos_and_eos(tiny_model: Path, tmp_path: Path) -> None:
+    """They add BOS and EOS around the rendered chat template; raydpo, like TRL's DPO, adds nothing to it."""
+    rows = numbered_distinct(FORMATS["messages, explicit"])
     path = write_rows(tmp_path / "rows.jsonl", rows)
     tokenizer = TOKENIZERS["plain"]
-    here, _ = ours(path, tokenizer)
+    raydpo_rows, _ = raydpo_ids(path, tokenizer)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for job in ("orpo", "cpo"):
         for row in trainer(job, path, tokenizer, tiny_model, max_length=4096).train_dataset:
-            for side, (prompt, completion) in zip(("chosen", "rejected"), here[row["number"]], strict=True):
+            for side, (prompt, completion) in zip(("chosen", "rejected"), raydpo_rows[row["number"]], strict=True):
                 assert row[f"{side}_input_ids"] == [bos, *prompt, *completion, eos]
 
 
-def test_orpo_and_cpo_of_trl_take_the_same_text(tiny_model: Path, tmp_path: Path) -> None:
-    """But where a token merges across the boundary on one side alone, they give the two sides different prompts.
+def test_trl_orpo_and_cpo_take_the_same_token_ids(tiny_model: Path, tmp_path: Path) -> None:
+    """If a token merges across the prompt boundary on one side only, they give the two sides different prompts.
 
-    The last row is so: " b" is a token of the prompt and of the rejected side, and part of " bl" on the chosen side.
+    The last row is such a case: " b" is a token of the prompt and of the rejected side, and part of " bl" on the chosen
+    side.
     """
-    apart = [{**row, **{side: f" {row[side]}" for side in ("chosen", "rejected")}} for row in FORMATS["text, explicit"]]
-    rows = differing([*apart, {"prompt": "hello world b", "chosen": "lue", "rejected": "oth"}])
+    spaced = [
+        {**row, **{side: f" {row[side]}" for side in ("chosen", "rejected")}} for row in FORMATS["text, explicit"]
+    ]
+    rows = numbered_distinct([*spaced, {"prompt": "hello world b", "chosen": "lue", "rejected": "oth"}])
     path = write_rows(tmp_path / "rows.jsonl", rows)
     tokenizer = TOKENIZERS["bos"]
-    here, _ = ours(path, tokenizer)
+    raydpo_rows, _ = raydpo_ids(path, tokenizer)
     merged = len(rows)
     for job in ("orpo", "cpo"):
         for row in trainer(job, path, tokenizer, tiny_model, max_length=4096).train_dataset:
-            for side, (prompt, completion) in zip(("chosen", "rejected"), here[row["number"]], strict=True):
-                to_prompt = 1 if (row["number"], side) == (merged, "rejected") else 0
+            for side, (prompt, completion) in zip(("chosen", "rejected"), raydpo_rows[row["number"]], strict=True):
+                moved = 1 if (row["number"], side) == (merged, "rejected") else 0
                 assert row[f"{side}_input_ids"] == [*prompt, *completion]
-                assert row[f"{side}_labels"] == [-100] * (len(prompt) + to_prompt) + completion[to_prompt:]
-    assert [tokenizer.decode(completion) for _, completion in here[merged]] == [" blue<eos>", " both<eos>"]
+                assert row[f"{side}_labels"] == [-100] * (len(prompt) + moved) + completion[moved:]
+    assert [tokenizer.decode(completion) for _, completion in raydpo_rows[merged]] == [" blue<eos>", " both<eos>"]

@@ -1,6 +1,6 @@
-"""TRL's trainers, run in this process: what their log says for options that go to our job as they stand.
+"""Runs TRL's trainers in this process, with the options that raydpo's job takes, and returns their log.
 
-TRL is imported inside the functions, so that the tests can be collected, and skipped with a reason, without it.
+TRL is imported inside the functions, so that the tests can be collected, and skipped with a reason, without TRL.
 """
 
 from importlib.util import find_spec
@@ -12,11 +12,11 @@ import pytest
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed; it comes with the extra parity")
 
 RUN_ON_CPU = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
-"""How TRL runs here; none of it changes a number."""
+"""Options of TRL's side only; none of them changes a number."""
 
 
 def classes(job: str) -> tuple[Any, Any]:
-    """TRL's config and trainer of a job: dpo, orpo or cpo."""
+    """Return TRL's config and trainer classes of a job: dpo, orpo or cpo."""
     import trl
     from trl.experimental import cpo, orpo
 
@@ -30,10 +30,10 @@ def classes(job: str) -> tuple[Any, Any]:
 def train(
     job: str, folders: dict[str, Path], data: dict[str, list[Any]], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Train -> the log, an entry a logging step or evaluation, and a summary at the end.
+    """Train, and return the log: one entry per logging step or evaluation, and a summary at the end.
 
-    `folders`: output, policy and, for dpo, reference; models are float32, as saved. `data`: the rows under train and,
-    where there is an evaluation, eval.
+    `folders` has the keys output, policy and, for dpo, reference; models are float32, as saved. `data` has the rows
+    under train and, if there is an evaluation, under eval.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer

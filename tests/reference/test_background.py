@@ -1,4 +1,4 @@
-"""Scoring in a thread beside a reader that waits for it."""
+"""Scoring in a thread, next to a reader that waits for the scores."""
 
 import threading
 import time
@@ -37,48 +37,48 @@ def sides_of(pair: object) -> tuple[object, object]:
 
 def test_a_reader_waits_for_the_block_that_it_needs(store: ReferenceStore, tmp_path: Path) -> None:
     first, second = make_blocks(tmp_path, 2)
-    asked = threading.Event()
+    second_allowed = threading.Event()
 
     def score(stopped: Callable[[], bool]) -> ScoringReport:
         write(store, first)
-        assert asked.wait(10)
+        assert second_allowed.wait(10)
         write(store, second)
         return ScoringReport(forwards=2)
 
-    with BackgroundScoring(score, lambda message: None) as ahead:
-        awaited = WaitingReader(store)
-        assert len(awaited.read(first)) == first.pairs
-        threading.Timer(0.3, asked.set).start()
-        assert len(awaited.read(second)) == second.pairs
-        assert asked.is_set()
-    assert ahead.report.forwards == 2
+    with BackgroundScoring(score, lambda message: None) as scoring:
+        reader = WaitingReader(store)
+        assert len(reader.read(first)) == first.pairs
+        threading.Timer(0.3, second_allowed.set).start()
+        assert len(reader.read(second)) == second.pairs
+        assert second_allowed.is_set()
+    assert scoring.report.forwards == 2
 
 
-def test_a_failure_reaches_the_reader_and_is_what_the_run_raises(store: ReferenceStore, tmp_path: Path) -> None:
+def test_a_scoring_failure_reaches_the_reader_and_is_raised_by_the_run(store: ReferenceStore, tmp_path: Path) -> None:
     (block,) = make_blocks(tmp_path, 1)
-    awaited = WaitingReader(store)
+    reader = WaitingReader(store)
 
     def score(stopped: Callable[[], bool]) -> ScoringReport:
         raise ModelError("the reference has no memory")
 
     def fail(message: str) -> None:
-        awaited.failure = message
+        reader.failure = message
 
     def train() -> None:
         with pytest.raises(ReferenceMismatch, match="the reference has no memory"):
-            awaited.read(block)
+            reader.read(block)
         raise TrainingError("training failed")
 
     with pytest.raises(ModelError, match="the reference has no memory"), BackgroundScoring(score, fail):
         train()
 
 
-def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: ReferenceStore, tmp_path: Path) -> None:
+def test_a_failed_block_ends_a_run_that_waits_for_it(store: ReferenceStore, tmp_path: Path) -> None:
     (block,) = make_blocks(tmp_path, 1)
-    awaited = WaitingReader(store)
+    reader = WaitingReader(store)
 
     def fail(message: str) -> None:
-        awaited.failure = message
+        reader.failure = message
 
     def score(stopped: Callable[[], bool]) -> ScoringReport:
         report = ScoringReport(failed_blocks=(block,))
@@ -89,10 +89,10 @@ def test_a_block_that_kills_scorers_ends_a_run_that_waits_for_it(store: Referenc
         pytest.raises(ReferenceMismatch, match=r"shard-0\.jsonl .*killed every scoring worker.*schedule=staged"),
         BackgroundScoring(score, fail),
     ):
-        awaited.read(block)
+        reader.read(block)
 
 
-def test_what_training_does_not_wait_for_is_not_scored() -> None:
+def test_scoring_stops_when_training_ends() -> None:
     def score(stopped: Callable[[], bool]) -> ScoringReport:
         end = time.monotonic() + 10
         while not stopped():
@@ -100,6 +100,6 @@ def test_what_training_does_not_wait_for_is_not_scored() -> None:
             time.sleep(0.01)
         return ScoringReport(forwards=1)
 
-    with BackgroundScoring(score, lambda message: None) as ahead:
+    with BackgroundScoring(score, lambda message: None) as scoring:
         pass
-    assert ahead.report.forwards == 1
+    assert scoring.report.forwards == 1

@@ -1,4 +1,4 @@
-"""References that are too big for one device as they are: spread over several, or quantised."""
+"""References that are too large for one device: spread over several devices, or quantised."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,54 +22,57 @@ from raydpo.stages.plan import check_quantization
 from tests.reference.scoring import make_blocks, spec_of
 
 
-def test_layers_that_lie_elsewhere_score_alike(tiny_model: Path, tmp_path: Path) -> None:
-    """A disk in the place of a second GPU: its layers, too, get all that they take moved to them by accelerate."""
+def test_offloaded_layers_give_the_same_scores(tiny_model: Path, tmp_path: Path) -> None:
+    """Use the disk in place of a second GPU: accelerate moves all inputs to these layers in the same way."""
     spec = spec_of(tiny_model)
     tokenized = TokenizedBlock(make_blocks(tmp_path, 1)[0])
     pairs = [tokenized.pair(row) for row in range(len(tokenized))]
     micro_batch = collate(build_prompt_trees(pairs, 10**6), pairs)
     found = []
-    for elsewhere in (False, True):
+    for offloaded in (False, True):
         model = load_causal_lm(
             spec.model.source,
             dtype="float32",
             attn_implementation=spec.model.attention.implementation,
             trust_remote_code=False,
         )
-        if elsewhere:
-            places = {"model.layers.1": "disk", "model.norm": "disk"}
-            here = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "lm_head")
+        if offloaded:
+            on_disk = {"model.layers.1": "disk", "model.norm": "disk"}
+            on_cpu = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "lm_head")
             model = dispatch_model(
-                model, {**places, **dict.fromkeys(here, "cpu")}, main_device="cpu", offload_dir=str(tmp_path / "disk")
+                model,
+                {**on_disk, **dict.fromkeys(on_cpu, "cpu")},
+                main_device="cpu",
+                offload_dir=str(tmp_path / "disk"),
             )
         with torch.inference_mode():
             found.append(CompletionLogps(model, shares=True)(micro_batch)[0])
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("quantization", "furthest"), [("8bit", 0.05), ("4bit", 0.5)])
-def test_a_quantised_reference_scores_nearly_alike(
-    quantization: str, furthest: float, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize(("quantization", "max_gap"), [("8bit", 0.05), ("4bit", 0.5)])
+def test_a_quantised_reference_gives_similar_scores(
+    quantization: str, max_gap: float, tiny_model: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     (block,) = make_blocks(tmp_path, 1)
-    size = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes takes 64 weights at a time
+    size = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes quantises blocks of 64 weights
     wide = AutoConfig.from_pretrained(tiny_model, head_dim=16, **size)
     torch.manual_seed(0)
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     gaps = []
-    for chosen in (None, quantization):
-        scorer = Scorer(replace(spec_of(tmp_path / "wide"), quantization=chosen))
+    for option in (None, quantization):
+        scorer = Scorer(replace(spec_of(tmp_path / "wide"), quantization=option))
         scorer.load()
-        store = ReferenceStore(str(tmp_path), ReferenceIdentity(str(chosen), "", None, "{}"))
+        store = ReferenceStore(str(tmp_path), ReferenceIdentity(str(option), "", None, "{}"))
         assert scorer.score_block(block, store, tokens=256).pairs == block.pairs
         scored = store.read(block)
         gaps.append(torch.cat([torch.tensor(scored.pair(row).ref_chosen_logps) for row in range(block.pairs)]))
     gap = (gaps[1] - gaps[0]).abs().max()
-    assert 0 < gap < furthest
+    assert 0 < gap < max_gap
 
 
-def test_a_package_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bitsandbytes_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydpo.stages.plan.find_spec", lambda name: None)
     check_quantization(config.from_flat({}))
     with pytest.raises(ConfigError, match=r"reference_quantization=8bit .*pip install bitsandbytes"):

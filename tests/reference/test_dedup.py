@@ -1,4 +1,4 @@
-"""Which completions are scored, and which are taken from elsewhere: each prompt with each completion once."""
+"""Which completions are scored and which scores are reused: each prompt with each completion is scored once."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,14 +18,14 @@ from raydpo.runtime import storage
 BLOCKS, PAIRS = 5, 12
 
 
-def completion(prompt: IntArray, ids: IntArray) -> tuple[int, ...]:
-    """What it is that is to be scored once."""
+def completion_key(prompt: IntArray, ids: IntArray) -> tuple[int, ...]:
+    """Return a key of a prompt with a completion, which is to be scored once."""
     return (*prompt.tolist(), -1, *ids.tolist())
 
 
 @pytest.fixture
 def blocks(tmp_path: Path) -> list[Block]:
-    """Of pairs of few prompts and few completions, so that most stand in several pairs and blocks."""
+    """Return blocks with few prompts and completions, so that most of them are in several pairs and blocks."""
     draw = np.random.default_rng(3)
     found = []
     for index in range(BLOCKS):
@@ -45,35 +45,35 @@ def blocks(tmp_path: Path) -> list[Block]:
 
 
 def score(store: ReferenceStore, block: Block, reused: ReusedScores) -> Counter[tuple[int, ...]]:
-    """Write a stand-in for log-probs that tells what they are of, as a scorer would -> what was scored."""
+    """Write fake scores that identify their completion, as a scorer would; return how often each one was scored."""
     tokenized = TokenizedBlock(block)
     unique = unique_completions([tokenized.pair(row) for row in range(PAIRS)], reused)
     scored: Counter[tuple[int, ...]] = Counter()
     logps = {}
     for entry in unique:
         for ids, places in zip(entry.completions, entry.places, strict=True):
-            assert places, "a completion stands somewhere"
-            scored[completion(entry.prompt, ids)] += 1
+            assert places, "a completion has no place in the block"
+            scored[completion_key(entry.prompt, ids)] += 1
             logps.update(dict.fromkeys(places, np.array([*ids, len(entry.prompt)], dtype=np.float32)))
-    assert set(scored.values()) <= {1}, "each is scored once"
-    none = np.zeros(0, dtype=np.float32)
-    sides = ([logps.get((row, side), none) for row in range(PAIRS)] for side in (0, 1))
+    assert set(scored.values()) <= {1}, "a completion is scored twice"
+    no_logps = np.zeros(0, dtype=np.float32)
+    sides = ([logps.get((row, side), no_logps) for row in range(PAIRS)] for side in (0, 1))
     write_scores(store.part_url(block) if reused.source_blocks else store.url(block), *sides)
     return scored
 
 
-@pytest.mark.parametrize("most", [1, 16])
-def test_each_completion_is_left_to_one_block(
-    most: int, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_sources", [1, 16])
+def test_each_completion_is_scored_in_one_block(
+    max_sources: int, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup, "MAX_SOURCE_BLOCKS", most)
+    monkeypatch.setattr(dedup, "MAX_SOURCE_BLOCKS", max_sources)
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
     reused = find_reused_scores(blocks)
-    assert max(len(each.source_blocks) for each in reused.values()) == min(most, 3)
+    assert max(len(entry.source_blocks) for entry in reused.values()) == min(max_sources, 3)
     scored: Counter[tuple[int, ...]] = Counter()
-    for block in reversed(blocks):  # none waits for those before it
+    for block in reversed(blocks):  # no block waits for earlier ones
         scored += score(store, block, reused.get(block.content, NOTHING_REUSED))
-    every = []
+    all_completions = []
     for block in blocks:
         if block.content in reused:
             assert fill_in(store, block, reused[block.content])
@@ -84,21 +84,21 @@ def test_each_completion_is_left_to_one_block(
             pair = tokenized.pair(row)
             for ids, values in ((pair.chosen_ids, chosen[row]), (pair.rejected_ids, rejected[row])):
                 assert values.tolist() == [*ids, len(pair.prompt_ids)]
-                every.append(completion(pair.prompt_ids, ids))
-    assert set(scored) == set(every)
-    assert len(every) > 2 * len(scored)
-    if most == 16:
+                all_completions.append(completion_key(pair.prompt_ids, ids))
+    assert set(scored) == set(all_completions)
+    assert len(all_completions) > 2 * len(scored)
+    if max_sources == 16:
         assert set(scored.values()) == {1}
 
 
-def test_a_block_is_not_filled_up_from_one_that_is_not_there(blocks: list[Block], tmp_path: Path) -> None:
+def test_a_block_is_not_filled_in_if_a_source_block_is_missing(blocks: list[Block], tmp_path: Path) -> None:
     store = ReferenceStore(str(tmp_path / "cache"), ReferenceIdentity("", "", None, "{}"))
-    borrower = blocks[-1]
-    reused = find_reused_scores(blocks)[borrower.content]
-    score(store, borrower, reused)
-    for lender in reused.source_blocks[:-1]:
-        score(store, lender, NOTHING_REUSED)
-    assert not fill_in(store, borrower, reused)
+    block = blocks[-1]
+    reused = find_reused_scores(blocks)[block.content]
+    score(store, block, reused)
+    for source in reused.source_blocks[:-1]:
+        score(store, source, NOTHING_REUSED)
+    assert not fill_in(store, block, reused)
     Path(store.url(reused.source_blocks[-1])).write_bytes(b"PAR1, but cut off")
-    assert not fill_in(store, borrower, reused)
-    assert not Path(store.url(borrower)).exists()
+    assert not fill_in(store, block, reused)
+    assert not Path(store.url(block)).exists()

@@ -1,4 +1,4 @@
-"""A reference is what it contains: what keeps its identity, and what makes it another one."""
+"""The identity of a reference is its content: which changes keep the identity, and which give another one."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ NUMERICS = {"dtype": "float32", "attn_implementation": "sdpa"}
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may change."""
+    """Return a copy of the tiny model that a test may change."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
@@ -65,7 +65,7 @@ def test_other_files_in_the_folder_do_not_count(folder: Path) -> None:
     assert identity_of(folder) == before
 
 
-def test_a_bin_file_is_its_safetensors_twin(folder: Path) -> None:
+def test_a_bin_file_has_the_identity_of_its_safetensors(folder: Path) -> None:
     before = identity_of(folder)
     weights = load_file(folder / "model.safetensors")
     torch.save({name: tensor.clone() for name, tensor in weights.items()}, folder / "pytorch_model.bin")
@@ -111,7 +111,7 @@ def test_names_shapes_and_types_count(folder: Path) -> None:
         assert len(digests) == count
 
 
-def test_the_weights_digest_is_as_described(tmp_path: Path) -> None:
+def test_the_weights_digest_is_computed_as_documented(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.tensor([1, 2], dtype=torch.bfloat16)}
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
@@ -135,7 +135,7 @@ def test_the_weights_digest_is_as_described(tmp_path: Path) -> None:
         {"hidden_act": "gelu"},
     ],
 )
-def test_what_changes_the_forward_counts(folder: Path, changes: dict[str, Any]) -> None:
+def test_config_changes_that_affect_the_forward_count(folder: Path, changes: dict[str, Any]) -> None:
     before = identity_of(folder)
     change_json(folder / "config.json", **changes)
     after = identity_of(folder)
@@ -143,7 +143,7 @@ def test_what_changes_the_forward_counts(folder: Path, changes: dict[str, Any]) 
     assert after.weights == before.weights
 
 
-def test_what_leaves_the_forward_alone_does_not_count(folder: Path) -> None:
+def test_config_changes_that_do_not_affect_the_forward_do_not_count(folder: Path) -> None:
     before = identity_of(folder)
     change_json(
         folder / "config.json",
@@ -167,7 +167,7 @@ def test_code_that_comes_with_the_model_counts(folder: Path) -> None:
     assert len(digests) == 2
 
 
-def test_numerics_count_whatever_their_order(folder: Path) -> None:
+def test_numerics_count_in_any_order(folder: Path) -> None:
     before = identity_of(folder)
     assert identity_of(folder, dtype="bfloat16").digest != before.digest
     assert identify(str(folder), None, dict(reversed(NUMERICS.items()))) == before
@@ -175,14 +175,14 @@ def test_numerics_count_whatever_their_order(folder: Path) -> None:
 
 @pytest.fixture
 def adapter(folder: Path, tmp_path: Path) -> Path:
-    """A LoRA adapter of the model, as peft saves it."""
+    """Return a LoRA adapter of the model, as peft saves it."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "k_proj"], init_lora_weights=False)
     get_peft_model(LlamaForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def test_an_adapter_counts_with_weights_and_settings(folder: Path, adapter: Path) -> None:
+def test_an_adapter_counts_with_its_weights_and_config(folder: Path, adapter: Path) -> None:
     plain, before = identity_of(folder), identity_of(folder, adapter)
     assert plain == replace(before, adapter=None)
     assert plain.digest != before.digest
@@ -196,7 +196,7 @@ def test_an_adapter_counts_with_weights_and_settings(folder: Path, adapter: Path
         identity_of(folder, adapter)
 
 
-def test_it_survives_json_and_shows_tampering(folder: Path) -> None:
+def test_an_identity_survives_json_and_detects_changes(folder: Path) -> None:
     identity = identity_of(folder)
     content = json.loads(json.dumps(identity.to_dict()))
     assert ReferenceIdentity.from_dict(content) == identity
@@ -209,7 +209,7 @@ def test_it_survives_json_and_shows_tampering(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 300, 20_000])
-def test_a_cut_off_file_is_an_error(folder: Path, size: int) -> None:
+def test_a_truncated_file_is_an_error(folder: Path, size: int) -> None:
     os.truncate(folder / "model.safetensors", size)
     with pytest.raises(ModelError, match=r"model\.safetensors is not a complete safetensors file"):
         identity_of(folder)

@@ -1,4 +1,4 @@
-"""jobs/reference_store.py: what it says of a store, and what it takes from it."""
+"""jobs/reference_store.py: what it reports about a store, and what it removes from it."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def store_of(cache_dir: str, weights: str) -> ReferenceStore:
 
 
 def fill(cache_dir: str) -> dict[str, ReferenceStore]:
-    """Two references; the first has blocks of 1, 2 and 3 days ago, the second one of today."""
+    """Write two references: the first with blocks that are 1, 2 and 3 days old, the second with one of today."""
     stores = {name: store_of(cache_dir, name) for name in ("first", "second")}
     for name, ages in (("first", (1, 2, 3)), ("second", (0,))):
         stores[name].open()
@@ -38,8 +38,8 @@ def fill(cache_dir: str) -> dict[str, ReferenceStore]:
             url = stores[name].url(Block(f"block-{age}", "shard", 0, 1, 1, ""))
             write_scores(url, logps(-1.0, -2.0), logps(-3.0))
             if "://" not in url:
-                then = time.time() - age * DAY - 60
-                os.utime(url, (then, then))
+                modified = time.time() - age * DAY - 60
+                os.utime(url, (modified, modified))
     return stores
 
 
@@ -47,36 +47,36 @@ def names(found: object) -> list[str]:
     return [Path(file.url).stem for file in found]  # type: ignore[attr-defined]
 
 
-def test_listed_by_reference_the_oldest_first(tmp_path: Path) -> None:
+def test_blocks_are_listed_by_reference_with_the_oldest_first(tmp_path: Path) -> None:
     stores = fill(str(tmp_path))
-    found = {holding.model: holding for holding in stored_references(str(tmp_path))}
+    found = {stored.model: stored for stored in stored_references(str(tmp_path))}
     assert names(found["models/first"].blocks) == ["block-3", "block-2", "block-1"]
     assert found["models/second"].identity == stores["second"].digest
     assert found["models/first"].bytes == 3 * found["models/second"].bytes > 0
     assert stored_references(str(tmp_path / "nothing")) == []
 
 
-def test_a_store_behind_a_url() -> None:
+def test_a_store_at_a_url_is_listed_and_pruned() -> None:
     fill("memory://inventory")
     found = stored_references("memory://inventory")
-    assert [len(holding.blocks) for holding in sorted(found, key=lambda holding: holding.model)] == [3, 1]
+    assert [len(stored.blocks) for stored in sorted(found, key=lambda stored: stored.model)] == [3, 1]
     assert damaged(found[0].blocks) == []
     prune("memory://inventory", found[0].blocks)
-    assert [holding.identity for holding in stored_references("memory://inventory")] == [found[1].identity]
+    assert [stored.identity for stored in stored_references("memory://inventory")] == [found[1].identity]
     fsspec.filesystem("memory").rm("/inventory", recursive=True)
 
 
-def test_pruned_by_age_and_by_size(tmp_path: Path) -> None:
+def test_blocks_are_pruned_by_age_and_by_size(tmp_path: Path) -> None:
     fill(str(tmp_path))
     found = stored_references(str(tmp_path))
-    each = found[0].blocks[0].bytes
+    block_bytes = found[0].blocks[0].bytes
     assert names(prunable(found, older_than_days=1.5)) == ["block-3", "block-2"]
-    assert names(prunable(found, max_bytes=3 * each)) == ["block-3"]
+    assert names(prunable(found, max_bytes=3 * block_bytes)) == ["block-3"]
     assert names(prunable(found, max_bytes=0)) == ["block-3", "block-2", "block-1", "block-0"]
     assert prunable(found) == []
 
 
-def test_what_a_killed_job_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+def test_only_old_partial_files_are_removed(tmp_path: Path) -> None:
     stores = fill(str(tmp_path))
     folder = Path(stores["first"].folder)
     for name, age in ((".old.part", 2 * DAY), (".new.part", 60)):
@@ -87,34 +87,34 @@ def test_what_a_killed_job_left_goes_and_what_is_being_written_stays(tmp_path: P
     assert (folder / ".new.part").exists()
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_list_verify_and_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stores = fill(str(tmp_path))
-    here = ["--cache_dir", str(tmp_path)]
-    assert main(["list", *here]) == 0
+    cache_option = ["--cache_dir", str(tmp_path)]
+    assert main(["list", *cache_option]) == 0
     listed = capsys.readouterr().out
     assert stores["first"].digest in listed
     assert "models/second" in listed
     assert "4 blocks" in listed
 
-    assert main(["verify", *here]) == 0
+    assert main(["verify", *cache_option]) == 0
     block = Path(stores["first"].url(Block("block-2", "shard", 0, 1, 1, "")))
     block.write_bytes(block.read_bytes()[:-9])
-    assert main(["verify", *here]) == 1
-    told = capsys.readouterr().out
-    assert str(block) in told
-    assert "4 blocks, 0.000 GB read, 1 damaged" in told
+    assert main(["verify", *cache_option]) == 1
+    output = capsys.readouterr().out
+    assert str(block) in output
+    assert "4 blocks, 0.000 GB read, 1 damaged" in output
 
-    assert main(["prune", *here]) == 2
+    assert main(["prune", *cache_option]) == 2
     assert "prune needs a limit" in capsys.readouterr().err
-    assert main(["prune", *here, "--older_than_days", "2.5", "--dry_run"]) == 0
+    assert main(["prune", *cache_option, "--older_than_days", "2.5", "--dry_run"]) == 0
     assert "1 blocks, 0.000 GB, would be removed" in capsys.readouterr().out
-    assert main(["prune", *here, "--identity", stores["first"].digest]) == 0
+    assert main(["prune", *cache_option, "--identity", stores["first"].digest]) == 0
     assert "3 blocks, 0.000 GB, were removed" in capsys.readouterr().out
     assert not Path(stores["first"].folder).exists()
     assert Path(stores["second"].folder).exists()
 
 
-def test_the_program_answers(tmp_path: Path) -> None:
+def test_the_script_runs(tmp_path: Path) -> None:
     command = [sys.executable, "jobs/reference_store.py", "list", "--cache_dir", str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "0 blocks" in finished.stdout

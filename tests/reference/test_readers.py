@@ -1,4 +1,4 @@
-"""What the feed reads blocks with: zeros, the data set's log-probs, or scores that are there or still to come."""
+"""Readers of reference log-probs: zeros, those of the data set, stored scores, and scores still to be written."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> ReferenceStore:
 
 
 def write(store: ReferenceStore, block: Block, value: float) -> None:
-    """Write scores that are all the same value."""
+    """Write scores that all have the same value."""
     pairs = [TokenizedBlock(block).pair(row) for row in range(block.pairs)]
     sides = ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs])
     write_scores(store.url(block), *([np.full(len(ids), value, dtype=np.float32) for ids in side] for side in sides))
@@ -64,29 +64,29 @@ def test_log_probs_of_the_data_set_are_read_as_they_are(block: Block, tmp_path: 
     assert values(DatasetReference(), replace(block, url=url)) == {-0.5}
 
 
-def test_scores_before_training_are_those_of_the_store(store: ReferenceStore, block: Block) -> None:
+def test_a_store_reader_reads_the_scores_of_the_store(store: ReferenceStore, block: Block) -> None:
     write(store, block, -2.0)
     reader = StoreReader(store)
     assert reader.digest == store.digest
     assert values(reader, block) == {-2.0}
-    reader.fail("no more scores")  # it waits for none
+    reader.fail("no more scores")  # it never waits for scores
     assert values(reader, block) == {-2.0}
 
 
-def test_a_reader_waits_for_scores_that_are_to_come(store: ReferenceStore, block: Block) -> None:
+def test_a_waiting_reader_waits_for_scores(store: ReferenceStore, block: Block) -> None:
     started = time.monotonic()
     threading.Timer(0.3, write, (store, block, -3.0)).start()
     assert values(WaitingReader(store), block) == {-3.0}
     assert time.monotonic() - started >= 0.3
 
 
-def test_a_reader_stops_to_wait_with_the_reason(store: ReferenceStore, block: Block) -> None:
+def test_a_waiting_reader_stops_with_the_reason(store: ReferenceStore, block: Block) -> None:
     reader = WaitingReader(store)
     threading.Timer(0.2, reader.fail, ("the scoring workers died",)).start()
     with pytest.raises(ReferenceMismatch, match="the scoring workers died"):
         reader.read(block)
     write(store, block, -1.0)
-    assert values(reader, block) == {-1.0}, "scores that are there are read all the same"
+    assert values(reader, block) == {-1.0}, "existing scores are read even after a failure"
 
 
 def test_each_version_of_the_reference_has_scores_of_its_own(store: ReferenceStore, block: Block) -> None:

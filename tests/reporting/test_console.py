@@ -1,4 +1,4 @@
-"""A progress line a stage."""
+"""Progress lines of a stage."""
 
 import io
 
@@ -11,11 +11,11 @@ from raydpo.reporting.console import Stage, duration
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.44, "0.4 s"), (42.4, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
-def test_duration(seconds: float, text: str) -> None:
+def test_duration_as_text(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_lines_have_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     stream = io.StringIO()

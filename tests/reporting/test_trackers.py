@@ -1,4 +1,4 @@
-"""Trackers: checked before work starts, and given every metric of a line at its step."""
+"""Trackers: checked before a run starts, and sent every metric of a line at its step."""
 
 import importlib.util
 import sys
@@ -16,16 +16,16 @@ from raydpo.reporting.trackers import Trackers, check_trackers
 LINES = [{"step": 1, "loss": 0.69, "rewards/margins": 0.0}, {"step": 2, "loss": 0.5, "rewards/margins": 1.25}]
 
 
-def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_trackers(config.from_flat({}))
     with pytest.raises(ConfigError, match="report_to=wandb needs the package wandb: pip install wandb"):
         check_trackers(config.from_flat({"report_to": "wandb"}))
 
 
-def test_tensorboard_has_what_was_logged_also_of_a_resumed_run(tmp_path: Path) -> None:
+def test_tensorboard_has_all_metrics_of_a_resumed_run(tmp_path: Path) -> None:
     job = config.from_flat({"report_to": "tensorboard"})
-    for line in LINES:  # each from a process of its own, as before and after a resume
+    for line in LINES:  # a new writer for each, as before and after a resume
         trackers = Trackers(job, str(tmp_path))
         trackers.log(line)
         trackers.close()
@@ -40,7 +40,7 @@ def test_tensorboard_has_what_was_logged_also_of_a_resumed_run(tmp_path: Path) -
 def test_other_trackers_get_the_metrics_and_the_options(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins that record their calls, as the packages need a server."""
+    """Use fake modules that record their calls, because the real packages need a server."""
     calls: dict[str, list[Any]] = {}
 
     def recorder(name: str) -> Any:

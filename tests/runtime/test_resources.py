@@ -1,4 +1,4 @@
-"""How many workers a cluster holds, and what is said where it does not hold them."""
+"""The number of workers that a cluster has room for, and the errors if there is too little."""
 
 import pytest
 
@@ -21,12 +21,12 @@ def test_a_laptop_gives_one_worker_all_its_cpus() -> None:
     assert train_group(config.from_flat({"num_workers": 2}), LAPTOP).cpus == 4
 
 
-def test_gpus_are_all_taken() -> None:
+def test_all_gpus_are_used() -> None:
     group = train_group(config.from_flat({}), GPU_NODES)
     assert (group.workers, group.gpus) == (20, 1)
 
 
-def test_labels_choose_nodes() -> None:
+def test_labels_select_nodes() -> None:
     job = config.from_flat({"worker_label_selector": "role=train", "reference_label_selector": "role=ref"})
     assert train_group(job, GPU_NODES).workers == 16
     assert reference_group(job, GPU_NODES).workers == 4
@@ -41,7 +41,7 @@ def test_labels_choose_nodes() -> None:
         ({"num_workers": 2, "cpus_per_worker": 5}, "room for 1"),
     ],
 )
-def test_what_does_not_fit(options: dict[str, object], message: str) -> None:
+def test_workers_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_group(config.from_flat(options), LAPTOP)
 
@@ -49,35 +49,35 @@ def test_what_does_not_fit(options: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "fit"),
     [
-        ({}, False),  # each takes all CPUs
+        ({}, False),  # each group takes all CPUs
         ({"cpus_per_worker": 4, "reference_cpus_per_worker": 4}, True),
         ({"cpus_per_worker": 5, "reference_cpus_per_worker": 4}, False),
         ({"cpus_per_worker": 4, "reference_cpus_per_worker": 4, "worker_resources": '{"tpu": 1}'}, False),
     ],
 )
-def test_whether_both_groups_fit_on_a_laptop(options: dict[str, object], fit: bool) -> None:
+def test_both_groups_fit_on_a_laptop_only_if_cpus_are_left(options: dict[str, object], fit: bool) -> None:
     job = config.from_flat(options)
     assert fit_together([train_group(job, LAPTOP), reference_group(job, LAPTOP)], LAPTOP) is fit
 
 
 @pytest.mark.parametrize(("workers", "scorers", "fit"), [(16, 4, True), (17, 4, False), (12, 8, True)])
-def test_whether_both_groups_fit_on_gpu_nodes(workers: int, scorers: int, fit: bool) -> None:
+def test_both_groups_fit_on_gpu_nodes_only_if_gpus_are_left(workers: int, scorers: int, fit: bool) -> None:
     job = config.from_flat({"num_workers": workers, "reference_num_workers": scorers})
     assert fit_together([train_group(job, GPU_NODES), reference_group(job, GPU_NODES)], GPU_NODES) is fit
 
 
 @pytest.mark.parametrize("nodes", [[Node(cpus=2, gpus=0)], LAPTOP, GPU_NODES])
-def test_scorers_have_room_beside_train_workers_where_the_reference_changes(nodes: list[Node]) -> None:
+def test_scoring_workers_fit_next_to_train_workers_if_the_reference_is_synced(nodes: list[Node]) -> None:
     job = config.from_flat({"sync_ref_model": True})
     train, reference = train_group(job, nodes), reference_group(job, nodes)
     assert fit_together([train, reference], nodes)
     assert train.workers == reference.workers == max(sum(int(node.gpus) for node in nodes), 1)
     assert train.gpus == 0 or 0.5 < train.gpus < 1, "no two train workers fit on one GPU"
-    given = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "reference_gpus_per_worker": 1})
+    explicit = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "reference_gpus_per_worker": 1})
     if train.gpus:
-        assert (train_group(given, nodes).gpus, train_group(given, nodes).workers) == (1, 20)
-        assert not fit_together([train_group(given, nodes), reference_group(given, nodes)], nodes)
-        apart = {"worker_label_selector": "role=train", "reference_label_selector": "role=ref"}
-        assert reference_group(config.from_flat({"sync_ref_model": True, **apart}), nodes).gpus == 1
-        half = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "num_workers": 10})
-        assert reference_group(half, nodes).gpus == 1, "what is said of one side is not divided"
+        assert (train_group(explicit, nodes).gpus, train_group(explicit, nodes).workers) == (1, 20)
+        assert not fit_together([train_group(explicit, nodes), reference_group(explicit, nodes)], nodes)
+        separate_nodes = {"worker_label_selector": "role=train", "reference_label_selector": "role=ref"}
+        assert reference_group(config.from_flat({"sync_ref_model": True, **separate_nodes}), nodes).gpus == 1
+        half_of_the_gpus = config.from_flat({"sync_ref_model": True, "gpus_per_worker": 1, "num_workers": 10})
+        assert reference_group(half_of_the_gpus, nodes).gpus == 1, "a GPU is not shared if gpus_per_worker is set"

@@ -1,4 +1,4 @@
-"""How feeds are put together from a plan: lengths, orders, readers and syncs, without Ray."""
+"""Building feeds from a plan: lengths, orders, readers and syncs, without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,14 @@ def block(name: str) -> Block:
     return Block(content=name, shard="shard", index=0, pairs=4, tokens=40, url=f"{name}.parquet")
 
 
-def test_the_training_feed(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_training_feed_follows_the_options(tiny_model: Path, tmp_path: Path) -> None:
     plan = plan_of(
         tiny_model, tmp_path, num_workers=2, per_device_train_batch_size=3, data_seed=7, loss_type="orpo", use_peft=True
     )
     spec = train_feed_spec(plan)
     assert (spec.seed, spec.sampling, spec.global_batch, spec.ranks) == (7, "random", 6, 2)
     assert spec.with_prompts, "orpo counts the prompts' likelihood"
-    assert spec.update_flops.token == 2 * spec.planner.flops.token, "frozen weights get no gradient of their own"
+    assert spec.update_flops.token == 2 * spec.planner.flops.token, "frozen weights need no weight gradient"
     schedule = train_schedule(plan, pairs=20)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (4, 12)
 
@@ -75,17 +75,17 @@ def test_the_reader_that_feeds_get(
     assert found.digest == (STORE.digest if store else {ZeroReference: "none", DatasetReference: "given"}[reader])
 
 
-def test_blocks_are_scored_as_training_reads_them_held_out_ones_first(tiny_model: Path, tmp_path: Path) -> None:
+def test_blocks_are_scored_in_training_order_after_the_held_out_ones(tiny_model: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny_model, tmp_path, shuffle_window=1)
     train, held_out = prepared(*map(block, "abcdef")), prepared(block("x"))
     order = blocks_in_training_order(plan, RunData(train, held_out))
     windows = train_feed_spec(plan).order(train.blocks, epoch=0).windows
     assert order == [block("x"), *(train.blocks[window.blocks[0]] for window in windows)]
-    assert [one.content for one in order[1:]] != list("abcdef"), "shuffled"
-    assert sorted(one.content for one in order) == list("abcdefx")
+    assert [entry.content for entry in order[1:]] != list("abcdef"), "shuffled"
+    assert sorted(entry.content for entry in order) == list("abcdefx")
 
 
-def test_a_checkpoint_belongs_to_its_reference_its_data_and_its_syncs(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_fingerprint_has_reference_data_and_syncs(tiny_model: Path, tmp_path: Path) -> None:
     blocks = [block("a"), block("b")]
     assert data_digest(blocks) != data_digest(blocks[::-1]), "the order of pairs depends on the order of blocks"
     plan = plan_of(tiny_model, tmp_path, **SYNC, ref_model_mixup_alpha=0.25)

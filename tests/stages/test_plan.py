@@ -1,4 +1,4 @@
-"""The plan of a run: what follows from the options and the nodes, before any work and without Ray."""
+"""The plan of a run: what follows from the options and the nodes, without Ray and before anything runs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def plan_of(model: Path, folder: Path, nodes: list[Node] | None = None, **option
     return plan_run(job_of(model, folder, **options), nodes or [CPU_NODE])
 
 
-def test_a_laptop(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_plan_for_a_laptop(tiny_model: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny_model, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert (plan.ranks, plan.global_batch, plan.eval_batch) == (1, 8, 8)
     assert (plan.policy.precision, plan.policy.gpu, plan.policy.group.cpus) == ("float32", False, 4)
@@ -27,7 +27,7 @@ def test_a_laptop(tiny_model: Path, tmp_path: Path) -> None:
     assert not plan.run_dir.path.exists(), "a plan writes nothing"
 
 
-def test_a_node_of_gpus(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_plan_for_a_node_with_gpus(tiny_model: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny_model, tmp_path, [GPU_NODE], per_device_train_batch_size=4, attn_implementation="sdpa")
     assert (plan.ranks, plan.global_batch) == (8, 32)
     assert (plan.policy.precision, plan.policy.gpu) == ("bfloat16", True)
@@ -46,7 +46,7 @@ def test_a_node_of_gpus(tiny_model: Path, tmp_path: Path) -> None:
         ({"reference_from_dataset": True}, False),
     ],
 )
-def test_scoring_runs_next_to_training_where_there_is_room(
+def test_scoring_runs_next_to_training_if_there_is_room(
     tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: bool
 ) -> None:
     job = job_of(tiny_model, tmp_path, **options)
@@ -55,7 +55,7 @@ def test_scoring_runs_next_to_training_where_there_is_room(
 
 
 @pytest.mark.parametrize("option", ["sync_ref_model=true", "reference_schedule=pipelined"])
-def test_without_room_for_both_it_is_refused(tiny_model: Path, tmp_path: Path, option: str) -> None:
+def test_scoring_next_to_training_without_room_is_refused(tiny_model: Path, tmp_path: Path, option: str) -> None:
     name, _, value = option.partition("=")
     job = job_of(tiny_model, tmp_path, **{name: value})
     all_cpus = WorkerGroup(1, gpus=0, cpus=4, resources={}, label_selector={})
@@ -77,11 +77,13 @@ def test_without_room_for_both_it_is_refused(tiny_model: Path, tmp_path: Path, o
         ({"reference_free": True}, None),
     ],
 )
-def test_drift_tolerance(tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: float | None) -> None:
+def test_drift_tolerance_follows_precision_and_options(
+    tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: float | None
+) -> None:
     assert plan_of(tiny_model, tmp_path, **options).drift_tolerance == expected
 
 
-def test_another_reference_may_be_any_distance_away(tiny_model: Path, tmp_path: Path) -> None:
+def test_another_reference_has_no_drift_tolerance(tiny_model: Path, tmp_path: Path) -> None:
     other = write_neighbour(tiny_model, tmp_path / "other", 0.1)
     plan = plan_of(tiny_model, tmp_path, reference_model=str(other))
     assert not plan.starts_from_reference
@@ -89,7 +91,7 @@ def test_another_reference_may_be_any_distance_away(tiny_model: Path, tmp_path: 
     assert plan.reference.source.folder == str(other)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_model: Path, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny_model: Path, tmp_path: Path) -> None:
     config = tmp_path / "deepspeed.json"
     config.write_text(json.dumps({"train_batch_size": 4}))
     for options, error, message in (

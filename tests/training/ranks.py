@@ -1,4 +1,4 @@
-"""One update's gradient on a tiny model, by any number of ranks and micro-batches, without Ray and DeepSpeed."""
+"""Computes one update's gradient of a tiny model for any ranks and micro-batches, without Ray and DeepSpeed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ from raydpo.training.step import Objective, train_micro_batches
 PAIRS = 16
 SEED = 11
 Split = Sequence[Sequence[Sequence[int]]]
-"""Micro-batches of each rank, as indices of pairs."""
+"""[rank][micro-batch]: the indices of its pairs."""
 
 
 def model(dropout: float = 0.0, shares: bool = False) -> LlamaForCausalLM:
-    """Always the same random weights; `shares` gives it the attention that packed rows need."""
+    """Return a model with fixed random weights; `shares` selects the attention that packed rows need."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=53,
@@ -50,7 +50,7 @@ def model(dropout: float = 0.0, shares: bool = False) -> LlamaForCausalLM:
 
 
 def scored_pairs() -> list[ScoredPair]:
-    """Pairs of many lengths, with a reference that is near the policy for none of them."""
+    """Return pairs of many lengths, with reference log-probs that are far from the policy's for every pair."""
     draw = np.random.default_rng(5)
 
     def ids(low: int, high: int) -> Any:
@@ -59,7 +59,7 @@ def scored_pairs() -> list[ScoredPair]:
     pairs = []
     for index in range(PAIRS):
         prompt, chosen, rejected = ids(1, 8), ids(1, 9), ids(1, 9)
-        if index % 3 == 1:  # another answer to the prompt of the pair before
+        if index % 3 == 1:  # a pair that shares the prompt and a completion of the previous pair
             prompt, rejected = pairs[-1].prompt_ids, pairs[-1].chosen_ids
         scores = [draw.uniform(-6, -2, len(part)).astype(np.float32) for part in (chosen, rejected)]
         if index % 3 == 1:
@@ -69,16 +69,16 @@ def scored_pairs() -> list[ScoredPair]:
 
 
 class Update(NamedTuple):
-    """What came of an update."""
+    """The result of one update over all ranks."""
 
     loss: float
     gradient: Tensor
-    """[parameters]"""
+    """Gradient of all parameters, concatenated, [parameters]."""
     reward_mean: float
 
 
 class Engine:
-    """What the loop uses of a DeepSpeed engine; gradients add up in the model."""
+    """The part of a DeepSpeed engine's interface that the training loop uses; gradients accumulate in the model."""
 
     device = torch.device("cpu")
 
@@ -97,22 +97,22 @@ class Engine:
 
 
 def gradient_of(policy: CompletionLogps) -> Tensor:
-    """All gradients in a row."""
+    """Return the gradients of all parameters, concatenated."""
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
 
 
 def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
-    """A rank's share of the pairs."""
+    """Return a rank's batch: its micro-batches under a split of the pairs."""
     pairs, prompts = scored_pairs(), counts_prompts(loss)
 
-    def packed(group: Sequence[int]) -> MicroBatch:
+    def collate(group: Sequence[int]) -> MicroBatch:
         members = [pairs[index] for index in group]
         return collate_scored(build_prompt_trees(members, 10**6), members, with_prompts=prompts)
 
     return RankBatch(
         start=0,
         stop=PAIRS,
-        micro_batches=tuple(packed(group) for group in split[rank]),
+        micro_batches=tuple(collate(group) for group in split[rank]),
         tokens=0,
         computed_tokens=0,
         flops=0.0,
@@ -122,7 +122,7 @@ def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
 
 
 def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, shares: bool = True) -> Update:
-    """This rank's part of an update -> what came of it over all ranks."""
+    """Run this rank's part of an update, and return the result over all ranks."""
     policy = CompletionLogps(model(dropout, shares), shares=shares)
     engine = Engine(policy)
     objective, sums = Objective(loss, 0.0, RewardMean()), MetricSums()
@@ -131,12 +131,12 @@ def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, s
         pass
     assert engine.boundaries == [False] * (len(split[rank]) - 1) + [True]
     gradient = gradient_of(policy)
-    torch.distributed.all_reduce(gradient)  # DeepSpeed's average over ranks
+    torch.distributed.all_reduce(gradient)  # with the division below, DeepSpeed's average over ranks
     return Update(sums.means(engine.device)["loss"], gradient / len(split), objective.rewards.value)
 
 
-def work(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folder: str) -> None:
-    """A process of a group: all updates of rank `rank`; rank 0 writes what came of them to `folder`/updates.pt."""
+def run_rank(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folder: str) -> None:
+    """Run all updates of one rank in its own process; rank 0 writes the results to `folder`/updates.pt."""
     torch.set_num_threads(1)
     world = len(splits[0])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
@@ -146,7 +146,10 @@ def work(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folde
     torch.distributed.destroy_process_group()
 
 
-def by_processes(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[Update]]:
-    """Each loss under each split (all of the same number of ranks), a process a rank -> updates, [loss][split]."""
-    torch.multiprocessing.spawn(work, (splits, losses, str(folder)), nprocs=len(splits[0]))
+def run_in_processes(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[Update]]:
+    """Run each loss under each split with one process per rank, and return the updates, [loss][split].
+
+    All splits must have the same number of ranks.
+    """
+    torch.multiprocessing.spawn(run_rank, (splits, losses, str(folder)), nprocs=len(splits[0]))
     return [[Update(*values) for values in row] for row in torch.load(folder / "updates.pt")]

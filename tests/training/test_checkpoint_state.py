@@ -1,4 +1,4 @@
-"""A checkpoint is used only if it is whole and belongs to the run."""
+"""A checkpoint is used only if it is complete and belongs to the run."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_a_whole_one(tmp_path: Path) -> None:
+def test_a_complete_checkpoint_is_read(tmp_path: Path) -> None:
     state = read_state(checkpoint(tmp_path / "c"), FINGERPRINT, num_workers=2)
     assert (state.step, state.position, state.tokens) == (7, 56, 900)
     assert list(state.rewards) == [4.5, 16]
@@ -46,12 +46,12 @@ def test_a_whole_one(tmp_path: Path) -> None:
         ({"fingerprint": {"reference": "abc"}}, "another data"),
     ],
 )
-def test_one_that_does_not_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=message):
         read_state(checkpoint(tmp_path / "c", **changes), FINGERPRINT, num_workers=2)
 
 
-def test_one_that_was_cut_short(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "c")
     (folder / "state.json").unlink()
     with pytest.raises(ResumeError, match="not a whole checkpoint"):

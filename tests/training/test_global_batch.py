@@ -1,8 +1,7 @@
-"""An objective sees the whole global batch: the same loss and gradient for any micro-batches and number of ranks,
-whether prompts and completions that pairs have in common are computed once or padded rows stand side by side.
+"""An objective sees the whole global batch: loss and gradient do not depend on the micro-batches, the number of ranks,
+or on whether shared prompts and completions are computed once (packed rows) or each in a padded row.
 
-Losses are held to 1e-6 and gradients to 1e-5, relative; against each other, and against one backward through full
-logits of all pairs at once.
+Losses are compared to 1e-6 and gradients to 1e-5, relative, with one backward through the full logits of all pairs.
 """
 
 from collections import defaultdict
@@ -26,9 +25,9 @@ from tests.training.ranks import (
     Split,
     Update,
     batch_of,
-    by_processes,
     gradient_of,
     model,
+    run_in_processes,
     scored_pairs,
     update,
 )
@@ -46,10 +45,10 @@ TWO_RANKS: list[Split] = [
 ]
 
 
-def completions() -> dict[str, Tensor]:
-    """By name, [pairs]: log-probs by full logits, the reference's, token counts; and the model's weights."""
+def reference_values() -> dict[str, Tensor]:
+    """Return, by name, log-probs from full logits, reference log-probs and token counts, [pairs], and the weights."""
     policy = model()
-    found: dict[str, list[Tensor]] = defaultdict(list)
+    lists: dict[str, list[Tensor]] = defaultdict(list)
     for pair in scored_pairs():
         for side, ids, scores in (
             ("chosen", pair.chosen_ids, pair.ref_chosen_logps),
@@ -58,13 +57,13 @@ def completions() -> dict[str, Tensor]:
             row = torch.tensor([*pair.prompt_ids, *ids])[None]
             logps = policy(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
             completion = logps[len(pair.prompt_ids) - 1 :]
-            found[side].append(completion.sum())
-            found[f"ref_{side}"].append(torch.tensor(scores).sum())
-            found["n" if side == "chosen" else "m"].append(torch.tensor(float(len(ids))))
+            lists[side].append(completion.sum())
+            lists[f"ref_{side}"].append(torch.tensor(scores).sum())
+            lists["n" if side == "chosen" else "m"].append(torch.tensor(float(len(ids))))
             if side == "chosen":
-                found["prompt"].append(logps[: len(pair.prompt_ids) - 1].sum())
-                found["p"].append(torch.tensor(float(len(pair.prompt_ids) - 1)))
-    stacked = {name: torch.stack(values) for name, values in found.items()}
+                lists["prompt"].append(logps[: len(pair.prompt_ids) - 1].sum())
+                lists["p"].append(torch.tensor(float(len(pair.prompt_ids) - 1)))
+    stacked = {name: torch.stack(values) for name, values in lists.items()}
     stacked["a"] = stacked["chosen"] - stacked["ref_chosen"]
     stacked["b"] = stacked["rejected"] - stacked["ref_rejected"]
     return stacked | dict(policy.named_parameters())
@@ -106,8 +105,8 @@ CASES: list[tuple[LossConfig, Callable[[dict[str, Tensor]], Tensor]]] = [
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This process as the only rank."""
+def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make this process the only rank of a process group."""
     group = tmp_path_factory.mktemp("group") / "group"
     torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
     yield
@@ -115,47 +114,47 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def updates(alone: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[Update]]:
-    """Each case under each split."""
+def updates(single_rank: None, tmp_path_factory: pytest.TempPathFactory) -> list[list[Update]]:
+    """The updates of each case under each split, [case][split]."""
     losses = [loss for loss, _ in CASES]
     one = [[update(split, loss, 0) for split in ONE_RANK] for loss in losses]
     padded = [[update(ONE_RANK[0], loss, 0, shares=False)] for loss in losses]
-    two = by_processes(TWO_RANKS, losses, tmp_path_factory.mktemp("ranks"))
-    return [[*packed, *plain, *spread] for packed, plain, spread in zip(one, padded, two, strict=True)]
+    two = run_in_processes(TWO_RANKS, losses, tmp_path_factory.mktemp("ranks"))
+    return [[*packed, *plain, *ranks] for packed, plain, ranks in zip(one, padded, two, strict=True)]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "+".join(CASES[case][0].loss_type))
-def test_any_split_gives_the_whole_batch(case: int, updates: list[list[Update]]) -> None:
-    values = completions()
+def test_any_split_gives_the_loss_and_gradient_of_the_global_batch(case: int, updates: list[list[Update]]) -> None:
+    values = reference_values()
     expected = CASES[case][1](values)
     parameters = [value for value in values.values() if isinstance(value, torch.nn.Parameter)]
     gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(expected, parameters)])
-    assert gradient.norm() > 1e-3, "nothing to compare"
+    assert gradient.norm() > 1e-3, "the gradient must not be zero"
     assert len(updates[case]) == len(ONE_RANK) + 1 + len(TWO_RANKS)
-    for found in updates[case]:
-        assert found.loss == pytest.approx(expected.item(), rel=1e-6)
-        assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    for result in updates[case]:
+        assert result.loss == pytest.approx(expected.item(), rel=1e-6)
+        assert (result.gradient - gradient).norm() <= 1e-5 * gradient.norm()
 
 
-def test_aot_by_micro_batches_would_be_another_loss() -> None:
-    """A sort of each half alone pairs other quantiles: what is held fast above is not true of itself."""
-    values = completions()
+def test_aot_per_micro_batch_is_a_different_loss() -> None:
+    """Sorting each half alone pairs other quantiles, so the equality of splits above is not trivial."""
+    values = reference_values()
     pairs = {name: value for name, value in values.items() if value.shape == (PAIRS,)}
     halves = [aot({name: value[half] for name, value in pairs.items()}).item() for half in (slice(8), slice(8, 16))]
     assert abs(sum(halves) / 2 - aot(values).item()) > 1e-3
 
 
 def test_the_mean_of_rewards_is_over_all_ranks(updates: list[list[Update]]) -> None:
-    values = completions()
+    values = reference_values()
     expected = BETA * torch.cat([values["a"], values["b"]]).mean().item()
     case = next(index for index, (loss, _) in enumerate(CASES) if loss.bco_running_mean)
-    for found in updates[case]:
-        assert found.reward_mean == pytest.approx(expected, rel=1e-5)
+    for result in updates[case]:
+        assert result.reward_mean == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.usefixtures("alone")
-def test_both_forwards_drop_the_same() -> None:
-    """With dropout: the gradient is that of one forward and backward under the same seed."""
+@pytest.mark.usefixtures("single_rank")
+def test_both_forwards_use_the_same_dropout_masks() -> None:
+    """With dropout, the gradient equals that of one forward and backward under the same seed."""
     loss, split = CASES[0][0], ONE_RANK[0]
     policy = CompletionLogps(model(dropout=0.3, shares=True), shares=True)
     batch = batch_of(split, loss, 0)
@@ -163,15 +162,15 @@ def test_both_forwards_drop_the_same() -> None:
     _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch.mean_nll_tokens, with_statistics=False)
     pair_losses(pairs, loss).mean().backward()
     gradient = gradient_of(policy)
-    found = update(split, loss, 0, dropout=0.3)
-    assert (found.gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    result = update(split, loss, 0, dropout=0.3)
+    assert (result.gradient - gradient).norm() <= 1e-5 * gradient.norm()
     without = update(split, loss, 0)
-    assert (without.gradient - gradient).norm() > 1e-2 * gradient.norm(), "nothing was dropped"
+    assert (without.gradient - gradient).norm() > 1e-2 * gradient.norm(), "dropout had no effect"
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_rank")
 @pytest.mark.parametrize("logging", [False, True])
-def test_the_vocabulary_is_gone_through_for_metrics_on_logging_steps_only(logging: bool) -> None:
+def test_vocabulary_statistics_are_computed_on_logging_steps_only(logging: bool) -> None:
     engine, sums = Engine(CompletionLogps(model(shares=True), shares=True)), MetricSums()
     objective = Objective(CASES[0][0], 0.0, RewardMean())
     batch = batch_of(ONE_RANK[0], objective.loss, 0)

@@ -1,4 +1,4 @@
-"""Means weigh each sample alike, in whatever batches the samples come."""
+"""Means of metrics weigh each sample equally, independently of how samples are divided into batches."""
 
 import math
 
@@ -10,14 +10,14 @@ from raydpo.training.metric_sums import MetricSums
 CPU = torch.device("cpu")
 
 
-def test_batches_of_unequal_size() -> None:
+def test_means_weigh_each_sample_equally() -> None:
     sums = MetricSums()
     sums.add("margin", torch.tensor([1.0, 2.0, 3.0, 4.0]).sum(), 4)
     sums.add("margin", torch.tensor([10.0]).sum(), 1)
     assert sums.means(CPU)["margin"] == pytest.approx(4.0)  # the mean of batch means would be 6.25
 
 
-def test_a_resumed_run_goes_on_with_what_was_summed() -> None:
+def test_a_resumed_run_continues_its_sums() -> None:
     before = MetricSums()
     before.add("loss", 3.0, 4)
     after = MetricSums(before.totals(CPU))
@@ -25,7 +25,7 @@ def test_a_resumed_run_goes_on_with_what_was_summed() -> None:
     assert after.means(CPU)["loss"] == pytest.approx(1.0)
 
 
-def test_nothing_summed_is_not_a_number() -> None:
+def test_the_mean_of_no_samples_is_nan() -> None:
     sums = MetricSums()
-    sums.add("entropy", 0.0, 0)  # a rank's dummy batch
+    sums.add("entropy", 0.0, 0)  # as for a rank's dummy batch
     assert math.isnan(sums.means(CPU)["entropy"])

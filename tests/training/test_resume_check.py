@@ -1,4 +1,4 @@
-"""What the driver finds out about a checkpoint before it starts workers."""
+"""The driver checks the newest checkpoint against the run before it starts workers."""
 
 import json
 from pathlib import Path
@@ -28,18 +28,18 @@ def snapshot(folder: Path, content: str) -> None:
     (folder / "checkpoints" / "checkpoint_manager_snapshot.json").write_text(content)
 
 
-def test_a_new_run_has_nothing_to_check(tmp_path: Path) -> None:
+def test_a_new_run_passes_the_check(tmp_path: Path) -> None:
     check_resume(task(tmp_path))
 
 
-def test_the_newest_checkpoint_must_fit(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_must_fit_the_run(tmp_path: Path) -> None:
     snapshot(tmp_path, json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint-3"}}))
     check_resume(task(tmp_path))
     with pytest.raises(ResumeError, match="written by 1 workers and this run has 2"):
         check_resume(task(tmp_path, workers=2))
 
 
-def test_a_list_of_checkpoints_that_a_crash_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_list_of_checkpoints_is_refused(tmp_path: Path) -> None:
     snapshot(tmp_path, '{"latest_checkpoint_res')
     with pytest.raises(ResumeError, match=r"was cut short.*resume_from_checkpoint"):
         check_resume(task(tmp_path))

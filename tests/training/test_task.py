@@ -1,4 +1,4 @@
-"""What is due after an update: a line of metrics, an evaluation, a checkpoint."""
+"""A task decides after which updates a metrics line, an evaluation, a checkpoint or a sync is due."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ STEPS = range(1, 9)
 
 
 def task(**options: Any) -> TrainTask:
-    """A task of two epochs of four updates; only its options and its schedule are set."""
+    """Return a task of two epochs of four updates, of which only the options and the schedule are set."""
     unset: Any = None
     return TrainTask(
         job=config.from_flat(options),
@@ -38,7 +38,7 @@ def task(**options: Any) -> TrainTask:
         ({"logging_strategy": "no"}, [8]),
     ],
 )
-def test_lines_of_metrics(options: dict[str, Any], expected: list[int]) -> None:
+def test_steps_with_a_metrics_line(options: dict[str, Any], expected: list[int]) -> None:
     assert [step for step in STEPS if task(**options).logging_due(step)] == expected
 
 
@@ -47,10 +47,10 @@ def test_lines_of_metrics(options: dict[str, Any], expected: list[int]) -> None:
     [
         ({"eval_strategy": "steps", "eval_steps": 3}, [3, 6, 8]),
         ({"eval_strategy": "epoch"}, [4, 8]),
-        ({"eval_strategy": "no"}, [8]),  # without held-out pairs it does nothing
+        ({"eval_strategy": "no"}, [8]),  # the final evaluation is due, and does nothing without held-out pairs
     ],
 )
-def test_evaluations(options: dict[str, Any], expected: list[int]) -> None:
+def test_steps_with_an_evaluation(options: dict[str, Any], expected: list[int]) -> None:
     assert [step for step in STEPS if task(**options).evaluation_due(step)] == expected
 
 
@@ -62,9 +62,9 @@ def test_evaluations(options: dict[str, Any], expected: list[int]) -> None:
         ({"save_strategy": "no"}, []),
     ],
 )
-def test_checkpoints_also_at_a_sync_and_at_the_end(options: dict[str, Any], expected: list[int]) -> None:
+def test_steps_with_a_checkpoint_include_syncs_and_the_end(options: dict[str, Any], expected: list[int]) -> None:
     assert [step for step in STEPS if task(**options).checkpoint_due(step, synced=step == 5)] == expected
 
 
-def test_without_a_plan_no_sync_is_due() -> None:
+def test_no_sync_is_due_without_a_sync_plan() -> None:
     assert not any(map(task().sync_due, STEPS))

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raydpo.data.dialects import hh
-from raydpo.data.dialects.implicit_prompt import is_whole_conversation, split_text, split_turns
-from raydpo.data.dialects.messages import as_messages, blank, is_message
+from raydpo.data.dialects.implicit_prompt import is_full_conversation, split_text, split_turns
+from raydpo.data.dialects.messages import as_messages, is_blank, is_message
 from raydpo.data.dialects.pair import Messages, Pair, RowError, type_name
 
 DIALECTS = ("preference", "hh", "sharegpt", "openai")
@@ -60,7 +60,7 @@ def _has_key(value: Any, key: str) -> bool:
 def _are_full_conversations(chosen: Any, rejected: Any) -> bool:
     """Return whether both completions are full conversations, which contain the prompt."""
     lists = isinstance(chosen, list) and isinstance(rejected, list)
-    return lists and all(map(is_message, [*chosen, *rejected])) and is_whole_conversation(chosen, rejected)
+    return lists and all(map(is_message, [*chosen, *rejected])) and is_full_conversation(chosen, rejected)
 
 
 def to_pair(row: Mapping[str, Any], dialect: str, chat: bool) -> Pair:
@@ -78,7 +78,7 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool) -> Pair:
         prompt, chosen, rejected = _assemble(prompt, chosen, rejected)
         prompt = _with_system(prompt, row.get("system")) if dialect in ("sharegpt", "openai") else prompt
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
-        if blank(completion):
+        if is_blank(completion):
             raise RowError("empty completion", f"{name} holds no text")
     if chosen == rejected:
         raise RowError("chosen and rejected are the same")

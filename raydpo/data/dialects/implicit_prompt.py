@@ -61,6 +61,6 @@ def common_turns(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping
     return cut
 
 
-def is_whole_conversation(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> bool:
+def is_full_conversation(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether neither conversation begins with a turn of the model, so that each contains its prompt."""
     return bool(chosen and rejected) and not is_from_model(chosen[0]) and not is_from_model(rejected[0])

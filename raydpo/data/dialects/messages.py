@@ -89,7 +89,7 @@ def _tool_calls(text: str, column: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def blank(completion: str | Messages) -> bool:
+def is_blank(completion: str | Messages) -> bool:
     """Return whether a completion has nothing to learn from: only whitespace, and no tool call."""
     if isinstance(completion, str):
         return not completion.strip()

@@ -16,8 +16,8 @@ from raydpo.data.files.streams import (
     Damaged,
     ShardStream,
     content_kind,
-    plain_name,
     text_chunks,
+    uncompressed_name,
 )
 
 MAX_SLICE_BYTES = 64 << 20
@@ -61,7 +61,7 @@ def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[
         stream.seek(0)
         if kind in ("parquet", "arrow_file", "arrow_stream"):
             yield from _columnar_slices(stream, kind, slice_rows, columns)
-        elif plain_name(url).endswith(COLUMNAR_NAMES):
+        elif uncompressed_name(url).endswith(COLUMNAR_NAMES):
             reason = (
                 "damaged file: its name is that of Parquet or Arrow, but its first bytes are not (nor may it be .gz)"
             )
@@ -72,7 +72,7 @@ def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[
 
 def _text_rows(stream: ShardStream) -> Iterator[RawRow]:
     """Return the elements of the array if the content begins with `[` and the name is not of JSONL, else the lines."""
-    if plain_name(stream.url).endswith(LINE_NAMES):
+    if uncompressed_name(stream.url).endswith(LINE_NAMES):
         return lines(text_chunks(stream))
     try:
         head = next((chunk for chunk in text_chunks(stream) if chunk.removeprefix(b"\xef\xbb\xbf").strip()), b"")

@@ -145,7 +145,7 @@ def _decompressed(stream: ShardStream, name: str, start: Callable[[], Any]) -> I
         raise Damaged(f"damaged {name} stream: it ends early, so the file was cut off")
 
 
-def plain_name(url: str) -> str:
+def uncompressed_name(url: str) -> str:
     """Return the URL in lower case without .gz and .zst."""
     name = url.lower()
     for ending in COMPRESSION_NAMES:
@@ -155,7 +155,7 @@ def plain_name(url: str) -> str:
 
 def check_type(url: str) -> None:
     """Raise DataError if neither the name nor the content of a file has a supported format."""
-    if plain_name(url).endswith(DATA_NAMES):
+    if uncompressed_name(url).endswith(DATA_NAMES):
         return
     with ShardStream(url) as stream:
         kind = content_kind(stream.read(8))

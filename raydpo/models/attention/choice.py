@@ -8,11 +8,11 @@ from raydpo.errors import ModelError
 IMPLEMENTATIONS = {"sdpa": "raydpo_segments", "varlen": "raydpo_varlen", "flex_attention": "raydpo_flex"}
 """The name of each backend for `from_pretrained(attn_implementation=...)`, valid once `register_attention` has run.
 Transformers interprets names: it refuses one that contains "sdpa", "flash" or "flex_attention" for some models."""
-VARLEN_HEAD = 256
+VARLEN_MAX_HEAD_DIM = 256
 """Largest attention head size, in dimensions, of the flash kernels behind `varlen_attn`; head sizes must also be a
 multiple of 8."""
 
-SHARING = frozenset(
+SHARING_MODEL_TYPES = frozenset(
     """
     apertus arcee cohere cohere2 deepseek_v2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone4 gemma gemma2 gemma3
     gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe helium hunyuan_v1_dense llama
@@ -25,13 +25,13 @@ SHARING = frozenset(
 This is a fixed list since nothing in a model tells it safely: some models that accept any attention function apply
 their window, a state or a convolution over the tokens in ways that bypass it, and would be silently wrong.
 """
-SINKS = frozenset({"gpt_oss"})
-"""Values of `model_type` in `SHARING` whose attention heads each have a sink, which takes part in the softmax."""
+SINK_MODEL_TYPES = frozenset({"gpt_oss"})
+"""The ones of `SHARING_MODEL_TYPES` whose attention heads each have a sink, which takes part in the softmax."""
 WINDOW_IN_MASK = frozenset({"qwen2_moe"})
-"""Values of `model_type` in `SHARING` that apply their window in the mask only and do not pass it to the attention
+"""The ones of `SHARING_MODEL_TYPES` that apply their window in the mask only, without passing it to the attention
 function."""
 
-LAYERS = frozenset({"full_attention", "sliding_attention"})
+SUPPORTED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 """Values in a config's `layer_types` that packed rows support."""
 
 REQUESTABLE = {
@@ -42,7 +42,7 @@ REQUESTABLE = {
     "flex_attention": "flex_attention",
 }
 """The backend for each value of `attn_implementation` that supports packed rows."""
-HALVES = ("bfloat16", "float16")
+HALF_DTYPES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choose(
     """
     requested = attn_implementation
     _check_requested(requested, gpu, dtype)
-    obstacle = why_not_shared(config) if share_prompts else "share_prompts is off"
+    obstacle = sharing_obstacle(config) if share_prompts else "share_prompts is off"
     if obstacle is None and requested is not None and requested not in REQUESTABLE:
         obstacle = f"{requested} attention does not support packed rows"
     if obstacle is not None:
@@ -82,16 +82,16 @@ def choose(
     return AttentionChoice(backend, IMPLEMENTATIONS[backend], reason)
 
 
-def why_not_shared(config: Any) -> str | None:
+def sharing_obstacle(config: Any) -> str | None:
     """Return the reason, as a clause, why a model with this config cannot share prompts, or None if it can."""
     text = config.get_text_config()
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return "the model comes with its own code"
-    if config.model_type not in SHARING:
+    if config.model_type not in SHARING_MODEL_TYPES:
         return f"prompt sharing is not tested for {config.model_type} models"
     layers = set(getattr(text, "layer_types", None) or ())
-    if layers - LAYERS:
-        return f"packed rows do not support layers of type {', '.join(sorted(layers - LAYERS))}"
+    if layers - SUPPORTED_LAYER_TYPES:
+        return f"packed rows do not support layers of type {', '.join(sorted(layers - SUPPORTED_LAYER_TYPES))}"
     if config.model_type in WINDOW_IN_MASK and "sliding_attention" in layers:
         return f"{config.model_type} models do not pass their sliding window to the attention function"
     if getattr(text, "use_bidirectional_attention", None):
@@ -101,7 +101,7 @@ def why_not_shared(config: Any) -> str | None:
 
 def _backend(config: Any, requested: str | None, gpu: bool, dtype: str) -> tuple[str, str]:
     """Return the backend for packed rows and the reason for it."""
-    if requested is None and not (gpu and dtype in HALVES):
+    if requested is None and not (gpu and dtype in HALF_DTYPES):
         return "sdpa", "flash attention needs bfloat16 or float16" if gpu else "there is no GPU"
     backend = "varlen" if requested is None else REQUESTABLE[requested]
     unsupported = _unsupported(config, backend)
@@ -113,7 +113,7 @@ def _backend(config: Any, requested: str | None, gpu: bool, dtype: str) -> tuple
 def _unsupported(config: Any, backend: str) -> str | None:
     """Return a clause that names what the model's attention needs and the backend does not support, or None."""
     text = config.get_text_config()
-    if backend != "sdpa" and config.model_type in SINKS:
+    if backend != "sdpa" and config.model_type in SINK_MODEL_TYPES:
         return f"{backend} does not support attention sinks, which the model has"
     if backend != "varlen":
         return None
@@ -122,8 +122,10 @@ def _unsupported(config: Any, backend: str) -> str | None:
     if getattr(text, "kv_lora_rank", None) is not None:
         return "varlen needs one head size, and those of the model's queries and values differ"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if head > VARLEN_HEAD or head % 8:
-        return f"varlen needs a head size that is a multiple of 8 up to {VARLEN_HEAD}, and the model's is {head}"
+    if head > VARLEN_MAX_HEAD_DIM or head % 8:
+        return (
+            f"varlen needs a head size that is a multiple of 8 up to {VARLEN_MAX_HEAD_DIM}, and the model's is {head}"
+        )
     return None
 
 
@@ -132,7 +134,7 @@ def _check_requested(requested: str | None, gpu: bool, dtype: str) -> None:
     backend = REQUESTABLE.get(requested or "")
     if backend == "varlen" and not gpu:
         raise ModelError(f"attn_implementation={requested} needs a GPU; leave it out, or set it to sdpa")
-    if backend == "varlen" and dtype not in HALVES:
+    if backend == "varlen" and dtype not in HALF_DTYPES:
         raise ModelError(
             f"attn_implementation={requested} needs bfloat16 or float16, not {dtype}; leave it out, or set it to sdpa"
         )

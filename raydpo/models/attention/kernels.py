@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
 from raydpo.errors import ModelError
-from raydpo.models.attention.choice import IMPLEMENTATIONS, VARLEN_HEAD
+from raydpo.models.attention.choice import IMPLEMENTATIONS, VARLEN_MAX_HEAD_DIM
 from raydpo.models.attention.segments import Part, Segments
 
 
@@ -158,11 +158,11 @@ def varlen_kernel(query: Tensor, value: Tensor) -> Callable[..., Tensor]:
         raise ModelError(f"varlen attention needs an Ampere GPU or newer, and this is {where}; {remedy}")
     if query.dtype not in (torch.bfloat16, torch.float16):
         raise ModelError(f"varlen attention needs bfloat16 or float16, not {query.dtype}; {remedy}")
-    if query.shape[-1] != value.shape[-1] or query.shape[-1] > VARLEN_HEAD or query.shape[-1] % 8:
+    if query.shape[-1] != value.shape[-1] or query.shape[-1] > VARLEN_MAX_HEAD_DIM or query.shape[-1] % 8:
         sizes = f"{query.shape[-1]} for queries and {value.shape[-1]} for values"
         raise ModelError(
-            f"varlen attention needs one head size that is a multiple of 8 up to {VARLEN_HEAD}, and this model has "
-            f"{sizes}; {remedy}"
+            f"varlen attention needs one head size that is a multiple of 8 up to {VARLEN_MAX_HEAD_DIM}, and this model "
+            f"has {sizes}; {remedy}"
         )
     return _torch_varlen()
 

@@ -10,7 +10,7 @@ from raydpo.blocks.schema import IntArray
 
 
 @dataclass(frozen=True)
-class PlainRows:
+class PaddedRows:
     """A micro-batch as R rows of W tokens, each a prompt with one completion, padded on the right."""
 
     input_ids: IntArray
@@ -23,7 +23,7 @@ class PlainRows:
     """[N]: index into the flattened R * W tokens of the token that predicts each of `MicroBatch.targets`."""
 
 
-def unroll(batch: MicroBatch) -> PlainRows:
+def to_padded_rows(batch: MicroBatch) -> PaddedRows:
     """Return one row per completion, in the order of the layout.
 
     A batch without completions gives one row with one visible token.
@@ -37,7 +37,7 @@ def unroll(batch: MicroBatch) -> PlainRows:
         input_ids[row, :length] = np.concatenate([batch.input_ids[begin:end], batch.input_ids[start:stop]])
         attention_mask[row, :length] = 1
         multiplicity[row, :length] = batch.multiplicity[start] if stop > start else 0
-    return PlainRows(input_ids, attention_mask, multiplicity, _predictors(batch, width))
+    return PaddedRows(input_ids, attention_mask, multiplicity, _predictors(batch, width))
 
 
 def _predictors(batch: MicroBatch, width: int) -> IntArray:

@@ -1,4 +1,4 @@
-"""Every dialect becomes the same canonical pair; rows that hold none say why."""
+"""Every dialect becomes the same canonical pair; a row without a pair is refused with the reason."""
 
 import json
 from typing import Any
@@ -59,13 +59,13 @@ CONVERSATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CONVERSATIONS)
-def test_dialects_are_found_and_mean_the_same(case: str) -> None:
+def test_dialects_are_detected_and_give_the_same_pair(case: str) -> None:
     dialect, row = CONVERSATIONS[case]
     assert dialect_of([row]) == dialect
     assert to_pair(row, dialect, chat=True) == Pair([USER], [YES], [NO])
 
 
-def test_text_pairs() -> None:
+def test_text_pairs_have_an_explicit_or_implicit_prompt() -> None:
     explicit = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
     implicit = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     for row in (explicit, implicit):
@@ -76,21 +76,25 @@ def test_text_pairs() -> None:
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [
-        ("The sky is black.", "The sky is blue.", "The sky is bl"),  # as TRL; tokens decide where the boundary is
-        ("Q: ok? A: yes", "Q: ok? A: yes sir", "Q: ok? A:"),  # one begins the other: its last word is left
+        ("The sky is black.", "The sky is blue.", "The sky is bl"),  # as in TRL; the boundary is decided in tokens
+        (
+            "Q: ok? A: yes",
+            "Q: ok? A: yes sir",
+            "Q: ok? A:",
+        ),  # one is a prefix of the other_user and keeps its last word
         ("Q: ok? A: yes sir", "Q: ok? A: yes\n", "Q: ok? A:"),
         ("好的", "好的吗", "好"),
-        ("yes ", "no ", ""),  # nothing in common, though the texts end with a blank
+        ("yes ", "no ", ""),  # nothing in common except the space at the end
         ("a", "ab", ""),
     ],
 )
-def test_implicit_text_prompts(chosen: str, rejected: str, prompt: str) -> None:
+def test_implicit_text_prompts_are_the_common_prefix(chosen: str, rejected: str, prompt: str) -> None:
     pair = to_pair({"chosen": chosen, "rejected": rejected}, "preference", chat=False)
     assert pair.prompt == prompt
     assert (pair.prompt + pair.chosen, pair.prompt + pair.rejected) == (chosen, rejected)  # type: ignore[operator]
 
 
-def test_tools_calls_and_template_arguments() -> None:
+def test_tools_calls_and_template_arguments_are_kept() -> None:
     row = {
         "prompt": [SYSTEM, USER],
         "chosen": [CALL, RESULT, YES],
@@ -104,17 +108,19 @@ def test_tools_calls_and_template_arguments() -> None:
     assert to_pair({**row, "tools": None, "chat_template_kwargs": None}, "preference", chat=True).tools is None
 
 
-def test_implicit_prompts_end_before_a_turn_of_the_model() -> None:
+def test_implicit_prompts_end_before_a_turn_of_the_assistant() -> None:
     def split(chosen: list[Any], rejected: list[Any]) -> Pair:
         return to_pair({"chosen": chosen, "rejected": rejected}, "preference", chat=True)
 
     assert split([USER, CALL, RESULT, YES], [USER, CALL, RESULT, NO]) == Pair([USER, CALL, RESULT], [YES], [NO])
-    other = {"role": "user", "content": "ho"}
-    assert split([USER, YES, USER, YES], [USER, YES, other, NO]) == Pair([USER], [YES, USER, YES], [YES, other, NO])
+    other_user = {"role": "user", "content": "ho"}
+    assert split([USER, YES, USER, YES], [USER, YES, other_user, NO]) == Pair(
+        [USER], [YES, USER, YES], [YES, other_user, NO]
+    )
     assert split([USER, YES], [USER, YES, USER, NO]) == Pair([USER], [YES], [YES, USER, NO])
 
 
-def test_sharegpt_roles_system_and_calls() -> None:
+def test_sharegpt_roles_system_and_calls_are_converted() -> None:
     row = {
         "system": "be brief",
         "conversations": [
@@ -129,18 +135,18 @@ def test_sharegpt_roles_system_and_calls() -> None:
     pair = to_pair(row, "sharegpt", chat=True)
     assert pair.prompt == [SYSTEM, USER, {**CALL, "content": ""}, {"role": "tool", "content": "2"}]
     assert pair.tools == TOOLS
-    inside = {**row, "system": "", "conversations": [{"from": "system", "value": "be brief"}, human("hi")]}
-    assert to_pair(inside, "sharegpt", chat=True).prompt == [SYSTEM, USER]
+    in_conversation = {**row, "system": "", "conversations": [{"from": "system", "value": "be brief"}, human("hi")]}
+    assert to_pair(in_conversation, "sharegpt", chat=True).prompt == [SYSTEM, USER]
 
 
-def test_transcripts_as_text() -> None:
+def test_transcripts_are_split_as_text() -> None:
     row = {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"}
     assert to_pair(row, "hh", chat=False) == Pair("\n\nHuman: hi\n\nAssistant:", " yes", " no")
     prefix = {"chosen": row["chosen"], "rejected": row["chosen"] + "\n\nHuman: ho\n\nAssistant: so"}
     assert to_pair(prefix, "hh", chat=False).chosen == " yes"
 
 
-def test_turns_of_one_speaker_become_one() -> None:
+def test_consecutive_turns_of_one_speaker_are_merged() -> None:
     row = {
         "chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nAssistant: yes\n\n1. Human: no turn",
         "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nAssistant: no",
@@ -249,7 +255,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_rows_without_a_pair_say_why(case: str) -> None:
+def test_rows_without_a_pair_are_refused_with_the_reason(case: str) -> None:
     dialect, row, reason = BAD[case]
     with pytest.raises(RowError) as caught:
         to_pair(row, dialect, chat=True)

@@ -1,4 +1,4 @@
-"""What only Parquet and Arrow files have: nulls that stand for other rows' fields, unchecked text, JSON types."""
+"""Special cases of Parquet and Arrow files: nulls for fields of other rows, text that is not validated, JSON types."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_bad_utf8_in_a_column_is_a_bad_row(tmp_path: Path) -> None:
     assert rows[1].reason.startswith("bad UTF-8")
 
 
-def test_struct_fields_of_other_rows_are_no_nulls_here(tmp_path: Path) -> None:
+def test_struct_fields_that_only_other_rows_have_are_left_out(tmp_path: Path) -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
     other = {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "g", "arguments": {"b": "2"}}}]}
     table = pa.Table.from_pylist([{"chosen": [call], "prompt": None}, {"chosen": [other], "prompt": "p"}])
@@ -38,7 +38,7 @@ def test_struct_fields_of_other_rows_are_no_nulls_here(tmp_path: Path) -> None:
     ]
 
 
-def test_json_columns_of_datasets(tmp_path: Path) -> None:
+def test_json_columns_of_datasets_are_decoded(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Json, List, Value
 
     tools = [{"name": "f", "parameters": {"x": None}}]

@@ -1,4 +1,4 @@
-"""Reading holds little at a time, whatever the rows; and what the store does wrong is no fault of a row."""
+"""Reading needs little memory for any rows, and a failure of the store is an error instead of a bad row."""
 
 import gzip
 import tracemalloc
@@ -19,7 +19,9 @@ from tests.data.shard_files import as_array, as_arrow, as_jsonl, as_parquet, bad
 ROWS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(10)]
 
 
-def test_a_row_that_is_too_long_is_bad_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_too_long_is_bad_and_the_next_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 64)
     rows = [{"a": "x"}, {"a": "y" * 5000 + '"}],'}, {"a": "z"}]
@@ -38,8 +40,8 @@ def test_a_failing_store_stops_reading_with_its_message(tmp_path: Path, monkeypa
     ):
         (tmp_path / name).write_bytes(content)
 
-        class Failing:
-            """The file, whose store goes away after the first read."""
+        class FailingFile:
+            """A file whose store fails after the first read."""
 
             closed = False
 
@@ -59,7 +61,7 @@ def test_a_failing_store_stops_reading_with_its_message(tmp_path: Path, monkeypa
 
         def init(self: Any, url: str, original: Any = original) -> None:
             original(self, url)
-            self._file = Failing(self._file)
+            self._file = FailingFile(self._file)
 
         with monkeypatch.context() as patch:
             patch.setattr(streams.ShardStream, "__init__", init)
@@ -67,7 +69,7 @@ def test_a_failing_store_stops_reading_with_its_message(tmp_path: Path, monkeypa
                 read(tmp_path / name)
 
 
-def test_slices_hold_few_bytes_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_of_long_rows_are_limited_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "MAX_SLICE_BYTES", 10_000)
     rows = [{"chosen": "x" * 4000} for _ in range(7)]
     for name, content in (("a.jsonl", as_jsonl(rows)), ("a.parquet", as_parquet(rows, 7))):
@@ -78,11 +80,11 @@ def test_slices_hold_few_bytes_where_rows_are_long(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["lines", "array"])
-def test_reading_is_lazy(kind: str) -> None:
-    """The first slice of an endless stream comes without the rest, and memory stays flat after it."""
+def test_reading_is_lazy_and_needs_constant_memory(kind: str) -> None:
+    """Check that the first slice of an endless stream does not need the rest, and that memory use stays constant."""
     taken = 0
 
-    def endless() -> Iterator[bytes]:
+    def endless_chunks() -> Iterator[bytes]:
         nonlocal taken
         row = as_jsonl([{"prompt": "p" * 300, "chosen": "c" * 300, "rejected": "r"}]).strip()
         separator = b"\n" if kind == "lines" else b","
@@ -92,7 +94,7 @@ def test_reading_is_lazy(kind: str) -> None:
             taken += 1
             yield (row + separator) * 100
 
-    rows = (json_rows.lines if kind == "lines" else json_rows.elements)(endless())
+    rows = (json_rows.lines if kind == "lines" else json_rows.elements)(endless_chunks())
     slices = row_files._text_slices(rows, 1000)
     assert len(next(slices).rows) == 1000
     assert taken <= 11
@@ -101,4 +103,4 @@ def test_reading_is_lazy(kind: str) -> None:
         next(slices)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 << 20  # twenty slices are 14 MB
+    assert peak < 8 << 20  # twenty slices together have 14 MB

@@ -1,4 +1,4 @@
-"""Every file type gives the same rows, with their numbers; damage is a row among the others."""
+"""Every file type gives the same rows with the same numbers; damage becomes a bad row among the others."""
 
 import gzip
 from pathlib import Path
@@ -36,7 +36,7 @@ COMPRESSIONS = {
     "": lambda content: content,
     ".gz": gzip.compress,
     ".zst": zstandard.ZstdCompressor().compress,
-    ".hidden-gz": gzip.compress,  # told by its first bytes, whatever the name
+    ".hidden-gz": gzip.compress,  # recognised by its first bytes, not by its name
     ".members.gz": lambda content: gzip.compress(content[:100]) + gzip.compress(content[100:]) + b"\0" * 512,
     ".members.zst": lambda content: b"".join(zstandard.compress(part) for part in (content[:100], content[100:])),
 }
@@ -44,7 +44,7 @@ COMPRESSIONS = {
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("name", TEXTS)
-def test_text_files_in_every_compression(tmp_path: Path, name: str, compression: str) -> None:
+def test_text_files_are_read_in_every_compression(tmp_path: Path, name: str, compression: str) -> None:
     path = tmp_path / (name + compression)
     path.write_bytes(COMPRESSIONS[compression](TEXTS[name]))
     rows = read(path)
@@ -58,7 +58,7 @@ def test_text_files_in_every_compression(tmp_path: Path, name: str, compression:
     ids=["parquet", "arrow-file", "arrow-stream"],
 )
 @pytest.mark.parametrize("slice_rows", [1, 4, 100])
-def test_columnar_files(tmp_path: Path, content: bytes, slice_rows: int) -> None:
+def test_columnar_files_are_read_in_slices(tmp_path: Path, content: bytes, slice_rows: int) -> None:
     path = tmp_path / "rows.bin"
     path.write_bytes(content)
     slices = list(read_slices(str(path), slice_rows, COLUMNS))
@@ -68,7 +68,7 @@ def test_columnar_files(tmp_path: Path, content: bytes, slice_rows: int) -> None
     assert [row.columns for row in rows] == ROWS
 
 
-def test_any_fsspec_url() -> None:
+def test_fsspec_urls_are_read() -> None:
     with fsspec.open("memory://readers/rows.jsonl.zst", "wb") as file:
         file.write(zstandard.compress(as_jsonl(ROWS)))
     with fsspec.open("memory://readers/rows.parquet", "wb") as file:
@@ -77,18 +77,18 @@ def test_any_fsspec_url() -> None:
         assert [row.columns for row in read(f"memory://readers/{name}")] == ROWS
 
 
-def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
+def test_blank_lines_give_no_rows_but_count_as_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n  \n\r\n{"a": 2}\n\n')
     assert good(read(tmp_path / "a.jsonl")) == {2: {"a": 1}, 5: {"a": 2}}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"[]", b" [ \n ] "], ids=["empty", "blank", "array", "spaced"])
-def test_files_without_rows(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_rows_gives_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     assert read(tmp_path / "a.json") == []
 
 
-def test_bad_lines_are_told_with_number_and_reason(tmp_path: Path) -> None:
+def test_bad_lines_have_their_number_and_a_reason(tmp_path: Path) -> None:
     lines = [
         b'{"a": 1}',
         b'{"a": ',
@@ -114,7 +114,9 @@ def test_bad_lines_are_told_with_number_and_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
-def test_arrays_are_cut_alike_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_arrays_are_split_into_the_same_rows_with_any_chunk_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
     content = rb'[{"a": "\\"}, 3 , {"a": "\"]},{"}, {"b": [1, {"c": [2]}]}, {"a": }, , null,]  x'
     (tmp_path / "a.json").write_bytes(content)
@@ -138,7 +140,9 @@ def test_arrays_are_cut_alike_whatever_the_chunks(tmp_path: Path, monkeypatch: p
         (b'[{"a": 1},', [1], 2),
     ],
 )
-def test_an_array_that_is_cut_off(tmp_path: Path, content: bytes, numbers: list[int], bad_number: int) -> None:
+def test_a_truncated_array_ends_with_a_bad_row(
+    tmp_path: Path, content: bytes, numbers: list[int], bad_number: int
+) -> None:
     (tmp_path / "a.json").write_bytes(content)
     rows = read(tmp_path / "a.json")
     assert list(good(rows)) == numbers
@@ -155,7 +159,7 @@ def test_a_truncated_compressed_file_keeps_the_rows_before_the_damage(tmp_path: 
     path.write_bytes(whole[: len(whole) // 2])
     result = read(path, slice_rows=1000)
     assert list(good(result).values()) == rows[: len(result) - 1]
-    assert len(result) > 1000 or suffix.endswith("zst")  # zstd gives whole blocks of 128 KiB
+    assert len(result) > 1000 or suffix.endswith("zst")  # zstd decompresses whole blocks of 128 KiB
     assert list(bad(result)) == [len(result)]
     assert "cut off" in result[-1].reason
 
@@ -179,15 +183,15 @@ def test_a_corrupted_gzip_file_is_one_bad_row(tmp_path: Path) -> None:
         ("a.arrow", b"\xff\xff\xff\xff" + b"junk" * 100),
     ],
 )
-def test_a_columnar_file_damaged_as_a_whole_is_one_bad_row(tmp_path: Path, name: str, content: bytes) -> None:
+def test_an_unreadable_columnar_file_is_one_bad_row(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     rows = read(tmp_path / name)
     assert [row.number for row in rows] == [1]
     assert rows[0].reason.startswith("damaged ")
 
 
-def test_an_arrow_stream_that_is_cut_off_keeps_its_first_batches(tmp_path: Path) -> None:
-    content = as_arrow(ROWS, pa.ipc.new_stream, rows_a_batch=3)
+def test_a_truncated_arrow_stream_keeps_its_first_batches(tmp_path: Path) -> None:
+    content = as_arrow(ROWS, pa.ipc.new_stream, rows_per_batch=3)
     (tmp_path / "a.arrow").write_bytes(content[: len(content) * 3 // 4])
     rows = read(tmp_path / "a.arrow", slice_rows=100)
     assert good(rows) == dict(enumerate(ROWS[: len(rows) - 1], 1))
@@ -195,6 +199,6 @@ def test_an_arrow_stream_that_is_cut_off_keeps_its_first_batches(tmp_path: Path)
     assert list(bad(rows)) == [len(rows)]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent.jsonl"):
         read(tmp_path / "absent.jsonl")

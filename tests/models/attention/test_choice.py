@@ -1,4 +1,4 @@
-"""Which models share prompts, by their config; and that those which do give the hidden states of plain rows."""
+"""Which models share prompts, by their config, and that packed rows give them the hidden states of plain rows."""
 
 import copy
 from typing import Any
@@ -10,7 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batching.micro_batch import Layout
 from raydpo.errors import ModelError
-from raydpo.models.attention.choice import IMPLEMENTATIONS, SHARING, AttentionChoice, choose, why_not_shared
+from raydpo.models.attention.choice import (
+    IMPLEMENTATIONS,
+    SHARING_MODEL_TYPES,
+    AttentionChoice,
+    choose,
+    sharing_obstacle,
+)
 from raydpo.models.attention.kernels import register_attention
 from raydpo.models.attention.segments import Segments
 from tests.models.packed import SHAPE as TINY
@@ -38,7 +44,7 @@ VISION = {
     "num_attention_heads": 2,
     "image_size": 28,
 }
-# What a family needs beside the common shape to be small, and to show all that is its own.
+# Options of a model family, in addition to the common shape, that keep it small and enable its special features.
 FAMILY: dict[str, dict[str, Any]] = {
     "cohere2": MIXED,
     "deepseek_v2": {**DEEPSEEK, "topk_method": "greedy"},
@@ -69,7 +75,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "starcoder2": WINDOW,
 }
 LAYOUT = Layout(
-    prompts=((0, 9), (22, 27), (36, 40)),  # the last one is there to fill the row
+    prompts=((0, 9), (22, 27), (36, 40)),  # the last one pads the row
     completions=((9, 13, 0), (13, 19, 0), (19, 22, 0), (27, 34, 1), (34, 36, 1)),
 )
 POSITIONS = torch.tensor(
@@ -77,13 +83,13 @@ POSITIONS = torch.tensor(
 )
 
 
-def tiny_config(model_type: str, **special: Any) -> Any:
-    """A config of few, small layers."""
-    return AutoConfig.for_model(model_type, **{**SHAPE, **FAMILY.get(model_type, {}), **special})
+def tiny_config(model_type: str, **overrides: Any) -> Any:
+    """Return a config with few and small layers."""
+    return AutoConfig.for_model(model_type, **{**SHAPE, **FAMILY.get(model_type, {}), **overrides})
 
 
 def tiny_model(config: Any, implementation: str) -> Any:
-    """Weights so large that each token's state depends on all that it sees; the same ones for the same config."""
+    """Return a model with fixed weights per config, so large that each token's state depends on all that it sees."""
     register_attention()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=implementation).eval()
@@ -94,14 +100,14 @@ def tiny_model(config: Any, implementation: str) -> Any:
 
 
 def sequences(row: Tensor) -> list[Tensor]:
-    """Of a row [tokens, ...], each prompt with each of its completions."""
+    """Split a row [tokens, ...] into each prompt with each of its completions."""
     return [
         torch.cat([row[slice(*LAYOUT.prompts[prompt])], row[start:stop]]) for start, stop, prompt in LAYOUT.completions
     ]
 
 
 def packed_states(model: Any, ids: Tensor) -> list[Tensor]:
-    """The last hidden states of each sequence, out of one packed row."""
+    """Return the last hidden states of each sequence, from a forward of one packed row."""
     segments = Segments(LAYOUT, CPU)
     body = model.base_model(
         input_ids=ids[None], position_ids=POSITIONS[None], attention_mask=None, use_cache=False, segments=segments
@@ -110,7 +116,7 @@ def packed_states(model: Any, ids: Tensor) -> list[Tensor]:
 
 
 def plain_states(model: Any, ids: Tensor) -> list[Tensor]:
-    """The last hidden states of each sequence, from a forward of its own."""
+    """Return the last hidden states of each sequence, from a forward of its own."""
     bodies = [
         model.base_model(input_ids=row[None], attention_mask=torch.ones_like(row[None]), use_cache=False)
         for row in sequences(ids)
@@ -126,10 +132,10 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("model_type", sorted(SHARING))
+@pytest.mark.parametrize("model_type", sorted(SHARING_MODEL_TYPES))
 def test_packed_rows_give_the_states_of_plain_rows(model_type: str) -> None:
     config = tiny_config(model_type)
-    assert why_not_shared(config) is None
+    assert sharing_obstacle(config) is None
     with torch.no_grad():
         found = packed_states(tiny_model(config, IMPLEMENTATIONS["sdpa"]), some_ids())
         expected = plain_states(tiny_model(config, "eager"), some_ids())
@@ -159,7 +165,7 @@ def test_packed_rows_give_the_gradients_of_plain_rows(model_type: str, checkpoin
     assert all(distance(found[name], expected[name]) < 1e-5 for name in expected)
 
 
-def test_a_compiled_layer_leaves_the_attention_outside() -> None:
+def test_the_attention_stays_outside_a_compiled_layer() -> None:
     config = tiny_config("llama")
     model = tiny_model(config, IMPLEMENTATIONS["sdpa"])
     with torch.no_grad():
@@ -187,11 +193,11 @@ UNSHARED = {
     "phimoe": {},
     "qwen3_next": {},
     "recurrent_gemma": {},
-    # A window that the attention function is not told of, layers that it does not know, a state that looks ahead.
+    # A window that is not passed to the attention function, layers of an unknown type, bidirectional attention.
     "qwen2_moe": {"num_hidden_layers": 2, "use_sliding_window": True, **MIXED},
     "qwen3": {"num_hidden_layers": 2, "layer_types": ["full_attention", "chunked_attention"]},
     "gemma3_text": {"use_bidirectional_attention": True},
-    # Code beside the weights, which may compute anything.
+    # Custom code next to the weights, which may compute anything.
     "llama": {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}},
 }
 
@@ -200,12 +206,12 @@ UNSHARED = {
 def test_other_models_take_padded_rows_and_their_own_attention(model_type: str) -> None:
     config = AutoConfig.for_model(model_type, **UNSHARED[model_type])
     choice = choose(config, attn_implementation=None, share_prompts=True, gpu=True, dtype="bfloat16")
-    assert choice == AttentionChoice("plain", None, str(why_not_shared(config)))
+    assert choice == AttentionChoice("plain", None, str(sharing_obstacle(config)))
     assert not choice.shares
 
 
 @pytest.mark.parametrize(
-    ("model_type", "wish", "gpu", "dtype", "backend"),
+    ("model_type", "requested", "gpu", "dtype", "backend"),
     [
         ("llama", None, False, "float32", "sdpa"),
         ("llama", None, False, "bfloat16", "sdpa"),
@@ -214,7 +220,7 @@ def test_other_models_take_padded_rows_and_their_own_attention(model_type: str) 
         ("mistral", None, True, "bfloat16", "varlen"),
         ("gemma2", None, True, "bfloat16", "sdpa"),  # a soft cap
         ("gpt_oss", None, True, "bfloat16", "sdpa"),  # sinks
-        ("deepseek_v3", None, True, "bfloat16", "sdpa"),  # keys and values of two sizes
+        ("deepseek_v3", None, True, "bfloat16", "sdpa"),  # keys and values of different sizes
         ("llama", "sdpa", True, "bfloat16", "sdpa"),
         ("llama", "varlen", True, "bfloat16", "varlen"),
         ("llama", "flash_attention_2", True, "bfloat16", "varlen"),
@@ -225,15 +231,17 @@ def test_other_models_take_padded_rows_and_their_own_attention(model_type: str) 
         ("gpt_oss", "flex_attention", True, "bfloat16", "sdpa"),
     ],
 )
-def test_the_backend_for_packed_rows(model_type: str, wish: str | None, gpu: bool, dtype: str, backend: str) -> None:
-    choice = choose(tiny_config(model_type), attn_implementation=wish, share_prompts=True, gpu=gpu, dtype=dtype)
+def test_the_backend_for_packed_rows(
+    model_type: str, requested: str | None, gpu: bool, dtype: str, backend: str
+) -> None:
+    choice = choose(tiny_config(model_type), attn_implementation=requested, share_prompts=True, gpu=gpu, dtype=dtype)
     assert (choice.backend, choice.implementation) == (backend, IMPLEMENTATIONS[backend])
     assert choice.shares
     assert choice.reason
 
 
 @pytest.mark.parametrize("head_dim", [12, 264])
-def test_heads_that_flash_kernels_cannot_take_are_left_to_sdpa(head_dim: int) -> None:
+def test_head_sizes_that_flash_kernels_do_not_support_use_sdpa(head_dim: int) -> None:
     config = tiny_config("llama", head_dim=head_dim)
     choice = choose(config, attn_implementation=None, share_prompts=True, gpu=True, dtype="bfloat16")
     assert choice.backend == "sdpa"
@@ -241,19 +249,19 @@ def test_heads_that_flash_kernels_cannot_take_are_left_to_sdpa(head_dim: int) ->
 
 
 @pytest.mark.parametrize(
-    ("wish", "share_prompts", "implementation"),
+    ("requested", "share_prompts", "implementation"),
     [("eager", True, "eager"), ("sdpa", False, "sdpa"), (None, False, None), ("varlen", False, None)],
 )
-def test_the_plain_path_on_request(wish: str | None, share_prompts: bool, implementation: str | None) -> None:
+def test_the_plain_path_on_request(requested: str | None, share_prompts: bool, implementation: str | None) -> None:
     choice = choose(
-        tiny_config("llama"), attn_implementation=wish, share_prompts=share_prompts, gpu=True, dtype="bfloat16"
+        tiny_config("llama"), attn_implementation=requested, share_prompts=share_prompts, gpu=True, dtype="bfloat16"
     )
     assert (choice.backend, choice.implementation) == ("plain", implementation)
     assert ("share_prompts" in choice.reason) != share_prompts
 
 
 @pytest.mark.parametrize(
-    ("wish", "gpu", "dtype", "said"),
+    ("requested", "gpu", "dtype", "message"),
     [
         ("varlen", False, "bfloat16", "needs a GPU"),
         ("flash_attention_2", False, "bfloat16", "needs a GPU"),
@@ -261,6 +269,6 @@ def test_the_plain_path_on_request(wish: str | None, share_prompts: bool, implem
         ("flex_attention", False, "float32", "no gradients on a CPU"),
     ],
 )
-def test_a_wish_that_cannot_work_is_refused(wish: str, gpu: bool, dtype: str, said: str) -> None:
-    with pytest.raises(ModelError, match=f"{wish}.*{said}.*leave it out, or set it to sdpa"):
-        choose(tiny_config("llama"), attn_implementation=wish, share_prompts=True, gpu=gpu, dtype=dtype)
+def test_an_implementation_that_cannot_work_is_refused(requested: str, gpu: bool, dtype: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"{requested}.*{message}.*leave it out, or set it to sdpa"):
+        choose(tiny_config("llama"), attn_implementation=requested, share_prompts=True, gpu=gpu, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Each backend over a packed row, against plain attention over every sequence by itself."""
+"""Each attention backend on a packed row, compared with plain attention on every sequence separately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from raydpo.models.attention.segments import Segments
 
 CPU = torch.device("cpu")
 MODULE = nn.Module()
-# Three completions of a prompt of 9, one of a prompt of 4, and a prompt that fills the row.
+# Three completions of a prompt of 9 tokens, one of a prompt of 4, and a prompt that pads the row.
 LAYOUT = Layout(
     prompts=((0, 9), (23, 27), (30, 32)),
     completions=((9, 14, 0), (14, 15, 0), (15, 23, 0), (27, 30, 1)),
@@ -25,32 +25,36 @@ HEADS, SHARED_HEADS, SIZE = 4, 2, 8
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
-    """[heads, tokens, size] of one sequence, straight from the definition."""
+    """Return [heads, tokens, size] for one sequence, computed from the definition of attention."""
     repeats = len(q) // len(k)
     k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
     scores = torch.einsum("hqd,hkd->hqk", q, k) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    behind = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])[None, :] + k.shape[1] - q.shape[1]
-    hidden = (behind < 0) | (behind >= (window or k.shape[1]))
+    distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])[None, :] + k.shape[1] - q.shape[1]
+    hidden = (distance < 0) | (distance >= (window or k.shape[1]))
     return torch.softmax(scores.masked_fill(hidden, float("-inf")), -1) @ v
 
 
-def expected(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """[1, T, H, D]; each completion with its prompt is attended to by itself, each prompt too."""
+def plain_rows(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """Return [1, T, H, D]: plain attention on each prompt, and on each completion together with its prompt."""
     rows = torch.zeros(1, TOKENS, q.shape[1], v.shape[3])
-    given = {"window": options.get("sliding_window"), "softcap": options.get("softcap"), "scale": options["scaling"]}
+    plain_options = {
+        "window": options.get("sliding_window"),
+        "softcap": options.get("softcap"),
+        "scale": options["scaling"],
+    }
     for start, stop in LAYOUT.prompts:
-        of_prompt = plain_attention(*(tensor[0, :, start:stop] for tensor in (q, k, v)), **given)
-        rows[0, start:stop] = of_prompt.transpose(0, 1)
+        prompt_output = plain_attention(*(tensor[0, :, start:stop] for tensor in (q, k, v)), **plain_options)
+        rows[0, start:stop] = prompt_output.transpose(0, 1)
     for start, stop, prompt in LAYOUT.completions:
         index = [*range(*LAYOUT.prompts[prompt]), *range(start, stop)]
-        of_sequence = plain_attention(*(tensor[0][:, index] for tensor in (q, k, v)), **given)
-        rows[0, start:stop] = of_sequence.transpose(0, 1)[start - stop :]
+        sequence_output = plain_attention(*(tensor[0][:, index] for tensor in (q, k, v)), **plain_options)
+        rows[0, start:stop] = sequence_output.transpose(0, 1)[start - stop :]
     return rows
 
 
-def as_documented(
+def varlen_as_documented(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -63,18 +67,18 @@ def as_documented(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> Tensor:
-    """What torch documents `varlen_attn` to do, sequence by sequence: [queries, H, D]."""
+    """Compute `varlen_attn` as torch documents it, sequence by sequence; return [queries, H, D]."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert (int(cu_seq_q[-1]), int(cu_seq_k[-1])) == (len(query), len(key))
     assert max_q == int(cu_seq_q.diff().max())
     assert max_k == int(cu_seq_k.diff().max())
     left, right = window_size
-    assert right == 0  # causal: the last query stands at the last key
+    assert right == 0  # causal: the last query is aligned with the last key
     outputs = []
     for row in range(len(cu_seq_q) - 1):
-        of_q, of_k = (slice(int(cu[row]), int(cu[row + 1])) for cu in (cu_seq_q, cu_seq_k))
-        q, k, v = (part.transpose(0, 1) for part in (query[of_q], key[of_k], value[of_k]))
+        q_rows, k_rows = (slice(int(cu[row]), int(cu[row + 1])) for cu in (cu_seq_q, cu_seq_k))
+        q, k, v = (part.transpose(0, 1) for part in (query[q_rows], key[k_rows], value[k_rows]))
         window = None if left < 0 else left + 1  # a query sees `left` keys before its own
         outputs.append(plain_attention(q, k, v, scale, window, None).transpose(0, 1))
     return torch.cat(outputs)
@@ -82,14 +86,14 @@ def as_documented(
 
 @pytest.fixture
 def documented_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernel runs on GPUs alone; this stands in its place."""
-    monkeypatch.setattr(kernels, "varlen_kernel", lambda query, value: as_documented)
+    """Replace torch's varlen kernel, which needs a GPU, by an implementation of its documentation."""
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda query, value: varlen_as_documented)
 
 
 def tensors(shared_heads: int, requires_grad: bool = True) -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     heads = (HEADS, shared_heads, shared_heads)
-    # As projections leave them: [1, T, H, D], seen as [1, H, T, D].
+    # In memory as projections return them, [1, T, H, D], viewed as [1, H, T, D].
     return [
         torch.randn(1, TOKENS, count, SIZE, generator=draw).transpose(1, 2).requires_grad_(requires_grad)
         for count in heads
@@ -99,28 +103,28 @@ def tensors(shared_heads: int, requires_grad: bool = True) -> list[Tensor]:
 def assert_same_with_gradients(backend: Callable[..., Any], shared_heads: int, **options: Any) -> None:
     inputs = tensors(shared_heads)
     found, weights = backend(MODULE, *inputs, None, segments=Segments(LAYOUT, CPU), **options)
-    wanted = expected(*inputs, **options)
+    expected = plain_rows(*inputs, **options)
     assert weights is None
-    torch.testing.assert_close(found, wanted)
-    direction = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad(found, inputs, direction)
-    torch.testing.assert_close(gradients, torch.autograd.grad(wanted, inputs, direction))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, direction))
 
 
 @pytest.mark.parametrize("shared_heads", [HEADS, SHARED_HEADS])
 @pytest.mark.parametrize("window", [None, 1, 3, 12, 17, 100])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-def test_sdpa(shared_heads: int, window: int | None, softcap: float | None) -> None:
+def test_sdpa_matches_plain_attention(shared_heads: int, window: int | None, softcap: float | None) -> None:
     assert_same_with_gradients(sdpa, shared_heads, scaling=0.3, sliding_window=window, softcap=softcap, dropout=0.0)
 
 
-def test_sdpa_with_sinks() -> None:
-    """A sink is a key of value zero that each query sees, with a score of its own."""
+def test_sdpa_adds_sinks_to_the_softmax() -> None:
+    """Check sinks: a sink is a key with value zero and a score of its own that each query sees."""
     q, k, v = tensors(HEADS)
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
     plain, _ = sdpa(MODULE, q, k, v, None, segments=Segments(LAYOUT, CPU), scaling=0.3)
     found, _ = sdpa(MODULE, q, k, v, None, segments=Segments(LAYOUT, CPU), scaling=0.3, s_aux=sinks)
-    # The first token of a prompt sees itself alone: its weight is 1, and beside a sink the logistic of the difference.
+    # The first token of a prompt sees only itself: its weight is 1, and with a sink the sigmoid of the difference.
     score = (q[0, :, 0] * k[0, :, 0]).sum(-1) * 0.3
     torch.testing.assert_close(found[0, 0], plain[0, 0] * torch.sigmoid(score - sinks)[:, None])
 
@@ -128,20 +132,20 @@ def test_sdpa_with_sinks() -> None:
 @pytest.mark.usefixtures("documented_varlen")
 @pytest.mark.parametrize("shared_heads", [HEADS, SHARED_HEADS])
 @pytest.mark.parametrize("window", [None, 1, 3, 12, 17, 100])
-def test_varlen(shared_heads: int, window: int | None) -> None:
+def test_varlen_matches_plain_attention(shared_heads: int, window: int | None) -> None:
     assert_same_with_gradients(varlen, shared_heads, scaling=0.3, sliding_window=window)
 
 
 @pytest.mark.parametrize("shared_heads", [HEADS, SHARED_HEADS])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (12, 0.7)])
-def test_flex_forward(shared_heads: int, window: int | None, softcap: float | None) -> None:
+def test_flex_forward_matches_plain_attention(shared_heads: int, window: int | None, softcap: float | None) -> None:
     inputs = tensors(shared_heads, requires_grad=False)
     options = {"scaling": 0.3, "sliding_window": window, "softcap": softcap}
     found, _ = flex(MODULE, *inputs, None, segments=Segments(LAYOUT, CPU), **options)
-    torch.testing.assert_close(found, expected(*inputs, **options))
+    torch.testing.assert_close(found, plain_rows(*inputs, **options))
 
 
-def test_varlen_says_what_to_set_where_there_is_no_gpu() -> None:
+def test_varlen_without_a_gpu_is_refused_with_a_remedy() -> None:
     inputs = tensors(HEADS)
     with pytest.raises(ModelError, match=r"needs an Ampere GPU.*cpu device.*attn_implementation=sdpa"):
         varlen(MODULE, *inputs, None, segments=Segments(LAYOUT, CPU))
@@ -159,14 +163,14 @@ def test_varlen_says_what_to_set_where_there_is_no_gpu() -> None:
         (sdpa, {"is_causal": False}, "share_prompts=false"),
     ],
 )
-def test_what_a_backend_would_leave_out_is_refused(
+def test_options_that_a_backend_does_not_support_are_refused(
     backend: Callable[..., Any], option: dict[str, Any], remedy: str
 ) -> None:
     with pytest.raises(ModelError, match=f"{next(iter(option))}.*set {remedy}"):
         backend(MODULE, *tensors(HEADS), None, segments=Segments(LAYOUT, CPU), **option)
 
 
-def test_a_mask_or_another_row_is_refused() -> None:
+def test_a_mask_or_a_row_of_another_length_is_refused() -> None:
     q, k, v = tensors(HEADS)
     segments = Segments(LAYOUT, CPU)
     with pytest.raises(ModelError, match="a mask"):

@@ -1,4 +1,4 @@
-"""A packed row's layout as kernels want it, against the rule it stands for, token by token."""
+"""The layout of a packed row in the form that kernels need, compared token by token with the rule it implements."""
 
 from itertools import product
 
@@ -10,7 +10,7 @@ from raydpo.batching.micro_batch import Layout
 from raydpo.models.attention.segments import Segments
 
 CPU = torch.device("cpu")
-# Prompt of 3 with completions of 2 and 3, a prompt of 2 with one of 1, a prompt alone.
+# A prompt of 3 tokens with completions of 2 and 3, a prompt of 2 with a completion of 1, a prompt without one.
 LAYOUT = Layout(prompts=((0, 3), (8, 10), (11, 13)), completions=((3, 5, 0), (5, 8, 0), (10, 11, 1)))
 # Written by hand: for each token of the row, the tokens it sees, nearest first.
 SEEN = [
@@ -31,7 +31,7 @@ SEEN = [
 
 
 def seen(window: int | None) -> torch.Tensor:
-    """[13, 13], True where a query sees a key; a window leaves the nearest of what it saw."""
+    """Return [13, 13], True if a query sees a key; a window keeps only the nearest of these keys."""
     mask = torch.zeros(13, 13, dtype=torch.bool)
     for query, keys in enumerate(SEEN):
         mask[query, keys[:window]] = True
@@ -54,13 +54,13 @@ def test_sequences_for_varlen_have_the_keys_that_their_last_query_sees() -> None
     assert index.cu_seq_q.dtype == index.cu_seq_k.dtype == torch.int32
 
 
-def test_nothing_is_gathered_where_no_prompt_is_shared() -> None:
+def test_nothing_is_gathered_if_no_prompt_is_shared() -> None:
     index = Segments(Layout(prompts=((0, 3), (5, 7)), completions=((3, 5, 0),)), CPU).varlen
     assert index.gather is None
     assert index.cu_seq_q.tolist() == index.cu_seq_k.tolist() == [0, 5, 7]
 
 
-def test_a_window_that_no_sequence_reaches_is_none() -> None:
+def test_a_window_that_no_sequence_exceeds_is_none() -> None:
     segments = Segments(LAYOUT, CPU)  # its longest sequence has 6 tokens
     assert [segments.window(size) for size in (None, 7, 6, 5)] == [None, None, None, 5]
 
@@ -72,8 +72,8 @@ def test_a_mask_is_lower_right_and_the_causal_square_needs_none() -> None:
     for (queries, keys), window in product([(2, 5), (3, 3), (1, 4)], [None, 2, 4]):
         mask = segments.mask(queries, keys, window)
         for query, key in product(range(queries), range(keys)):
-            ahead = (query + keys - queries) - key  # how far the key stands before the query
-            assert (mask is None and queries == keys) or mask[query, key] == (0 <= ahead < (window or keys))
+            distance = (query + keys - queries) - key  # number of positions from the key to the query
+            assert (mask is None and queries == keys) or mask[query, key] == (0 <= distance < (window or keys))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,6 @@ def test_a_layout_with_gaps_or_overlaps_is_refused(layout: Layout) -> None:
         Segments(layout, CPU)
 
 
-def test_a_dummy_row() -> None:
+def test_a_dummy_row_is_one_segment() -> None:
     segments = Segments(Layout(prompts=((0, 1),), completions=()), CPU)
     assert (segments.tokens, segments.longest, segments.lengths) == (1, 1, [1])

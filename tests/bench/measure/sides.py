@@ -1,4 +1,4 @@
-"""The four sides of the comparison, each run in processes of its own, and what is measured of a run."""
+"""The four sides of the comparison, each run in its own processes, and the figures measured per run."""
 
 import dataclasses
 import itertools
@@ -9,39 +9,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench import job, stats, trl_side
-from tests.bench.memory import watch
+from tests.bench import stats
+from tests.bench.measure import job, trl_side
+from tests.bench.measure.memory import watch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNCHECKPOINTED = {"gradient_checkpointing": False}
-"""Of raydpo, where that is its own default on a CPU, and of TRL where it is tuned."""
+"""Options of raydpo, for which this is the default on a CPU, and of TRL tuned."""
 SIDES = {"default": "TRL default", "tuned": "TRL tuned", "patched": "TRL tuned and patched", "raydpo": "raydpo"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all sides have in common."""
+    """The settings that all sides share."""
 
     folder: Path
-    """For models, data and what the runs write."""
+    """Folder for models, data and the files that the runs write."""
     model: Path
     threads: int
     gpu: bool
     micro_batch: int
-    """Pairs a forward of TRL's."""
+    """Number of pairs per forward of TRL."""
     accumulation: int
-    """Forwards an update; with `micro_batch`, the global batch."""
+    """Number of forwards per update; times `micro_batch`, it is the global batch."""
     precompute_batch: int
-    """Pairs a forward of TRL's reference, where that is tuned."""
+    """Number of pairs per forward of the reference in TRL tuned."""
 
     @property
     def global_batch(self) -> int:
-        """Pairs an update."""
+        """Return the number of pairs per update."""
         return self.micro_batch * self.accumulation
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is said to each side, in words that both know: the defaults of TRL, apart from precision on the CPU."""
+        """Return the options of all sides, which are TRL's defaults apart from the precision on a CPU."""
         return {
             "beta": 0.1,
             "learning_rate": 1e-6,
@@ -56,11 +57,11 @@ class Setup:
 
     @property
     def env(self) -> dict[str, str]:
-        """Of every process."""
+        """Return the environment variables of every process."""
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         return {
             **threads,
-            "PYTHONPATH": str(ROOT),  # this checkout, whatever is installed
+            "PYTHONPATH": str(ROOT),  # import this checkout, not an installed version
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(self.folder / "datasets"),
         }
@@ -68,41 +69,41 @@ class Setup:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured of a run; None where that cannot be."""
+    """The figures measured in one run; None for those that cannot be measured."""
 
     pairs: int
     updates: int
     end_to_end: float
-    """Pairs/s of reference and training, one after the other, in the steady state."""
+    """Steady-state rate of reference and training, one after the other, in pairs/s."""
     training: float | None
-    """Pairs/s of the updates alone."""
+    """Rate of the updates alone, in pairs/s."""
     reference: float | None
-    """Pairs/s of the reference alone."""
+    """Rate of the reference alone, in pairs/s."""
     first_step: float
-    """Seconds from the start of the process to the end of the first update."""
+    """Time from the start of the process to the end of the first update, in seconds."""
     train_memory: int
-    """Bytes: most that the training process had in use at one time."""
+    """Peak memory of the training process, in bytes."""
     job_memory: int
-    """Bytes: most that all processes had in use at one time."""
+    """Peak memory of all processes together, in bytes."""
     gpu_memory: int
     seconds: float
-    """Of the whole command."""
+    """Time of the whole command, in seconds."""
     extra: Mapping[str, float]
-    """TRL: padded. raydpo: data_wait, tokens_per_second, mfu."""
+    """Further figures: padded for TRL; data_wait, tokens_per_second, computed_tokens_per_second and mfu for raydpo."""
 
 
 _numbers = itertools.count()
 
 
 def new_folder(setup: Setup, name: str) -> Path:
-    """A folder that no run has used."""
+    """Create and return a folder that no other run uses."""
     folder = setup.folder / f"{next(_numbers):03d}-{name}"
     folder.mkdir(parents=True)
     return folder
 
 
 def run(setup: Setup, side: str, rows: Path, options: Mapping[str, Any] | None = None) -> Figures:
-    """One run of a side on the pairs in a file; `options` go over those of the setup."""
+    """Run a side once on the pairs in a file; `options` override those of the setup."""
     if side == "raydpo":
         return run_raydpo(setup, rows, {**UNCHECKPOINTED, **(options or {})})
     figures, _ = run_trl(setup, side, rows, options or {}, warm_up=2)
@@ -110,22 +111,22 @@ def run(setup: Setup, side: str, rows: Path, options: Mapping[str, Any] | None =
 
 
 def trl_task(setup: Setup, side: str, rows: Path, folder: Path, options: Mapping[str, Any]) -> trl_side.Task:
-    """What TRL is to do as the side default, tuned or patched."""
+    """Return TRL's task as the side default, tuned or patched."""
     tuned = {
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": setup.precompute_batch,
         **UNCHECKPOINTED,
     }
-    said = {**setup.options, **(tuned if side != "default" else {})}
-    grouped = side != "default" and "train_sampling_strategy" not in options
-    if grouped:
-        del said["train_sampling_strategy"]
+    shared = {**setup.options, **(tuned if side != "default" else {})}
+    group_equal_keys = side != "default" and "train_sampling_strategy" not in options
+    if group_equal_keys:
+        del shared["train_sampling_strategy"]
     return trl_side.Task(
         model=str(setup.model),
         rows=str(rows),
         output=str(folder / "output"),
-        options={**said, **options},
-        grouped=grouped,
+        options={**shared, **options},
+        group_equal_keys=group_equal_keys,
         compact=side == "patched",
     )
 
@@ -133,21 +134,24 @@ def trl_task(setup: Setup, side: str, rows: Path, folder: Path, options: Mapping
 def run_trl(
     setup: Setup, side: str, rows: Path, options: Mapping[str, Any], *, warm_up: int
 ) -> tuple[Figures, list[dict[str, Any]]]:
-    """One run of TRL -> figures, its log. With `train_sampling_strategy` in `options`, pairs are not grouped."""
+    """Run TRL once, and return its figures and its log.
+
+    Pairs are not grouped by length if `options` has `train_sampling_strategy`.
+    """
     folder = new_folder(setup, side)
     task = dataclasses.replace(trl_task(setup, side, rows, folder, options), warm_up=warm_up)
     task_path, result_path = folder / "task.json", folder / "result.json"
     task_path.write_text(json.dumps(dataclasses.asdict(task)))
-    command = [sys.executable, "-m", "tests.bench.trl_side", str(task_path), str(result_path)]
+    command = [sys.executable, "-m", "tests.bench.measure.trl_side", str(task_path), str(result_path)]
     watched = watch(command, folder / "log", env=setup.env, gpu=setup.gpu)
     result = trl_side.Result(**json.loads(result_path.read_text()))
     pairs, seconds = len(rows.read_text().splitlines()), sum(result.updates)
-    alone = None if result.reference is None else seconds - (0 if result.beforehand else result.reference)
+    training_seconds = None if result.reference is None else seconds - (0 if result.precomputed else result.reference)
     figures = Figures(
         pairs=pairs,
         updates=len(result.updates),
-        end_to_end=pairs / (seconds + (result.reference or 0 if result.beforehand else 0)),
-        training=alone and pairs / alone,
+        end_to_end=pairs / (seconds + (result.reference or 0 if result.precomputed else 0)),
+        training=training_seconds and pairs / training_seconds,
         reference=result.reference and pairs / result.reference,
         first_step=result.first_update - watched.started,
         train_memory=watched.peaks.own[watched.root],
@@ -160,16 +164,16 @@ def run_trl(
 
 
 def run_raydpo(setup: Setup, rows: Path, options: Mapping[str, Any], entry: Sequence[str] = (str(job.JOB),)) -> Figures:
-    """One run of jobs/dpo.py, with a cache of its own, so that the reference is scored. `entry`: as `job.run`."""
+    """Run jobs/dpo.py once, with an empty cache, so that the reference is scored; `entry` is that of `job.run`."""
     folder = new_folder(setup, "raydpo")
     pairs = len(rows.read_text().splitlines())
-    given = {
+    job_options = {
         **setup.options,
         "logging_first_step": True,
         "block_pairs": job.block_pairs(pairs, setup.global_batch),
         **options,
     }
-    finished = job.run(setup, rows, folder, given, entry)
+    finished = job.run(setup, rows, folder, job_options, entry)
     lines, peaks = finished.lines, finished.watched.peaks
     training = stats.training_rate(lines, setup.global_batch)
     reference = stats.scoring_rate(finished.blocks)
@@ -177,7 +181,7 @@ def run_raydpo(setup: Setup, rows: Path, options: Mapping[str, Any], entry: Sequ
     return Figures(
         pairs=pairs,
         updates=finished.updates,
-        end_to_end=stats.both(reference, training),
+        end_to_end=stats.sequential_rate(reference, training),
         training=training,
         reference=reference,
         first_step=finished.first_update - finished.watched.started,

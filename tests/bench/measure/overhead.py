@@ -1,7 +1,8 @@
-"""What Ray, DeepSpeed, feed and log cost: the job's updates against a bare torch loop over the same micro-batches.
+"""Measures the overhead of Ray, DeepSpeed, feed and logging: updates of the job and of a bare torch loop are timed over
+the same micro-batches.
 
-Two commands, each a process of its own: `run CAPTURE FLAGS...` is jobs/dpo.py that also writes down what its train
-workers are given; `bare CAPTURE RESULT` trains on that without any of them.
+The module has two commands, each run in its own process: `run CAPTURE FLAGS...` runs jobs/dpo.py and also saves the
+inputs of its train workers; `bare CAPTURE RESULT` trains on these inputs with torch alone.
 """
 
 import dataclasses
@@ -13,18 +14,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.bench.memory import watch
-from tests.bench.sides import Setup, new_folder, run_raydpo
+from tests.bench.measure.memory import watch
+from tests.bench.measure.sides import Setup, new_folder, run_raydpo
 
-THIS = "tests.bench.overhead"
+MODULE = "tests.bench.measure.overhead"
 
 
 def measure(setup: Setup, rows: Path) -> dict[str, float]:
-    """Seconds an update, of the job and of the bare loop, the first update of each left out."""
+    """Return the seconds per update of the job and of the bare loop, without the first update of each."""
     folder = new_folder(setup, "overhead")
     capture, result = folder / "capture", folder / "result.json"
-    figures = run_raydpo(setup, rows, {}, entry=("-m", THIS, "run", str(capture)))
-    command = [sys.executable, "-m", THIS, "bare", str(capture), str(result)]
+    figures = run_raydpo(setup, rows, {}, entry=("-m", MODULE, "run", str(capture)))
+    command = [sys.executable, "-m", MODULE, "bare", str(capture), str(result)]
     watch(command, folder / "log", env=setup.env, gpu=setup.gpu)
     updates = json.loads(result.read_text())[1:]
     assert figures.training is not None
@@ -32,31 +33,34 @@ def measure(setup: Setup, rows: Path) -> dict[str, float]:
 
 
 def run(capture: Path, flags: list[str]) -> int:
-    """jobs/dpo.py with the flags, in this process -> exit status."""
+    """Run jobs/dpo.py in this process and return the exit status; the inputs of its train workers go to `capture`."""
     from raydpo.cli.run import main
     from raydpo.feed.actor import start_feed
     from raydpo.training.trainer import fit
 
-    given: list[Any] = []
+    feed_arguments: list[Any] = []
 
-    def starting(*arguments: Any) -> Any:
-        given.extend(arguments)
+    def recording_start_feed(*arguments: Any) -> Any:
+        feed_arguments.extend(arguments)
         return start_feed(*arguments)
 
-    def fitting(task: Any) -> Any:
-        alone = dataclasses.replace(task, feed=None)  # an actor's handle means nothing outside its job
-        capture.write_bytes(pickle.dumps((given, alone)))
+    def recording_fit(task: Any) -> Any:
+        detached = dataclasses.replace(task, feed=None)  # an actor handle is not valid outside its Ray job
+        capture.write_bytes(pickle.dumps((feed_arguments, detached)))
         return fit(task)
 
-    with mock.patch("raydpo.stages.feeds.start_feed", starting), mock.patch("raydpo.training.trainer.fit", fitting):
+    with (
+        mock.patch("raydpo.stages.feeds.start_feed", recording_start_feed),
+        mock.patch("raydpo.training.trainer.fit", recording_fit),
+    ):
         return main(flags)
 
 
 def bare(capture: Path, result: Path) -> None:
-    """The updates of a captured run by torch alone; writes the seconds of each as JSON.
+    """Run the updates of a captured run with torch alone, and write the seconds of each as JSON.
 
-    As in the job: gradients are clipped, each update's loss and norm are read, and updates that are logged compute what
-    a line of metrics says of tokens.
+    As in the job, gradients are clipped, the loss and the gradient norm of each update are read, and logged updates
+    compute the statistics over the vocabulary.
     """
     import torch
 
@@ -68,13 +72,13 @@ def bare(capture: Path, result: Path) -> None:
     source, task = pickle.loads(capture.read_bytes())
     batches = _batches(BatchSource(*source), task.schedule.end)
     policy, _ = policies.build_policy(task)
-    engine = Bare(policy.train())
+    engine = BareEngine(policy.train())
     optim, loss = task.job.optim, task.job.loss
     optimizer = torch.optim.AdamW(policy.parameters(), lr=optim.learning_rate, weight_decay=0.0)
     seconds = []
     for step, batch in enumerate(batches, start=1):
         logging = step in (1, len(batches)) or step % task.job.run.logging_steps == 0
-        began = time.monotonic()
+        start = time.monotonic()
         values = []
         for micro_batch in batch.micro_batches:
             _, pairs = forward(engine, micro_batch, loss, batch.mean_nll_tokens, with_statistics=logging)
@@ -85,12 +89,12 @@ def bare(capture: Path, result: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         float(norm), float(sum(values))
-        seconds.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - start)
     result.write_text(json.dumps(seconds))
 
 
 def _batches(source: Any, end: int) -> list[Any]:
-    """All global batches, as the one rank gets them."""
+    """Return all global batches, as the single rank gets them."""
     batches, position = [], 0
     while position < end:
         batches.append(source.rank_batches(position)[0])
@@ -98,18 +102,18 @@ def _batches(source: Any, end: int) -> list[Any]:
     return batches
 
 
-class Bare:
-    """What `forward` needs of an engine: the module and its device."""
+class BareEngine:
+    """The part of an engine's interface that `forward` uses: the module and its device."""
 
     def __init__(self, policy: Any) -> None:
-        """Moves the policy to the GPU, where there is one."""
+        """Move the policy to the GPU, if there is one."""
         import torch
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._policy = policy.to(self.device)
 
     def __call__(self, *inputs: Any) -> Any:
-        """A forward."""
+        """Run the policy's forward."""
         return self._policy(*inputs)
 
 

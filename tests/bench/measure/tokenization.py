@@ -1,7 +1,7 @@
-"""Rows a second of the pipeline's first stage against bare `encode_batch` on the same cores.
+"""Measures the rows per second of the tokenization stage and of bare `encode_batch` on the same cores.
 
-`python -m tests.bench.tokenization FOLDER MODEL ROWS RESULT`; both sides give the three encodings a row that the rules
-ask for: the prompt, and each completion with the prompt before it.
+The command is `python -m tests.bench.measure.tokenization FOLDER MODEL THREADS RESULT`. Both sides compute the three
+encodings per row that the tokenization rules require: the prompt, and the prompt with each completion.
 """
 
 import json
@@ -12,60 +12,67 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import data
-from tests.bench.memory import watch
-from tests.bench.sides import Setup, new_folder
+from tests.bench.measure.memory import watch
+from tests.bench.measure.sides import Setup, new_folder
 
 SHARDS = 8
 
 
 def measure(setup: Setup, rows: int) -> dict[str, float]:
-    """Rows/s of the stage and of the bare loop."""
+    """Return the rows/s of the stage and of the bare loop."""
     folder = new_folder(setup, "tokenization")
-    made = data.rows(data.PROFILES["hh"], rows, seed=200)
+    content = data.rows(data.PROFILES["hh"], rows, seed=200)
     size = -(-rows // SHARDS)
     for shard in range(SHARDS):
-        data.write_rows(folder / f"{shard}.jsonl", made[shard * size : (shard + 1) * size])
+        data.write_rows(folder / f"{shard}.jsonl", content[shard * size : (shard + 1) * size])
     result = folder / "result.json"
-    command = [sys.executable, "-m", "tests.bench.tokenization", str(folder), str(setup.model), str(setup.threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.measure.tokenization",
+        str(folder),
+        str(setup.model),
+        str(setup.threads),
+    ]
     watch([*command, str(result)], folder / "log", env=setup.env)
     measured: dict[str, float] = json.loads(result.read_text())
     return {"rows": rows, **measured}
 
 
 def bare(tokenizer: Any, rows: list[dict[str, str]]) -> float:
-    """Seconds of encoding the rows, on as many threads as the tokenizer's library takes."""
+    """Return the seconds of encoding the rows, with as many threads as the tokenizers library uses."""
     texts = [
         text
         for row in rows
         for text in (row["prompt"], *(row["prompt"] + row[side] + data.EOS for side in ("chosen", "rejected")))
     ]
-    began = time.monotonic()
+    start = time.monotonic()
     tokenizer.backend_tokenizer.encode_batch(texts)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def stage(tokenizer: Any, files: list[Path], folder: Path) -> float:
-    """Seconds of the stage, from JSONL to tokenized blocks on disk, with Ray up and its workers started."""
+    """Return the seconds from JSONL to tokenized blocks on disk, after a warm-up that starts Ray's workers."""
     from raydpo.data.prepare import TokenizationRequest, prepare
     from raydpo.data.shards import find_shards
     from raydpo.data.tokenization import Truncation
 
     shards = find_shards([str(file) for file in files], "train")
-    for part, warming in ((shards[:2], True), (shards, False)):
-        name = "warming" if warming else "timed"
+    for part, is_warm_up in ((shards[:2], True), (shards, False)):
+        name = "warm-up" if is_warm_up else "timed"
         request = TokenizationRequest(
             tokenizer=tokenizer,
             cache_dir=str(folder / name),
             quarantine_dir=str(folder / f"{name}-quarantine"),
             truncation=Truncation(data.MAX_LENGTH),
         )
-        began = time.monotonic()
+        start = time.monotonic()
         prepare(part, request)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def main(folder: Path, model: str, threads: int, result: Path) -> None:
-    """Time both, and write rows/s as JSON."""
+    """Time both sides, and write their rows/s as JSON."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""A command watched while it runs: its time, and the memory of each of its processes and of all together."""
+"""Runs a command and measures its time, the memory of each of its processes, and that of all of them together."""
 
 import contextlib
 import os
@@ -11,27 +11,29 @@ from pathlib import Path
 
 TICK_S = 0.1
 TREE_S = 1.0
-"""How often /proc is searched for new processes."""
+"""Seconds between searches of /proc for new processes."""
 GROWTH = 1.02
-"""What all processes together hold is added up anew each time their plain sizes have grown by this: adding up walks
-through the memory of each process, and done all the time it would slow down what is measured."""
+"""Factor by which the sum of resident sizes (RSS) must grow before the sum of proportional sizes (PSS) is taken again.
+
+The kernel walks the memory of each process to compute PSS, which would slow down the measured command if done at every
+tick."""
 
 
 @dataclass
 class Peaks:
-    """What was seen of a command's processes."""
+    """The memory peaks of a command's processes."""
 
     names: dict[int, set[str]] = field(default_factory=dict)
-    """By process: all titles it had."""
+    """All command lines that each process had, by process id."""
     own: dict[int, int] = field(default_factory=dict)
-    """By process: most bytes of memory that it ever had in use (VmHWM)."""
+    """Peak resident memory of each process in bytes (VmHWM), by process id."""
     together: int = 0
-    """Most bytes of all processes at one time, pages that several of them use counted once (PSS)."""
+    """Peak memory of all processes together in bytes, with shared pages counted once (PSS)."""
     gpu: int = 0
-    """Most bytes in use on the first GPU, by anyone; 0 without one."""
+    """Peak memory in use on the first GPU in bytes, by any process; 0 without a GPU."""
 
     def of(self, *parts: str) -> int:
-        """The highest own peak among processes that had all these parts in a title; 0 where there was none."""
+        """Return the highest own peak of the processes with all these parts in a command line; 0 if there is none."""
         return max((self.own[pid] for pid, names in self.names.items() if _any_has(names, parts)), default=0)
 
 
@@ -41,18 +43,18 @@ def _any_has(names: set[str], parts: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Watched:
-    """A command that has ended well."""
+    """A command that has ended successfully."""
 
     started: float
-    """Time of the clock, in seconds since the epoch."""
+    """Start time, in seconds since the epoch."""
     seconds: float
     root: int
-    """Process id of the command itself."""
+    """Process id of the command."""
     peaks: Peaks
 
 
 class CommandFailed(Exception):
-    """A command ended with another status than 0."""
+    """A command ended with a status other than 0."""
 
 
 def watch(
@@ -63,7 +65,10 @@ def watch(
     gpu: bool = False,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Watched:
-    """Run a command to its end, output to `log`. `CommandFailed`, with the last lines of it, where it fails."""
+    """Run a command to its end, with its output in `log`; `on_tick` is called at every tick.
+
+    Raises CommandFailed, with the last lines of the log, if the command fails.
+    """
     started = time.time()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -99,12 +104,12 @@ def _watch(process: "subprocess.Popen[bytes]", gpu: bool, on_tick: Callable[[], 
         on_tick()
         time.sleep(TICK_S)
     on_tick()
-    peaks.together = max(peaks.together, *peaks.own.values())  # a peak between two ticks is in VmHWM alone
+    peaks.together = max(peaks.together, *peaks.own.values())  # only VmHWM contains a peak between two ticks
     return peaks
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the command as Ctrl-C would, so that it ends what it started."""
+    """Stop the command as Ctrl-C would, so that it stops its own child processes; kill the group if it does not end."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=20)
@@ -113,12 +118,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """A process and all that it started, and these, and so on."""
+    """Return the ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                # the name, in parentheses, may hold anything; the parent is the second field after it
+                # The name, in parentheses, may contain any character; the parent is the second field after it.
                 parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry))
     found = [root]
@@ -128,14 +133,14 @@ def descendants(root: int) -> list[int]:
 
 
 def _status(pid: int) -> dict[str, int]:
-    """Sizes in bytes that the kernel keeps of a process; empty for one that has ended."""
+    """Return the sizes in /proc/PID/status in bytes, by name; empty if the process has ended."""
     with contextlib.suppress(OSError):
         return _sizes(Path(f"/proc/{pid}/status").read_text())
     return {}
 
 
 def _proportional(pid: int) -> int:
-    """Bytes of a process, of shared pages its share."""
+    """Return the proportional set size (PSS) of a process in bytes; 0 if it has ended."""
     with contextlib.suppress(OSError):
         return _sizes(Path(f"/proc/{pid}/smaps_rollup").read_text()).get("Pss", 0)
     return 0

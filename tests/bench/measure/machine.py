@@ -1,4 +1,4 @@
-"""The machine and the versions that a benchmark ran on."""
+"""Describes the machine and the package versions that a benchmark ran on."""
 
 import os
 import platform
@@ -10,10 +10,10 @@ PACKAGES = ("torch", "transformers", "trl", "ray", "deepspeed", "tokenizers")
 
 
 def describe(threads: int, gpu: bool) -> dict[str, str]:
-    """Processor, cores, memory, GPU and versions, as text."""
+    """Return processor, cores, memory, GPU and versions as text, by name."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     kilobytes = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
-    display_name = {
+    description = {
         "processor": names[0] if names else platform.machine(),
         "cores": f"{os.cpu_count()}, of which {threads} are used",
         "memory": f"{kilobytes / 2**20:.0f} GiB",
@@ -22,14 +22,14 @@ def describe(threads: int, gpu: bool) -> dict[str, str]:
     }
     if gpu:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        display_name["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    return display_name
+        description["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return description
 
 
-def title(display_name: dict[str, str]) -> str:
-    """The machine in a few words."""
-    device = display_name.get("gpu") or f"{display_name['processor']}, {display_name['cores'].split(',')[0]} cores"
-    return f"{device}, {display_name['memory']}"
+def title(description: dict[str, str]) -> str:
+    """Return a short description of the machine."""
+    device = description.get("gpu") or f"{description['processor']}, {description['cores'].split(',')[0]} cores"
+    return f"{device}, {description['memory']}"
 
 
 def _lines(path: str) -> list[str]:
