@@ -30,12 +30,17 @@ def complete(parsed: ParsedOptions, *, use_starter: bool) -> tuple[JobConfig, bo
         options = {**DEMO_DEFAULTS, **(ORPO_DEFAULTS if "orpo" in parsed.job.loss.loss_type else {})}
         parsed = parsed.with_defaults({**(options if is_demo else {}), **data})
     if use_starter:
-        cache_dir = storage.absolute(parsed.job.data.cache_dir)
-        stage = Stage("Starter", "steps")
-        folder = ensure_starter(str(run_dir.path) if storage.is_remote(cache_dir) else cache_dir, stage.update)
-        stage.done(f"model in {folder}")
-        parsed = parsed.with_values({"model_name_or_path": folder})
+        parsed = parsed.with_values({"model_name_or_path": _make_starter(parsed.job.data.cache_dir, run_dir)})
     return parsed.job, is_demo
+
+
+def _make_starter(cache_dir: str, run_dir: RunDir) -> str:
+    """Make the built-in model, in the run's folder if the cache is remote, unless it is there; return its folder."""
+    local = str(run_dir.path) if storage.is_remote(storage.absolute(cache_dir)) else storage.absolute(cache_dir)
+    stage = Stage("Starter", "steps")
+    folder = ensure_starter(local, stage.update)
+    stage.done(f"model in {folder}")
+    return folder
 
 
 def print_answers(job: JobConfig, summary: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from raydpo.batching.collate import collate, split_by_completion
+from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.batching.prefix_tree import PromptTree, build_completion_trees
 from raydpo.blocks.block import TokenizedBlock, write_scores
 from raydpo.blocks.schema import Block, FloatArray
@@ -129,13 +130,7 @@ class Scorer:
     def _score(self, unique: Sequence[PromptCompletions], tokens: int) -> tuple[dict[Place, FloatArray], int]:
         """Return the log-prob of each token of the completions, by each of their places; and the number of forwards."""
         planner = dataclasses.replace(self._spec.model.planner, tokens=tokens)
-        trees: list[PromptTree] = []
-        places: list[list[list[Place]]] = []
-        for entry in unique:
-            built = build_completion_trees(entry.prompt, entry.completions, tokens, one_pair=planner.padded)
-            remaining = iter(entry.places)
-            trees += built
-            places += [[next(remaining) for _ in tree.completions] for tree in built]
+        trees, places = _build_trees(unique, planner)
         logps = dict[Place, FloatArray]()
         if not trees:
             return logps, 0
@@ -148,3 +143,17 @@ class Scorer:
                 for part, where in zip(parts, places[index], strict=True):
                     logps.update(dict.fromkeys(where, part))
         return logps, len(groups)
+
+
+def _build_trees(
+    unique: Sequence[PromptCompletions], planner: MicroBatchPlanner
+) -> tuple[list[PromptTree], list[list[list[Place]]]]:
+    """Return the trees of a block's completions and, for each tree, the places of each of its completions."""
+    trees: list[PromptTree] = []
+    places: list[list[list[Place]]] = []
+    for entry in unique:
+        built = build_completion_trees(entry.prompt, entry.completions, planner.tokens, one_pair=planner.padded)
+        remaining = iter(entry.places)
+        trees += built
+        places += [[next(remaining) for _ in tree.completions] for tree in built]
+    return trees, places

@@ -41,6 +41,11 @@ class RewardMean:
         """The mean; 0 before the first reward."""
         return self.total / self.count if self.count else 0.0
 
+    @property
+    def totals(self) -> tuple[float, float]:
+        """Sum and number of the rewards, from which a resumed run starts."""
+        return self.total, self.count
+
     def add(self, pairs: PairLogps, beta: float) -> None:
         """Add the rewards of a global batch."""
         rewards = beta * torch.cat([pairs.chosen_logratios, pairs.rejected_logratios]).detach().double()

@@ -184,8 +184,8 @@ class Worker:
             self._check_first_batch(drift)
         grad_norm, learning_rate = self._deepspeed.step()
         self._throughput.add(batch)
-        rewards = (self._objective.rewards.total, self._objective.rewards.count)
-        self._state = TrainState(step, batch.stop, self._state.tokens + batch.tokens, rewards=rewards)
+        tokens = self._state.tokens + batch.tokens
+        self._state = TrainState(step, batch.stop, tokens, rewards=self._objective.rewards.totals)
         if self._log:
             self._log.record_pairs(step, batch.start // self._task.schedule.pairs, batch.pair_ids)
         if logging:
@@ -216,11 +216,7 @@ class Worker:
         }
         self._last_line = line
         self._write(line)
-        if not math.isfinite(line["loss"]):
-            raise TrainingError(
-                f"the loss is {line['loss']} at step {state.step}; lower learning_rate, or compute in a wider dtype "
-                "(bf16=true instead of fp16, or dtype=float32)"
-            )
+        check_finite(line["loss"], state.step)
 
     def _write(self, line: dict[str, float]) -> None:
         if self._log and self._trackers:
@@ -273,4 +269,13 @@ class Worker:
             reference=self._version.identity.digest if self._version else None,
             syncs=self._task.sync.syncs_until(self._state.step) if self._task.sync else 0,
             model_dir=target.folder,
+        )
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Raise TrainingError where the loss is infinite or not a number."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {step}; lower learning_rate, or compute in a wider dtype (bf16=true instead "
+            "of fp16, or dtype=float32)"
         )
