@@ -90,12 +90,18 @@ class JobConfig:
 
     def _check_unscored(self) -> None:
         """Raise ConfigError where an option applies to a scored reference, and none is scored."""
+        if self.scores_reference:
+            return
+        if self.reference.reference_from_dataset:
+            reason = "reference_from_dataset=true reads its log-probs from the data"
+        elif self.loss.reference_free:
+            reason = "reference_free=true has none"
+        else:
+            reason = f"loss_type={show(self.loss.loss_type)} has none"
         for name in ("ref_adapter_name", "reference_quantization", "sync_ref_model"):
             value = getattr(self.reference, name)
-            if value and not self.scores_reference:
-                raise ConfigError(
-                    f"{name}={show(value)} is for a scored reference, and this run scores none; leave it out"
-                )
+            if value:
+                raise ConfigError(f"{name}={show(value)} needs a reference to score, and {reason}; leave it out")
 
     def _check_sync(self) -> None:
         reference = self.reference

@@ -25,8 +25,9 @@ class LossConfig(Section):
     )
     label_smoothing: float | None = option(
         None,
-        "Probability that a pair's preference label is wrong. sigmoid: conservative DPO (TRL: no effect); robust, "
-        f"exo_pair and aot: as in their papers. Unset: 0, but {EXO_LABEL_SMOOTHING:g} for exo_pair.",
+        "Probability that a pair's preference label is wrong. sigmoid: conservative DPO (TRL: no effect); robust "
+        "and exo_pair: as in their papers; aot, aot_unpaired and simpo: as in TRL. "
+        f"Unset: 0, but {EXO_LABEL_SMOOTHING:g} for exo_pair.",
         within(0, 0.5),
     )
     f_divergence_type: str = option(

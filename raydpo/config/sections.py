@@ -200,7 +200,7 @@ class RunConfig(Section):
     """The run: where its files are written, and what is saved and logged."""
 
     output_dir: str | None = option(
-        None, "Folder of the run: model, report, metrics and config. Unset: a new folder in runs/."
+        None, "Folder of the run: model, checkpoints, metrics, ledger and config. Unset: a new folder in runs/."
     )
     storage_path: str | None = option(
         None, "Folder or URL of the checkpoints; every node must have access to it. Unset: output_dir."

@@ -151,6 +151,11 @@ def test_loss_is_constant_at_the_reference(name: str) -> None:
     assert loss_at_reference(loss) == pytest.approx(AT_REFERENCE[name], rel=1e-12)
 
 
+def test_every_constant_at_the_reference_is_in_the_table() -> None:
+    constant = {name for name in LOSSES if loss_at_reference(LossConfig(loss_type=(name,))) is not None}
+    assert constant == set(AT_REFERENCE)
+
+
 def test_losses_that_depend_on_the_data_have_no_constant() -> None:
     options: list[dict[str, Any]] = [
         {"loss_type": "sft"},

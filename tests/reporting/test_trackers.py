@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raydpo import config
 from raydpo.errors import ConfigError
-from raydpo.reporting.trackers import Trackers, check_trackers
+from raydpo.reporting.trackers import PACKAGES, Trackers, check_trackers
 
 LINES = [{"step": 1, "loss": 0.69, "rewards/margins": 0.0}, {"step": 2, "loss": 0.5, "rewards/margins": 1.25}]
 
@@ -21,6 +21,11 @@ def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyP
     check_trackers(config.from_flat({}))
     with pytest.raises(ConfigError, match="report_to=wandb needs the package wandb: pip install wandb"):
         check_trackers(config.from_flat({"report_to": "wandb"}))
+
+
+def test_every_value_of_report_to_has_a_package() -> None:
+    with pytest.raises(ConfigError, match=f"report_to=other must be one of none, {', '.join(PACKAGES)};"):
+        config.from_flat({"report_to": "other"})
 
 
 def test_tensorboard_has_all_metrics_of_a_resumed_run(tmp_path: Path) -> None:
