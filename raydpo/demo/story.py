@@ -12,6 +12,7 @@ from raydpo.models.loading import quiet_libraries
 from raydpo.reporting.console import Stage
 from raydpo.reporting.rundir import RunDir
 from raydpo.runtime import storage
+from raydpo.stages.tokenize import find_data
 
 
 def complete(parsed: ParsedOptions, *, use_starter: bool) -> tuple[JobConfig, bool]:
@@ -30,6 +31,7 @@ def complete(parsed: ParsedOptions, *, use_starter: bool) -> tuple[JobConfig, bo
         options = {**DEMO_DEFAULTS, **(ORPO_DEFAULTS if "orpo" in parsed.job.loss.loss_type else {})}
         parsed = parsed.with_defaults({**(options if is_demo else {}), **data})
     if use_starter:
+        find_data(parsed.job)  # training the built-in model takes a minute, and a wrong name is found at once
         parsed = parsed.with_values({"model_name_or_path": _make_starter(parsed.job.data.cache_dir, run_dir)})
     return parsed.job, is_demo
 

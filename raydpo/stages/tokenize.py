@@ -28,9 +28,7 @@ class RunData:
 
 def tokenize(plan: RunPlan) -> RunData:
     """Tokenize the training pairs and, if the run evaluates, the held-out pairs. Raises DataError where it cannot."""
-    data = plan.job.data
-    shards = find_shards(data.dataset_name, data.dataset_train_split, data.dataset_config)
-    held_out_shards = find_held_out(plan.job, shards)
+    shards, held_out_shards = find_data(plan.job)
     stage = Stage("Tokenizing", "rows")
     quarantine = plan.run_dir.quarantine
     train = _prepare(plan, shards, quarantine, stage.update)
@@ -40,6 +38,12 @@ def tokenize(plan: RunPlan) -> RunData:
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
     stage.done(f"{rows:,} rows ({', '.join(dialects)}), {bad:,} to quarantine")
     return RunData(train, held_out)
+
+
+def find_data(job: JobConfig) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
+    """Return the shards of training pairs and those of held-out pairs; see `find_shards` and `find_held_out`."""
+    shards = find_shards(job.data.dataset_name, job.data.dataset_train_split, job.data.dataset_config)
+    return shards, find_held_out(job, shards)
 
 
 def find_held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:

@@ -47,10 +47,11 @@ def test_options_of_the_user_override_those_of_the_demonstration(tmp_path: Path)
 
 
 def test_the_starter_can_be_named(tmp_path: Path, starter: str) -> None:
-    job, is_demo = completed(tmp_path, model_name_or_path="starter", dataset_name="pairs.jsonl")
+    (pairs := tmp_path / "pairs.jsonl").touch()
+    job, is_demo = completed(tmp_path, model_name_or_path="starter", dataset_name=str(pairs))
     assert not is_demo, "answers are compared for the demonstration's pairs alone"
     assert job.model.model_name_or_path == starter
-    assert job.data.dataset_name == ("pairs.jsonl",)
+    assert job.data.dataset_name == (str(pairs),)
     assert job.optim.learning_rate == JobConfig().optim.learning_rate, "the demonstration's options are for its pairs"
     assert completed(tmp_path, model_name_or_path="starter")[1], "without pairs it is the demonstration"
 
@@ -80,12 +81,22 @@ def test_pairs_without_a_model_are_refused_with_the_remedy(program: str, capsys:
         check_model_named(with_output_dir(config.parse(["--dataset_name", "a", "b"], program), program).job)
 
 
+def test_missing_pairs_are_found_out_before_the_built_in_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(story, "ensure_starter", unexpected)
+    arguments = ["--model_name_or_path", "starter", "--dataset_name", str(tmp_path / "none.jsonl")]
+    assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: there is no file or folder {tmp_path}/none.jsonl")
+
+
+def unexpected(*arguments: Any) -> str:
+    raise AssertionError("the built-in model is not needed")
+
+
 def test_nothing_to_score_is_found_out_before_a_model_is_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unexpected(*arguments: Any) -> str:
-        raise AssertionError("the built-in model is not needed")
-
     monkeypatch.setattr(story, "ensure_starter", unexpected)
     assert main(["--loss_type", "simpo"], "score_reference") == BAD_INPUT
     assert capsys.readouterr().err.startswith("error: loss_type=simpo takes no reference")
