@@ -49,7 +49,7 @@ def test_options_of_the_user_override_those_of_the_demonstration(tmp_path: Path)
 def test_the_starter_can_be_named(tmp_path: Path, starter: str) -> None:
     (pairs := tmp_path / "pairs.jsonl").touch()
     job, is_demo = completed(tmp_path, model_name_or_path="starter", dataset_name=str(pairs))
-    assert not is_demo, "answers are compared for the demonstration's pairs alone"
+    assert not is_demo, "answers are compared only for the demonstration's pairs"
     assert job.model.model_name_or_path == starter
     assert job.data.dataset_name == (str(pairs),)
     assert job.optim.learning_rate == JobConfig().optim.learning_rate, "the demonstration's options are for its pairs"

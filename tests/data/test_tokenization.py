@@ -61,8 +61,8 @@ def test_tokens_that_merge_across_the_boundary(
     assert parts(text_tokenizer, pair) == expected
     result = encode(text_tokenizer, pair)
     for completion, ids in ((pair.chosen, result.chosen_ids), (pair.rejected, result.rejected_ids)):
-        whole = text_tokenizer(f"{pair.prompt}{completion}<eos>")["input_ids"]
-        assert [*result.prompt_ids, *ids] == whole
+        all_ids = text_tokenizer(f"{pair.prompt}{completion}<eos>")["input_ids"]
+        assert [*result.prompt_ids, *ids] == all_ids
 
 
 def test_tools_and_template_arguments_reach_the_template(chat_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -33,10 +33,10 @@ def test_a_prompt_is_a_prefix_of_prompt_and_answer(tokenizer: Any, answer: str) 
         prompt = dialogue.request.messages
         start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
         turn = {"role": "assistant", "content": answer}
-        whole = tokenizer.apply_chat_template([*prompt, turn], return_dict=False)
-        assert whole[: len(start)] == start
-        assert whole[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(whole[len(start) : -1]) == answer
+        all_ids = tokenizer.apply_chat_template([*prompt, turn], return_dict=False)
+        assert all_ids[: len(start)] == start
+        assert all_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(all_ids[len(start) : -1]) == answer
 
 
 def test_system_tools_and_calls_are_rendered(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for ZeRO-3, for tests of what reads a model's weights."""
+"""An imitation of ZeRO-3, for tests of code that reads the weights of a model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -154,9 +154,9 @@ def test_a_truncated_array_ends_with_a_bad_row(
 def test_a_truncated_compressed_file_keeps_the_rows_before_the_damage(tmp_path: Path, suffix: str) -> None:
     rows = [{"n": i, "noise": hash((i, "x")) % 10**18} for i in range(5000)]
     content = as_array(rows) if suffix.startswith("json.") else as_jsonl(rows)
-    whole = gzip.compress(content) if suffix.endswith("gz") else zstandard.compress(content)
+    compressed = gzip.compress(content) if suffix.endswith("gz") else zstandard.compress(content)
     path = tmp_path / f"a.{suffix}"
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(compressed[: len(compressed) // 2])
     result = read(path, slice_rows=1000)
     assert list(good(result).values()) == rows[: len(result) - 1]
     assert len(result) > 1000 or suffix.endswith("zst")  # zstd decompresses whole blocks of 128 KiB
