@@ -157,26 +157,27 @@ def _from_transcripts(row: Mapping[str, Any], chosen: Any, rejected: Any, chat: 
 
 
 def _tools(row: Mapping[str, Any]) -> list[Any] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise RowError("broken JSON", f"{error} in column 'tools'") from error
+    tools = _parsed(row, "tools")
     if tools is not None and not isinstance(tools, list):
         raise RowError("wrong type", f"column 'tools' is {type_name(tools)}, not a list of tools")
     return tools
 
 
 def _template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = row.get("chat_template_kwargs")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else None
-        except ValueError as error:
-            raise RowError("broken JSON", f"{error} in column 'chat_template_kwargs'") from error
+    arguments = _parsed(row, "chat_template_kwargs")
     if arguments is None:
         return {}
     if not isinstance(arguments, dict):
         raise RowError("wrong type", f"column 'chat_template_kwargs' is {type_name(arguments)}, not an object")
     return arguments
+
+
+def _parsed(row: Mapping[str, Any], name: str) -> Any:
+    """Return an optional column's value, parsed if it is JSON text; None if it is missing or blank."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        raise RowError("broken JSON", f"{error} in column {name!r}") from error
