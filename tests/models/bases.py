@@ -1,5 +1,6 @@
 """Small base models of several architectures, as Hugging Face folders."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,15 @@ def make_base(folder: Path, tiny_model: Path, architecture: str, dtype: torch.dt
     for path in [*tiny_model.glob("tokenizer*"), *tiny_model.glob("*.jinja")]:
         shutil.copy(path, folder)
     return folder
+
+
+def add_custom_code(folder: Path) -> None:
+    """Make a Llama's folder that of a model whose classes are in a Python file of its own (trust_remote_code)."""
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )

@@ -30,7 +30,7 @@ from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.loading import disable_dropout, load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model, weight_files
-from tests.models.bases import ARCHITECTURES, IDS, SHAPE, make_base
+from tests.models.bases import ARCHITECTURES, IDS, SHAPE, add_custom_code, make_base
 from tests.models.partitioned import Partitioned, no_gather
 
 
@@ -159,14 +159,7 @@ def test_buffers_and_undeclared_shared_weights_are_exported(tiny_model: Path, tm
 
 def test_custom_code_is_exported_too(tiny_model: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tiny_model, "llama")
-    config = json.loads((base / "config.json").read_text())
-    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    (base / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
-    (base / "own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
-        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    add_custom_code(base)
     source = resolve_model(str(base), None, trust_remote_code=True)
     model = load_causal_lm(source, dtype="float32", attn_implementation=None, trust_remote_code=True)
     tokenizer = load_tokenizer(source, trust_remote_code=True)

@@ -34,6 +34,7 @@ from raydpo.models.loading import (
     quiet_libraries,
 )
 from raydpo.models.source import resolve_model
+from tests.models.bases import add_custom_code
 
 IDS = torch.tensor([[5, 9, 42, 17, 200, 3, 8]])
 
@@ -124,14 +125,7 @@ def test_an_attention_that_is_not_installed_is_an_error(tiny_model: Path) -> Non
 
 
 def test_custom_code_runs_only_with_trust_remote_code(copy_of: Path) -> None:
-    config = json.loads((copy_of / "config.json").read_text())
-    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    (copy_of / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
-    (copy_of / "own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
-        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    add_custom_code(copy_of)
     with pytest.raises(ModelError, match="trust_remote_code=true"):
         load(copy_of)
     assert type(load(copy_of, trust_remote_code=True)).__name__ == "OwnForCausalLM"
