@@ -29,7 +29,7 @@ class ModelPlan:
     @property
     def gpu(self) -> bool:
         """Whether the workers compute on GPUs."""
-        return self.group.gpus > 0
+        return self.group.gpu
 
     @property
     def display_name(self) -> str:

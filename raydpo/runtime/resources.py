@@ -33,6 +33,11 @@ class WorkerGroup:
     label_selector: Mapping[str, str]
     """Labels that a worker's node must have."""
 
+    @property
+    def gpu(self) -> bool:
+        """Whether the workers compute on GPUs."""
+        return self.gpus > 0
+
 
 def cluster_nodes() -> list[Node]:
     """Return the nodes of the Ray cluster that this process has joined."""

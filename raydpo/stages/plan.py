@@ -94,8 +94,8 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     check_quantization(job)
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
-    precision = job.precision(gpu=train_group.gpus > 0)
-    deepspeed = deepspeed_config(job, precision, gpu=train_group.gpus > 0, num_workers=train_group.workers)
+    precision = job.precision(gpu=train_group.gpu)
+    deepspeed = deepspeed_config(job, precision, gpu=train_group.gpu, num_workers=train_group.workers)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
@@ -108,7 +108,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         flops = flops_model(reference_config)
-    reference_precision = job.reference_precision(gpu=reference_group.gpus > 0)
+    reference_precision = job.reference_precision(gpu=reference_group.gpu)
     reference = plan_model(
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
     )
@@ -172,15 +172,14 @@ def plan_model(
 
     Raises ModelError where the attention that the options ask for does not work there.
     """
-    gpu = group.gpus > 0
     attention = choose(
         config,
         attn_implementation=job.model.attn_implementation,
         share_prompts=job.model.share_prompts,
-        gpu=gpu,
+        gpu=group.gpu,
         dtype=precision,
     )
-    tokens = job.tokens_per_micro_batch(gpu=gpu)
-    multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if gpu else 1
+    tokens = job.tokens_per_micro_batch(gpu=group.gpu)
+    multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if group.gpu else 1
     planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
     return ModelPlan(*model, group, precision, attention, planner)

@@ -67,7 +67,7 @@ def fit(task: TrainTask) -> TrainReport:
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers,
-            use_gpu=group.gpus > 0,
+            use_gpu=group.gpu,
             resources_per_worker={"CPU": group.cpus, "GPU": group.gpus, **group.resources},
             label_selector=dict(group.label_selector) or None,
         ),
