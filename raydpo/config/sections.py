@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from raydpo.config.columns import check_column_mapping
 from raydpo.config.fields import Section, above, at_least, one_of, option, within
 from raydpo.errors import ConfigError
 
@@ -73,6 +74,12 @@ class DataConfig(Section):
         "Dialect of the rows. auto: detected from the rows and reported in the log.",
         one_of("auto", "preference", "hh", "sharegpt", "openai"),
     )
+    column_mapping: dict[str, str] = option(
+        {},
+        "Columns of the rows by the names that are read, such as prompt=question chosen=answers.0.text; the better of "
+        "several by completions=response_0+response_1 with best=better_response_id, scores=... or ranks=.... Unset: "
+        "the columns of the dialects, and question, query, instruction with input.",
+    )
     max_length: int | None = option(
         1024, "Maximum length of prompt + completion; longer ones are truncated. none: no limit.", at_least(2), "tokens"
     )
@@ -112,6 +119,10 @@ class DataConfig(Section):
         "~/.cache/raydpo",
         "Folder or URL where tokenized and scored blocks are kept across runs; every node must have access to it.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_column_mapping(self.column_mapping)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.shards import Shard
@@ -30,6 +31,8 @@ class TokenizationRequest:
     """Folder or URL for bad rows, reachable from every node. `prepare` removes its previous contents."""
     dialect: str = "auto"
     """One of `detect.DIALECTS` for all shards, or auto: detected from the first rows of each shard."""
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    """The columns of the rows by the names of the dialects."""
     truncation: Truncation = field(default_factory=Truncation)
     """Length limits of the pairs."""
     block_pairs: int = 4096
@@ -82,9 +85,14 @@ def prepare(
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
     recipe = BlockRecipe(
-        request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
+        truncation=request.truncation,
+        cache_dir=request.cache_dir,
+        quarantine_dir=request.quarantine_dir,
+        mapping=request.mapping,
+        dataset_logps=request.dataset_logps,
+        per_token=request.per_token,
     )
-    slicing = Slicing(request.dialect, request.block_pairs)
+    slicing = Slicing(request.dialect, request.block_pairs, request.mapping)
     stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
     try:
         for outcome in stream:
@@ -96,8 +104,9 @@ def prepare(
         stream.close()  # stops the tasks that are still running
     if not any(outcome.block for outcome in tally.outcomes):
         if tally.bad:
-            raise _too_many_bad_rows(tally, shards, request, "and no good row is left")
+            raise _no_good_rows(tally, shards, request)
         raise DataError(f"there are no rows in {', '.join(shard.url for shard in shards[:5])}; check dataset_name")
+    _warn_of_bad_shards(tally, shards)
     return _summary(tally, shards)
 
 
@@ -135,6 +144,25 @@ def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], request: Tokeniza
         f"{first.reason}. See {request.quarantine_dir}; fix or drop the rows, set their dialect with dataset_format, "
         "or raise max_bad_rows"
     )
+
+
+def _no_good_rows(tally: _Tally, shards: Sequence[Shard], request: TokenizationRequest) -> DataError:
+    """Return the error for data without any good row. Its first reason names the columns, if these are at fault."""
+    outcome = tally.first_bad()
+    assert outcome.first_bad is not None
+    return DataError(
+        f"no row of {tally.rows} is a preference pair. Row {outcome.first_bad.row} of "
+        f"{shards[outcome.shard_index].url}: {outcome.first_bad.reason}. See {request.quarantine_dir}"
+    )
+
+
+def _warn_of_bad_shards(tally: _Tally, shards: Sequence[Shard]) -> None:
+    """Log a warning for each shard without any good row, as its columns are probably not those that are read."""
+    for index, shard in enumerate(shards):
+        outcomes = [outcome for outcome in tally.outcomes if outcome.shard_index == index]
+        first = min((part for part in outcomes if part.first_bad), key=lambda part: part.index, default=None)
+        if first and first.first_bad and not any(outcome.block for outcome in outcomes):
+            _log.warning("No row of %s is a preference pair; the first: %s", shard.url, first.first_bad.reason)
 
 
 def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from raydpo.blocks import schema
 from raydpo.blocks.schema import FloatArray
 from raydpo.data import quarantine
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
@@ -44,6 +45,8 @@ class BlockRecipe:
     """Folder or URL for tokenized blocks, reachable from every node."""
     quarantine_dir: str
     """Folder or URL for bad rows, reachable from every node."""
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    """The columns of the rows by the names of the dialects."""
     dataset_logps: bool = False
     """Whether the reference log-probs come from the rows; if so, the tokenized block contains them."""
     per_token: bool = False
@@ -117,7 +120,7 @@ def _tokenized_rows(
         try:
             if row.columns is None:
                 raise RowError(row.reason)
-            pair = to_pair(row.columns, raw.dialect, chat=bool(tokenizer.chat_template))
+            pair = to_pair(row.columns, raw.dialect, bool(tokenizer.chat_template), recipe.mapping)
             logps = read_dataset_logps(row.columns) if recipe.dataset_logps else None
         except RowError as reason:
             reasons.append((row, str(reason)))

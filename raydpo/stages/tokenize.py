@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydpo.config import JobConfig
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
@@ -76,6 +77,7 @@ def _prepare(
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
         dialect=data.dataset_format,
+        mapping=ColumnMapping.parse(data.column_mapping),
         truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         block_pairs=data.block_pairs,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,

@@ -13,6 +13,18 @@ class RowError(Exception):
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.detail = kind, detail
+
+    def __reduce__(self) -> tuple[type["RowError"], tuple[str, str]]:
+        return type(self), (self.kind, self.detail)
+
+
+class ColumnError(RowError):
+    """The columns of a row are not those of its dialect; `to_pair` adds which they are and how to map them."""
+
+
+ROW_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Exceptions that a row of any content may cause where it is converted; each becomes the reason of that row."""
 
 
 def kind_of(reason: str) -> str:
