@@ -148,12 +148,16 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
 
 def _prompt(row: Mapping[str, Any], dialect: str, chosen: Any, rejected: Any) -> Any:
     """Return the value of the prompt column, or None if the prompt must be split off `chosen` and `rejected`."""
-    name = _PROMPT_COLUMNS[dialect]
-    if name in row:
-        return _column(row, name)
-    if dialect == "preference" or _are_whole(chosen, rejected):
+    own = _PROMPT_COLUMNS[dialect]
+    if own in row:
+        return _column(row, own)
+    if _are_whole(chosen, rejected):
         return None
-    return _column(row, name)
+    # A row of another dialect than most of its file has its prompt in another column.
+    others = [name for name in _PROMPT_COLUMNS.values() if isinstance(row.get(name), list)]
+    if others:
+        return row[others[0]]
+    return None if dialect == "preference" else _column(row, own)
 
 
 def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

@@ -65,6 +65,12 @@ def test_dialects_are_detected_and_give_the_same_pair(case: str) -> None:
     assert to_pair(row, dialect, chat=True) == Pair([USER], [YES], [NO])
 
 
+def test_a_row_of_another_conversational_dialect_than_its_file_is_read_by_its_own_columns() -> None:
+    for name in ("explicit", "openai", "sharegpt"):
+        for dialect in ("preference", "openai", "sharegpt"):
+            assert to_pair(CONVERSATIONS[name][1], dialect, chat=True) == Pair([USER], [YES], [NO])
+
+
 def test_text_pairs_have_an_explicit_or_implicit_prompt() -> None:
     explicit = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
     implicit = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
