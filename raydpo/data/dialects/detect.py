@@ -10,7 +10,6 @@
 All dialects also read `tools` (a list, or its JSON) and `chat_template_kwargs`; `sharegpt` and `openai` read `system`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from raydpo.data.dialects import hh
 from raydpo.data.dialects.implicit_prompt import is_full_conversation, split_text, split_turns
 from raydpo.data.dialects.messages import as_messages, is_blank, is_message
 from raydpo.data.dialects.pair import Messages, Pair, RowError, type_name
+from raydpo.data.files.json_text import parse_json_text
 
 DIALECTS = ("preference", "hh", "sharegpt", "openai")
 _PROMPT_COLUMNS = {"preference": "prompt", "sharegpt": "conversations", "openai": "messages"}
@@ -177,7 +177,4 @@ def _parsed(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except ValueError as error:
-        raise RowError("broken JSON", f"{error} in column {name!r}") from error
+    return parse_json_text(value, f"column {name!r}") if value.strip() else None

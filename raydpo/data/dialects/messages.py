@@ -1,10 +1,10 @@
 """Convert the messages of a row (OpenAI or ShareGPT format) to `{"role": ..., "content": ...}`."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from raydpo.data.dialects.pair import Messages, RowError, type_name
+from raydpo.data.files.json_text import parse_json_text
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -79,10 +79,7 @@ def _sharegpt_message(value: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _tool_calls(text: str, column: str) -> list[dict[str, Any]]:
-    try:
-        calls = json.loads(text)
-    except ValueError as error:
-        raise RowError("broken JSON", f"{error} in a function_call in column {column!r}") from error
+    calls = parse_json_text(text, f"a function_call in column {column!r}")
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and "name" in call for call in calls):
         raise RowError("wrong type", f"a function_call in column {column!r} has no name")
