@@ -19,7 +19,8 @@ class BadRow:
 
     shard: str
     row: int
-    """Number of the row, from 1: the line of a JSONL file, the element of a JSON array, or the Parquet or Arrow row."""
+    """Number of the row, from 1: the line of a JSONL file, the element of a JSON array or of a sequence of
+    objects, or the Parquet or Arrow row."""
     reason: str
     content: str
     """The row as text; undecodable bytes are escaped, and long rows are shortened."""

@@ -269,9 +269,4 @@ def _parsed(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if not isinstance(value, str):
         return value
-    if not value.strip():
-        return None
-    try:
-        return parse_json_text(value)
-    except RowError as error:
-        raise RowError(error.kind, f"{error.detail} in column {name!r}") from error
+    return parse_json_text(value, f"column {name!r}") if value.strip() else None

@@ -6,6 +6,7 @@ as JSON text.
 """
 
 import ast
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,8 +66,8 @@ def _messages_in_text(text: str) -> Any:
         value = parse_json_text(stripped)
     except RowError:
         try:
-            value = ast.literal_eval(stripped)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            value = parse_json_text(json.dumps(ast.literal_eval(stripped)))  # with the limits of JSON
+        except (RowError, ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return None
     if isinstance(value, Mapping) and not is_message(value):
         value = value.get("messages")
@@ -131,7 +132,7 @@ def _with_calls(message: dict[str, Any], column: str) -> dict[str, Any]:
     if calls is None and old is not None:
         calls = [old]
     if isinstance(calls, str):
-        calls = parse_json_text(calls)
+        calls = parse_json_text(calls, f"tool_calls in column {column!r}")
     if not calls:
         return message
     if not isinstance(calls, list):
@@ -142,7 +143,7 @@ def _with_calls(message: dict[str, Any], column: str) -> dict[str, Any]:
 def _calls_in_text(content: Any, column: str) -> list[dict[str, Any]]:
     if not isinstance(content, str):
         raise RowError("wrong type", f"a tool call in column {column!r} is {type_name(content)}, not JSON text")
-    calls = parse_json_text(content)
+    calls = parse_json_text(content, f"a tool call in column {column!r}")
     return [_call(call, column) for call in (calls if isinstance(calls, list) else [calls])]
 
 
@@ -152,7 +153,7 @@ def _call(call: Any, column: str) -> dict[str, Any]:
         raise RowError("wrong type", f"a tool call in column {column!r} has no name")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        arguments = parse_json_text(arguments) if arguments.strip() else {}
+        arguments = parse_json_text(arguments, f"arguments in column {column!r}") if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         raise RowError(
             "wrong type", f"the arguments of a tool call in column {column!r} are {type_name(arguments)}, not an object"
