@@ -11,7 +11,9 @@ from raydpo.blocks.schema import Block
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
+from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
 from raydpo.data.shards import Shard
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
@@ -41,6 +43,8 @@ class TokenizationRequest:
     """Whether the reference log-probs come from the rows."""
     per_token: bool = False
     """Whether these must be one value per token instead of a sum per completion."""
+    text: TextOptions = field(default_factory=TextOptions)
+    """What happens where a chat template drops words, and to special tokens of text."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class PreparedData:
     """Path or URL by shard name."""
     dropped_prompt_tails: int
     """Number of pairs whose prompt lost its last tokens because prompt + completion is tokenized differently there."""
+    template_losses: Mapping[str, int]
+    """Number of pairs that are trained on although the chat template drops words of them, by kind of words."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
 
@@ -91,6 +97,7 @@ def prepare(
         mapping=request.mapping,
         dataset_logps=request.dataset_logps,
         per_token=request.per_token,
+        text=request.text,
     )
     slicing = Slicing(request.dialect, request.block_pairs, request.mapping)
     stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
@@ -170,16 +177,8 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
         reasons.update(outcome.bad_reasons)
-    tails = sum(outcome.dropped_tails for outcome in outcomes)
-    if tails:
-        example = next(outcome.tail for outcome in outcomes if outcome.tail)
-        _log.warning(
-            "The prompts of %d pairs lose their last tokens, for example %r, because prompt + completion is tokenized "
-            "differently there: tokens merge across the boundary, or the chat template renders a prompt differently "
-            "on its own. End prompts on a token boundary, or use a template that renders both alike.",
-            tails,
-            example,
-        )
+    remarks = merged(outcome.remarks for outcome in outcomes)
+    log_remarks(remarks)
     return PreparedData(
         blocks=tuple(outcome.block for outcome in outcomes if outcome.block),
         rows_read=tally.rows,
@@ -187,6 +186,7 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         bad_reasons=dict(reasons.most_common()),
         dialects={shards[outcome.shard_index].name: outcome.dialect for outcome in outcomes},
         files={shard.name: shard.url for shard in shards},
-        dropped_prompt_tails=tails,
+        dropped_prompt_tails=sum(rows_of(remarks, topic).get("", 0) for topic in (GENERATION_TAIL, MERGED_TAIL)),
+        template_losses=rows_of(remarks, LOSS),
         longest=max(outcome.longest for outcome in outcomes),
     )

@@ -8,6 +8,7 @@ from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
@@ -82,5 +83,6 @@ def _prepare(
         block_pairs=data.block_pairs,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
+        text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
     )
     return prepare(shards, request, data.max_bad_rows, on_progress)

@@ -20,9 +20,10 @@ from raydpo.data.dialects import columns, hh, turns
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.implicit_prompt import check_no_other_prompt, split_text
 from raydpo.data.dialects.messages import as_messages, is_blank, unwrap_messages
-from raydpo.data.dialects.pair import ROW_FAULTS, ColumnError, Messages, Pair, RowError, type_name
+from raydpo.data.dialects.pair import ColumnError, Messages, Pair, RowError, type_name
 from raydpo.data.dialects.suggest import columns_and_mapping
 from raydpo.data.files.json_text import parse_json_text
+from raydpo.data.row_errors import ROW_ERRORS
 
 DIALECTS = ("preference", "hh", "sharegpt", "openai")
 _PROMPT_COLUMNS = {"preference": "prompt", "sharegpt": "conversations", "openai": "messages"}
@@ -49,7 +50,7 @@ def dialect_of(rows: Iterable[Mapping[str, Any]], mapping: ColumnMapping | None 
 def _dialect_of_row(row: Mapping[str, Any], mapping: ColumnMapping) -> str:
     try:
         row = _named(row, mapping)
-    except (RowError, *ROW_FAULTS):
+    except (RowError, *ROW_ERRORS):
         return DIALECTS[0]  # the row is refused with its reason when it is converted
     chosen, rejected, prompt = row.get("chosen"), row.get("rejected"), row.get("prompt")
     if isinstance(row.get("conversations"), list) or (_has_key(chosen, "from") and prompt is None):
@@ -86,8 +87,6 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool, mapping: ColumnMap
         return _to_pair(_named(row, mapping or ColumnMapping()), dialect, chat)
     except ColumnError as error:
         raise RowError(error.kind, f"{error.detail}; {columns_and_mapping(row)}") from error
-    except ROW_FAULTS as error:
-        raise RowError("unreadable row", f"{type(error).__name__}: {error}") from error
 
 
 def _named(row: Mapping[str, Any], mapping: ColumnMapping) -> dict[str, Any]:

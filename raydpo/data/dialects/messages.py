@@ -7,6 +7,7 @@ as JSON text.
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ _CALL_ROLES = ("tool_call", "function_call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which a message may have the model's reasoning, apart from its content."""
 _PAYLOAD_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
+_LOOKS_LIKE_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|from)["']\s*:""")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -46,7 +48,10 @@ def is_from_model(message: Mapping[str, Any]) -> bool:
 
 
 def unwrap_messages(value: Any) -> Any:
-    """Return the messages where a value holds them as JSON text or under the key `messages`; else the value itself."""
+    """Return the messages where a value holds them as JSON text or under the key `messages`; else the value itself.
+
+    Raises RowError for text that begins as messages do and cannot be parsed.
+    """
     if isinstance(value, str):
         parsed = _messages_in_text(value)
         return value if parsed is None else parsed
@@ -56,22 +61,34 @@ def unwrap_messages(value: Any) -> Any:
 
 
 def _messages_in_text(text: str) -> Any:
-    """Return the list of messages that text is the JSON of (or Python's notation of); None for any other text."""
+    """Return the list of messages that text is the JSON of (or Python's notation of); None for any other text.
+
+    Raises RowError for text that begins as messages do and cannot be parsed.
+    """
     stripped = text.strip()
     if not (stripped.startswith(("[", "{")) and stripped.endswith(("]", "}"))):
         return None
     if not ("role" in stripped or "from" in stripped):
         return None
     try:
-        value = parse_json_text(stripped)
+        value = _parsed(stripped)
     except RowError:
-        try:
-            value = parse_json_text(json.dumps(ast.literal_eval(stripped)))  # with the limits of JSON
-        except (RowError, ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            return None
+        if _LOOKS_LIKE_MESSAGES.match(stripped):
+            raise
+        return None
     if isinstance(value, Mapping) and not is_message(value):
         value = value.get("messages")
     return value if _are_messages(value) else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_json_text(text)
+    except RowError as error:
+        try:
+            return parse_json_text(json.dumps(ast.literal_eval(text)))  # Python's notation, with the limits of JSON
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            raise error from None
 
 
 def _are_messages(value: Any) -> bool:

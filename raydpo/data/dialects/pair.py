@@ -23,10 +23,6 @@ class ColumnError(RowError):
     """The columns of a row are not those of its dialect; `to_pair` adds which they are and how to map them."""
 
 
-ROW_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""Exceptions that a row of any content may cause where it is converted; each becomes the reason of that row."""
-
-
 def kind_of(reason: str) -> str:
     """Return the kind of fault from a RowError message; bad rows are counted by it."""
     return reason.split(":", 1)[0]

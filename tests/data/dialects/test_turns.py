@@ -151,6 +151,14 @@ REFUSED: dict[str, tuple[Row, str]] = {
         },
         "wrong type: a part of a content",
     ),
+    "broken JSON of messages": (
+        {"prompt": '[{"role": "user", "content": "Capital?]', "chosen": "Rome.", "rejected": "Pisa."},
+        "broken JSON: ",
+    ),
+    "half a surrogate in JSON of messages": (
+        {"prompt": '[{"role": "user", "content": "\\ud83d"}]', "chosen": "Rome.", "rejected": "Pisa."},
+        "bad Unicode: ",
+    ),
     "a role that is a list": (
         {"prompt": [USER], "chosen": [{**YES, "role": ["assistant"]}], "rejected": [NO]},
         "wrong type: a role",
