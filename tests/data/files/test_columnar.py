@@ -118,7 +118,7 @@ def test_values_that_json_does_not_have_become_those_of_json(tmp_path: Path, nam
     json.dumps(rows[0].columns)
 
 
-def test_a_file_without_a_prompt_column_is_read_with_all_its_columns_but_binary_ones(tmp_path: Path) -> None:
+def test_a_file_without_the_columns_of_a_pair_is_read_with_all_its_columns_but_binary_ones(tmp_path: Path) -> None:
     image = pa.array([{"bytes": b"\x89PNG", "path": "x"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     at = pa.array([10**15], pa.timestamp("s"))  # a time that Python cannot hold
     columns = {"question": ["q"], "chosen": ["a"], "ratings": [[1.5, None]], "meta.x": ["m"], "id": [7]}
@@ -127,7 +127,9 @@ def test_a_file_without_a_prompt_column_is_read_with_all_its_columns_but_binary_
         rows = read(write(tmp_path / name, {**columns, **others}))
         assert [row.columns for row in rows] == [{name: value[0] for name, value in columns.items()}]
         rows = read(write(tmp_path / name, {**columns, **others, "prompt": ["p"]}))
-        assert [row.columns for row in rows] == [{"chosen": "a", "prompt": "p"}]
+        assert "question" in (rows[0].columns or {})
+        rows = read(write(tmp_path / name, {**columns, **others, "prompt": ["p"], "rejected": ["b"]}))
+        assert [row.columns for row in rows] == [{"chosen": "a", "prompt": "p", "rejected": "b"}]
         rows = read(write(tmp_path / name, others))
         assert [row.columns for row in rows] == [{}]
 
