@@ -1,5 +1,6 @@
 """Convert shards to tokenized blocks on the Ray cluster. The tokenize stage calls this."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks.schema import Block
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
+from raydpo.data.settings_digest import settings_digest
 from raydpo.data.shards import Shard
+from raydpo.data.token_index import TokenIndex
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
@@ -60,6 +63,8 @@ class PreparedData:
     """Number of pairs whose prompt lost its last tokens because prompt + completion is tokenized differently there."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
+    rows_reused: int = field(default=0, compare=False)
+    """Number of good and bad rows that an earlier run has tokenized."""
 
     @property
     def pairs(self) -> int:
@@ -73,7 +78,7 @@ def prepare(
     max_bad_rows: int | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> PreparedData:
-    """Read and tokenize every row of the shards on the running Ray cluster.
+    """Read and tokenize every row of the shards on the running Ray cluster, but for shards that are in the index.
 
     `on_progress` is called with the number of rows done so far whenever a block finishes. Raises DataError if there are
     more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a shard cannot
@@ -85,15 +90,15 @@ def prepare(
         request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
     )
     slicing = Slicing(request.dialect, request.block_pairs)
-    stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
-    try:
-        for outcome in stream:
-            tally.add(outcome)
+    settings = settings_digest(request.tokenizer, recipe, slicing)
+    index = TokenIndex(shards, settings, recipe.cache_dir, recipe.quarantine_dir)
+    stream = index.outcomes(lambda missing: block_outcomes(missing, slicing, request.tokenizer, recipe))
+    with contextlib.closing(stream):  # stops the tasks that are still running
+        for outcome, reused in stream:
+            tally.add(outcome, reused)
             on_progress(tally.rows)
             if max_bad_rows is not None and tally.bad > max_bad_rows and tally.first_bad_is_known():
                 raise _too_many_bad_rows(tally, shards, request, f"more than max_bad_rows={max_bad_rows}")
-    finally:
-        stream.close()  # stops the tasks that are still running
     if not any(outcome.block for outcome in tally.outcomes):
         if tally.bad:
             raise _too_many_bad_rows(tally, shards, request, "and no good row is left")
@@ -108,10 +113,12 @@ class _Tally:
     outcomes: list[BlockOutcome] = field(default_factory=list)
     rows: int = 0
     bad: int = 0
+    reused: int = 0
 
-    def add(self, outcome: BlockOutcome) -> None:
+    def add(self, outcome: BlockOutcome, reused: bool) -> None:
         self.outcomes.append(outcome)
         self.rows += outcome.rows
+        self.reused += outcome.rows if reused else 0
         self.bad += sum(outcome.bad_reasons.values())
 
     def first_bad(self) -> BlockOutcome:
@@ -161,4 +168,5 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         files={shard.name: shard.url for shard in shards},
         dropped_prompt_tails=tails,
         longest=max(outcome.longest for outcome in outcomes),
+        rows_reused=tally.reused,
     )

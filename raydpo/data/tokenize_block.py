@@ -16,6 +16,7 @@ from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
+from raydpo.data.index_entries import block_url
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import EncodedPair, TokenIds, Truncation, tokenize
 from raydpo.errors import DataError
@@ -65,6 +66,8 @@ class BlockOutcome:
     """Number of bad rows by kind of fault."""
     first_bad: quarantine.BadRow | None
     """The bad row with the lowest number; None if all rows were good."""
+    quarantine_file: str
+    """Name of the file with the bad rows in the quarantine folder; empty if all rows were good."""
     dropped_tails: int
     """Number of good pairs whose prompt lost its last tokens at the boundary to the completions."""
     tail: str
@@ -88,8 +91,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     text.
     """
     good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
-    if bad:
-        quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad)
+    quarantined = quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad) if bad else ""
     tails = [row.pair.dropped_tail for row in good if len(row.pair.dropped_tail)]
     return BlockOutcome(
         shard_index=raw.shard_index,
@@ -99,6 +101,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         rows=total,
         bad_reasons=Counter(kind_of(row.reason) for row in bad),
         first_bad=bad[0] if bad else None,
+        quarantine_file=quarantined,
         dropped_tails=len(tails),
         tail=str(tokenizer.decode(tails[0].tolist())) if tails else "",
         longest=max((row.pair.length for row in good), default=0),
@@ -168,7 +171,7 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     # Another shard may have the same tokens with other pair ids. The file name depends on both, so that neither file
     # overwrites the other; the scores depend on the tokens only.
     name = hashlib.sha256("\n".join([content, *pair_ids]).encode()).hexdigest()
-    url = storage.join(cache_dir, "tokenized", f"{name}.parquet")
+    url = block_url(cache_dir, f"{name}.parquet")
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
         arrays += [_list_array(side) for side in zip(*scores, strict=True)]

@@ -36,7 +36,9 @@ def tokenize(plan: RunPlan) -> RunData:
     parts = [part for part in (train, held_out) if part]
     rows, bad = sum(part.rows_read for part in parts), sum(part.rows_quarantined for part in parts)
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
-    stage.done(f"{rows:,} rows ({', '.join(dialects)}), {bad:,} to quarantine")
+    reused = sum(part.rows_reused for part in parts)
+    cached = f", {reused:,} from the cache" if reused else ""
+    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine")
     return RunData(train, held_out)
 
 
