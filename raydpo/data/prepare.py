@@ -72,6 +72,15 @@ class PreparedData:
         return sum(block.pairs for block in self.blocks)
 
 
+def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
+    """Return the settings for cutting shards into raw blocks, and those for tokenizing raw blocks."""
+    recipe = BlockRecipe(
+        request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
+    )
+    slicing = Slicing(request.dialect, request.block_pairs)
+    return slicing, recipe
+
+
 def prepare(
     shards: Sequence[Shard],
     request: TokenizationRequest,
@@ -80,23 +89,21 @@ def prepare(
 ) -> PreparedData:
     """Read and tokenize every row of the shards on the running Ray cluster, but for shards that are in the index.
 
-    `on_progress` is called with the number of rows done so far whenever a block finishes. Raises DataError if there are
-    more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a shard cannot
-    be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
+    `on_progress` is called with the number of rows done so far whenever a block was tokenized. Raises DataError if
+    there are more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a
+    shard cannot be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
     """
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
-    recipe = BlockRecipe(
-        request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
-    )
-    slicing = Slicing(request.dialect, request.block_pairs)
+    slicing, recipe = recipes(request)
     settings = settings_digest(request.tokenizer, recipe, slicing)
     index = TokenIndex(shards, settings, recipe.cache_dir, recipe.quarantine_dir)
     stream = index.outcomes(lambda missing: block_outcomes(missing, slicing, request.tokenizer, recipe))
     with contextlib.closing(stream):  # stops the tasks that are still running
         for outcome, reused in stream:
             tally.add(outcome, reused)
-            on_progress(tally.rows)
+            if not reused:
+                on_progress(tally.rows)
             if max_bad_rows is not None and tally.bad > max_bad_rows and tally.first_bad_is_known():
                 raise _too_many_bad_rows(tally, shards, request, f"more than max_bad_rows={max_bad_rows}")
     if not any(outcome.block for outcome in tally.outcomes):

@@ -90,7 +90,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     Raises DataError if the tokenizer lacks what the rows need: a chat template for conversations, or an EOS token for
     text.
     """
-    good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
+    good, bad, total = tokenized_rows(raw, tokenizer, recipe)
     quarantined = quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad) if bad else ""
     tails = [row.pair.dropped_tail for row in good if len(row.pair.dropped_tail)]
     return BlockOutcome(
@@ -108,7 +108,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     )
 
 
-def _tokenized_rows(
+def tokenized_rows(
     raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> tuple[list[_GoodRow], list[quarantine.BadRow], int]:
     """Return the good rows and the bad rows, both in order, and the total number of rows."""
