@@ -19,6 +19,7 @@ LABEL = 12
 
 
 def heading(name: str) -> str:
+    """Return the line above what is printed of a file."""
     return f"== {name} ".ljust(100, "=")
 
 
