@@ -15,6 +15,13 @@ PARTS = (
 )
 """Writes the text of each content part in brackets, so that a test sees the template's own way."""
 
+ONLY_PARTS = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n"
+    "{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+"""Takes no text that is not a part, as the templates of Llava and SmolVLM do."""
+
 THINKING_STRIPPED = (
     "{% for m in messages %}<|start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1] }}"

@@ -190,6 +190,13 @@ def test_content_parts_become_text_as_the_template_writes_them() -> None:
         assert chosen == "Rome.<|end|>\n"
 
 
+def test_text_becomes_a_part_where_the_template_takes_only_parts() -> None:
+    prompt = "<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n"
+    assert texts(templates.ONLY_PARTS, pair([QUESTION], ROME)) == (prompt, "It is Rome.<|end|>\n")
+    prompt = "<|start|>system\nBrief.<|end|>\n<|start|>user\nq<|end|>\n<|start|>assistant\n"
+    assert texts(templates.ONLY_PARTS, pair([system("Brief."), user("q")], ROME))[0] == prompt
+
+
 @pytest.mark.parametrize(
     "part", [{"type": "image", "image": "x.png"}, {"type": "text", "text": {"value": "Rome"}}, {"type": ["text"]}, 5]
 )
