@@ -124,16 +124,22 @@ def _tokenized_rows(
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
     dataset_logps: list[DatasetLogps | None] = []
+    lacks: list[str] = []
     for row in parse(raw.rows):
         read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), _UNREADABLE)
         if isinstance(read, RowError):
             reasons.append((row, read))
             continue
         pair, logps = read
-        _check_tokenizer(pair, tokenizer, raw.shard)
+        if lack := _lack(pair, tokenizer):
+            lacks.append(lack)
+            reasons.append((row, RowError("not for this tokenizer", f"the row {lack}")))
+            continue
         rows.append(row)
         pairs.append(pair)
         dataset_logps.append(logps)
+    if lacks and not rows and raw.index == 0:  # no other row of the shard has shown that it fits
+        raise DataError(f"{raw.shard.url} {lacks[0]}")
     good: list[_GoodRow] = []
     for row, logps, tokenized in zip(rows, dataset_logps, tokenize(tokenizer, pairs, recipe.text), strict=True):
         cut = attempt(partial(_cut, row, logps, tokenized, recipe), _UNREADABLE)
@@ -165,17 +171,19 @@ def _cut(row: ReadRow, logps: DatasetLogps | None, tokenized: EncodedPair | RowE
     return _GoodRow(row.number, cut, scores)
 
 
-def _check_tokenizer(pair: Pair, tokenizer: PreTrainedTokenizerBase, shard: Shard) -> None:
+def _lack(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the tokenizer lacks for a pair, as a sentence without its subject; empty if it lacks nothing."""
     if pair.conversational and not tokenizer.chat_template:
-        raise DataError(
-            f"{shard.url} has conversations, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+        return (
+            f"has conversations, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
             "use a model that has one (usually named Instruct or Chat), or data whose prompt and completions are text"
         )
     if not pair.conversational and tokenizer.eos_token is None:
-        raise DataError(
-            f"{shard.url} has text pairs, which must end with EOS, but the tokenizer of {tokenizer.name_or_path!r} has "
+        return (
+            f"has text pairs, which must end with EOS, but the tokenizer of {tokenizer.name_or_path!r} has "
             "no eos_token; set it in tokenizer_config.json"
         )
+    return ""
 
 
 def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> schema.Block:

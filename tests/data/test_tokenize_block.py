@@ -14,6 +14,7 @@ from raydpo.data.shards import Shard
 from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, tokenize_block
+from raydpo.errors import DataError
 from raydpo.runtime import storage
 from tests.data import templates
 from tests.data.tokenizers import TEMPLATE, build_tokenizer
@@ -117,3 +118,16 @@ def test_rows_with_lost_words_are_counted_with_the_first_of_them(tmp_path: Path)
     (quarantined,) = outcomes(path, tokenizer)
     assert quarantined.bad_reasons == {"dropped by the chat template": 2}
     assert ("loss", "reasoning") not in quarantined.remarks
+
+
+def test_one_conversation_among_texts_costs_itself_only_where_there_is_no_template(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"})
+    path.write_text("\n".join([text, line(), text]))
+    (outcome,) = outcomes(path, build_tokenizer(None))
+    assert outcome.block is not None
+    assert outcome.block.pairs == 2
+    assert "has no chat template; use a model that has one" in reasons(tmp_path)[2]
+    path.write_text(line())
+    with pytest.raises(DataError, match=r"rows.jsonl has conversations, but .* has no chat template; use"):
+        outcomes(path, build_tokenizer(None))
