@@ -15,6 +15,8 @@ CHOSEN_IDS = "chosen_ids"
 REJECTED_IDS = "rejected_ids"
 REF_CHOSEN_LOGPS = "ref_chosen_logps"
 REF_REJECTED_LOGPS = "ref_rejected_logps"
+WEIGHT = "weight"
+MARGIN = "margin"
 
 TOKENIZED_SCHEMA = pa.schema(
     [
@@ -36,6 +38,9 @@ SCORES_SCHEMA = pa.schema(
 
 DATASET_LOGPS_SCHEMA = pa.schema([*TOKENIZED_SCHEMA, *SCORES_SCHEMA])
 """Columns of a tokenized pair with the reference log-probs from its row of the dataset (`reference_from_dataset`)."""
+
+EXTRA_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
+"""Columns that a block's file has after the others where rows have a weight other than 1 or a margin other than 0."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -59,6 +64,10 @@ class Block:
     """Path or URL of the tokenized Parquet file."""
     rows: tuple[int, ...] | None = None
     """Rows of the file that form the block, in order, if it is a part of another block (None: all rows)."""
+    weights: str = ""
+    """SHA-256 (hex) of the weights in the block's file; empty if all are 1. The scores do not depend on it."""
+    margins: str = ""
+    """SHA-256 (hex) of the margins in the block's file; empty if all are 0. The scores do not depend on it."""
 
     def part(self, rows: Sequence[int]) -> "Block":
         """Return some rows of the block, given in order, as a block with scores of its own.
@@ -92,3 +101,7 @@ class ScoredPair(TokenizedPair):
 
     ref_chosen_logps: FloatArray
     ref_rejected_logps: FloatArray
+    weight: float = 1.0
+    """Weight of the pair's loss, from its row."""
+    margin: float = 0.0
+    """Margin of the pair, from its row, before `margin_scale`."""
