@@ -41,6 +41,16 @@ class TokenizationRequest:
 
 
 @dataclass(frozen=True)
+class ShardCounts:
+    """Counts of the rows of one shard."""
+
+    read: int
+    """Number of good and bad rows."""
+    quarantined: int
+    """Number of bad rows."""
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """The tokenized blocks of a dataset, and statistics of its rows."""
 
@@ -60,6 +70,8 @@ class PreparedData:
     """Number of pairs whose prompt lost its last tokens because prompt + completion is tokenized differently there."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
+    by_shard: Mapping[str, ShardCounts] = field(default_factory=dict)
+    """Counts by shard name; shards without rows are missing."""
 
     @property
     def pairs(self) -> int:
@@ -161,4 +173,15 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         files={shard.name: shard.url for shard in shards},
         dropped_prompt_tails=tails,
         longest=max(outcome.longest for outcome in outcomes),
+        by_shard=_counts(outcomes, shards),
     )
+
+
+def _counts(outcomes: Sequence[BlockOutcome], shards: Sequence[Shard]) -> dict[str, ShardCounts]:
+    read: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    for outcome in outcomes:
+        name = shards[outcome.shard_index].name
+        read[name] += outcome.rows
+        bad[name] += sum(outcome.bad_reasons.values())
+    return {name: ShardCounts(read[name], bad[name]) for name in read}

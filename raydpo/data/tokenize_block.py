@@ -15,7 +15,8 @@ from raydpo.data import quarantine
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
-from raydpo.data.files.rows import ReadRow, RowSlice, parse
+from raydpo.data.files.rows import ReadRow, RowSlice
+from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import EncodedPair, TokenIds, Truncation, tokenize
 from raydpo.errors import DataError
@@ -113,7 +114,7 @@ def _tokenized_rows(
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
     dataset_logps: list[DatasetLogps | None] = []
-    for row in parse(raw.rows):
+    for row in parse_rows(raw.rows, raw.shard.columns):
         try:
             if row.columns is None:
                 raise RowError(row.reason)
