@@ -29,6 +29,6 @@ def check_columns(rows: RowSlice, shard: Shard) -> None:
         names = {name for row in parse(rows) if row.columns is not None for name in row.columns}
     if names and (missing := sorted(shard.columns - names)):
         raise DataError(
-            f"columns of datasets names {missing[0]}, which no row at the start of {shard.url} has (they have "
+            f"columns of datasets names {missing[0]}, which no row at the start of {shard.url} has (found: "
             f"{', '.join(sorted(names))}); correct it, or leave columns out"
         )
