@@ -145,9 +145,7 @@ class DataConfig(Section):
                 "them out, or make dataset_name an entry of datasets"
             )
         if self.datasets and self.dataset_config and not self.eval_dataset_name:
-            raise ConfigError(
-                f"dataset_config={self.dataset_config} is for dataset_name; set name in the entries of datasets"
-            )
+            raise ConfigError(f"dataset_config={self.dataset_config} is for dataset_name; set name in datasets instead")
         if self.test_split_size and self.eval_dataset_name:
             raise ConfigError(
                 f"test_split_size={self.test_split_size:g} holds out training rows, and eval_dataset_name names other "
