@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raydpo.data.inspection import ShardReport
+    from raydpo.data.shards import Shard
 
 PROGRAM = "inspect_data"
 
@@ -70,7 +71,7 @@ def parse_arguments(words: Sequence[str]) -> tuple[JobConfig, InspectConfig]:
     # Pairs that are held out are files of their own, which can be named here.
     values: dict[str, Any] = {"eval_strategy": "no", **({"dataset_name": files} if files else {})}
     job = parsed.with_values(values).job
-    if not job.data.dataset_name:
+    if not job.data.entries:
         raise ConfigError("no data is named; write the files after the name of the program, or set dataset_name")
     return job, InspectConfig(**cast(dict[str, Any], own))
 
@@ -100,9 +101,9 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     from raydpo.data.prepare import recipes
     from raydpo.reporting import data_report
     from raydpo.reporting.console import Stage, print_line
-    from raydpo.stages.tokenize import find_data, tokenization_request
+    from raydpo.stages.tokenize import tokenization_request
 
-    shards, _ = find_data(job)
+    shards = find_shards(job)
     tokenizer = load_tokenizer(job)
     if tokenizer is not None and writes_date(tokenizer) and job.data.chat_template_date is None:
         today = datetime.date.today().isoformat()  # that of a run which starts now
@@ -137,6 +138,18 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     return int(failed)
 
 
+def find_shards(job: JobConfig) -> list["Shard"]:
+    """Return the shards of the data with the rows that a run would use: those to train on, then those held out."""
+    from raydpo.data.mixture import draw_rows
+    from raydpo.data.row_counts import count_rows
+    from raydpo.stages.tokenize import find_data
+
+    entries, _ = find_data(job)
+    data = job.data
+    mixture = draw_rows(entries, data.dataset_seed, data.test_split_size, lambda urls: list(map(count_rows, urls)))
+    return [*mixture.train, *mixture.held_out]
+
+
 def load_tokenizer(job: JobConfig) -> "PreTrainedTokenizerBase | None":
     """Return the tokenizer of the job's model, for which no weights are read; None without a model."""
     name, trust = job.model.model_name_or_path, job.model.trust_remote_code
@@ -148,11 +161,15 @@ def load_tokenizer(job: JobConfig) -> "PreTrainedTokenizerBase | None":
 
         return build_tokenizer(Recipe().vocab_size)
     from raydpo.models import loading
+    from raydpo.models.chat_template import read_chat_template
     from raydpo.models.source import resolve_tokenizer
 
     loading.quiet_libraries()
     source = resolve_tokenizer(name, job.model.model_revision, trust_remote_code=trust)
-    return loading.load_tokenizer(source, trust_remote_code=trust)
+    tokenizer = loading.load_tokenizer(source, trust_remote_code=trust)
+    if job.model.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(job.model.chat_template)
+    return tokenizer
 
 
 def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:

@@ -56,17 +56,19 @@ def with_output_dir(parsed: ParsedOptions, program: str = "dpo") -> ParsedOption
 
 def check_model_named(job: JobConfig) -> None:
     """Raise ConfigError where there is a data set and no model: a run must not train another model than was meant."""
-    if job.data.dataset_name and not job.model.model_name_or_path:
+    if job.data.entries and not job.model.model_name_or_path:
+        option = "dataset_name" if job.data.dataset_name else "datasets"
+        paths = ",".join(entry.path for entry in job.data.entries)
         raise ConfigError(
-            f"dataset_name={','.join(job.data.dataset_name)} is set and model_name_or_path is not; name the model to "
-            f"train, or set model_name_or_path={STARTER} for the small built-in one"
+            f"{option}={paths} is set and model_name_or_path is not; name the model to train, or set "
+            f"model_name_or_path={STARTER} for the small built-in one"
         )
 
 
 def complete(parsed: ParsedOptions) -> tuple[JobConfig, bool]:
     """Return the job with the built-in model and pairs where it names none, and whether it is the demonstration."""
     model = parsed.job.model.model_name_or_path
-    if model and model != STARTER and parsed.job.data.dataset_name:
+    if model and model != STARTER and parsed.job.data.entries:
         return parsed.job, False
     from raydpo.demo import story
 

@@ -69,6 +69,18 @@ def one_of(*choices: Any) -> Rule:
     return Rule("one of " + ", ".join(map(str, choices)), holds)
 
 
+UPDATES = Rule(
+    "a whole number from 1, or a share of all updates below 1",
+    lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+)
+"""Rule for a number of updates that transformers also accepts as a share of all updates."""
+
+
+def whole(value: float) -> float:
+    """Return a number as an int where it is whole, so that it is shown and written as one."""
+    return int(value) if value == int(value) else value
+
+
 def option(default: Any, text: str, rule: Rule | None = None, unit: str = "") -> Any:
     """Return a dataclass field for an option: default, help text, rule for its values (None always passes) and unit."""
     metadata = {"help": text, "rule": rule, "unit": unit}
@@ -116,6 +128,7 @@ def checked(field: "dataclasses.Field[Any]", hint: Any, value: object) -> Any:
 def convert(value: object, hint: Any) -> Any:
     """Convert a value to the type `hint`: str, int, float, bool, a tuple or dict of these, or one of them | None.
 
+    The items of a tuple may also be records: dataclasses with a class method `read`.
     With the hint Any, text that looks like a number, a boolean or none is converted to that. Raises ValueError, whose
     message is the expected kind of value ("a whole number").
     """
@@ -129,6 +142,8 @@ def convert(value: object, hint: Any) -> Any:
         return _convert_list(value, get_args(hint)[0])
     if get_origin(hint) is dict:
         return _convert_mapping(value, get_args(hint)[1])
+    if dataclasses.is_dataclass(hint):  # a record, whose class reads it
+        return hint.read(value)  # type: ignore[union-attr]
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     return _convert_scalar(value, hint)
@@ -174,11 +189,21 @@ def _convert_scalar(value: object, kind: type) -> Any:
 def _convert_list(value: object, item: Any) -> tuple[Any, ...]:
     if value is None or (isinstance(value, str) and value.lower() in UNSET):
         return ()
+    if isinstance(value, str) and dataclasses.is_dataclass(item):
+        value = _read_records(value)
     if isinstance(value, str):
         value = [part.strip() for part in COMMA.split(value) if part.strip()]
     if not isinstance(value, list | tuple):
         raise ValueError("a list, separated by spaces or commas")
     return tuple(convert(part, item) for part in value)
+
+
+def _read_records(text: str) -> object:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        raise ValueError("a list of mappings, in YAML or as JSON") from None
+    return [found] if isinstance(found, dict) else found
 
 
 def _convert_mapping(value: object, item: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config.fields import Rule, Section, above, at_least, one_of, option, show, within
+from raydpo.config.fields import UPDATES, Rule, Section, above, at_least, one_of, option, show, whole, within
 from raydpo.errors import ConfigError
 
 SCHEDULERS: dict[str, tuple[str, ...]] = {
@@ -104,12 +104,14 @@ class OptimConfig(Section):
     eval_strategy: str = option(
         "no", "When to evaluate on the held-out pairs during training.", one_of("no", "steps", "epoch")
     )
-    eval_steps: int | None = option(
-        None, "Updates between two evaluations, with eval_strategy=steps. Unset: logging_steps.", at_least(1), "updates"
+    eval_steps: float | None = option(
+        None, "Updates between two evaluations, with eval_strategy=steps. Unset: logging_steps.", UPDATES, "updates"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_steps is not None:
+            object.__setattr__(self, "eval_steps", whole(self.eval_steps))
         if self.bf16 and self.fp16:
             raise ConfigError("bf16=true and fp16=true exclude each other; set one of them")
         if self.warmup_steps and self.warmup_ratio:

@@ -11,6 +11,8 @@ from raydpo.config.help import help_section
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
+from raydpo.config.mixture import DatasetEntry
+from raydpo.config.recipes import adapt, read_mixture
 from raydpo.config.trl_compat import KEYS, RENAMED, kind, notices, translate
 from raydpo.errors import ConfigError
 
@@ -89,7 +91,7 @@ def parse(argv: Sequence[str], program: str = "dpo") -> ParsedOptions:
     flags = read_flags(argv, {"config": str, **FLAGS})
     path = flags.pop("config", None)
     written = read_yaml(path) if path is not None else {}
-    return parse_options({**translate(written), **translate(flags)}, program)
+    return parse_options({**translate(read_mixture(written)), **translate(read_mixture(flags))}, program)
 
 
 def parse_options(values: Mapping[str, Any], program: str = "dpo") -> ParsedOptions:
@@ -100,8 +102,9 @@ def parse_options(values: Mapping[str, Any], program: str = "dpo") -> ParsedOpti
     for name in values:
         if name not in FLAGS:
             raise unknown_option(name, FLAGS)
-    messages = notices(values)
-    explicit = {name: value for name, value in translate(values).items() if name in HINTS}
+    values, said = adapt(translate(read_mixture(values)))
+    messages = [*said, *notices(values)]
+    explicit = {name: value for name, value in values.items() if name in HINTS}
     known = {**JOBS[program].defaults, **explicit}
     sections: dict[str, Any] = {
         title: section(**{name: known[name] for name in hints_of(section) if name in known})
@@ -130,8 +133,14 @@ def _check_program(program: str, loss: LossConfig) -> None:
 
 
 def to_flat(config: JobConfig) -> dict[str, Any]:
-    """Return the value of every option by its flat name."""
-    return {name: value for title in SECTIONS for name, value in vars(getattr(config, title)).items()}
+    """Return the value of every option by its flat name; entries of data sets as mappings."""
+    return {name: _plain(value) for title in SECTIONS for name, value in vars(getattr(config, title)).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and value and isinstance(value[0], DatasetEntry):
+        return tuple(entry.plain() for entry in value)
+    return value
 
 
 def to_yaml(config: JobConfig) -> str:
@@ -139,7 +148,7 @@ def to_yaml(config: JobConfig) -> str:
     parts = []
     for title in SECTIONS:
         flat = {
-            name: list(value) if isinstance(value, tuple) else value
+            name: list(_plain(value)) if isinstance(value, tuple) else value
             for name, value in vars(getattr(config, title)).items()
         }
         parts.append(f"# {title}\n" + yaml.safe_dump(flat, sort_keys=False, allow_unicode=True))

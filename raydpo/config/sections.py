@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from raydpo.config.columns import check_column_mapping
-from raydpo.config.fields import Section, above, at_least, date, one_of, option, within
+from raydpo.config.fields import UPDATES, Rule, Section, above, at_least, date, one_of, option, whole, within
+from raydpo.config.mixture import DatasetEntry
 from raydpo.errors import ConfigError
 
 DEFAULT_ZERO_STAGE = 2
@@ -47,6 +48,11 @@ class ModelConfig(Section):
     torch_compile: bool = option(
         False, "Compile the model's layers with torch.compile; rows are then padded to one of four lengths."
     )
+    chat_template: str | None = option(
+        None,
+        "Chat template that replaces the tokenizer's, for training and in model/: Jinja text, or the path of a file "
+        "with it. Unset: the tokenizer's own.",
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model on the hub.")
 
 
@@ -59,10 +65,28 @@ class DataConfig(Section):
         "Preference data: any mix of paths, globs, folders, URLs and hub ids of JSONL, JSON, Parquet and Arrow files, "
         ".gz and .zst included. Requires model_name_or_path. Unset: the demonstration's built-in pairs.",
     )
+    datasets: tuple[DatasetEntry, ...] = option(
+        (),
+        "Preference data as a mixture, in place of dataset_name: a list of entries in YAML (or JSON), each with path "
+        "(or id) and optionally name (or config), split, columns (those to read), weight (or fraction: the share of "
+        "its rows that is used, at most 1), data_dir and data_files.",
+    )
+    dataset_seed: int = option(
+        0,
+        "Seed of the choice of rows, by the weight of datasets and by test_split_size. It does not follow seed, so "
+        "that runs with other seeds train and evaluate on the same rows.",
+        at_least(0),
+    )
+    test_split_size: float | None = option(
+        None,
+        "Rows of the training data to hold out for evaluation instead: a share below 1, or a number of rows. They are "
+        "held out whether the run evaluates or not. Unset: none.",
+        Rule("a share below 1, or a whole number", lambda value: value > 0 and (value < 1 or value % 1 == 0)),
+    )
     eval_dataset_name: tuple[str, ...] = option(
         (),
-        "Held-out pairs, if they are in files of their own. Unset: dataset_test_split of dataset_name, if it has that "
-        "split.",
+        "Held-out pairs, if they are in files of their own; NAME=... makes them a set with metrics eval_NAME_... of "
+        "its own. Unset: test_split_size, else dataset_test_split of the training data, if it has that split.",
     )
     dataset_config: str | None = option(
         None, "Configuration (subset) of a dataset on the hub. Unset: its default configuration."
@@ -142,6 +166,23 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_column_mapping(self.column_mapping)
+        if self.datasets and self.dataset_name:
+            raise ConfigError(
+                f"dataset_name={','.join(self.dataset_name)} and datasets both name the training data; leave one of "
+                "them out, or make dataset_name an entry of datasets"
+            )
+        if self.datasets and self.dataset_config and not self.eval_dataset_name:
+            raise ConfigError(f"dataset_config={self.dataset_config} is for dataset_name; set name in datasets instead")
+        if self.test_split_size and self.eval_dataset_name:
+            raise ConfigError(
+                f"test_split_size={self.test_split_size:g} holds out training rows, and eval_dataset_name names other "
+                "held-out pairs; leave one of them out"
+            )
+
+    @property
+    def entries(self) -> tuple[DatasetEntry, ...]:
+        """The data sets to train on, from `datasets` or `dataset_name`; none for the demonstration's pairs."""
+        return self.datasets or tuple(DatasetEntry(name, self.dataset_config) for name in self.dataset_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,12 +282,12 @@ class RunConfig(Section):
     logging_strategy: str = option(
         "steps", "When to log metrics; the last update is always logged.", one_of("no", "steps", "epoch")
     )
-    logging_steps: int = option(
-        10, "Updates between two lines of metrics, with logging_strategy=steps.", at_least(1), "updates"
+    logging_steps: float = option(
+        10, "Updates between two lines of metrics, with logging_strategy=steps.", UPDATES, "updates"
     )
     logging_first_step: bool = option(False, "Log the metrics of the first update too.")
     save_strategy: str = option("steps", "When to write a checkpoint.", one_of("no", "steps", "epoch"))
-    save_steps: int = option(500, "Updates between two checkpoints, with save_strategy=steps.", at_least(1), "updates")
+    save_steps: float = option(500, "Updates between two checkpoints, with save_strategy=steps.", UPDATES, "updates")
     save_total_limit: int | None = option(
         None, "Number of checkpoints to keep, the newest ones. Unset: all.", at_least(1), "checkpoints"
     )
@@ -273,6 +314,8 @@ class RunConfig(Section):
         if self.resume_from_checkpoint is None:
             object.__setattr__(self, "resume_from_checkpoint", "none")
         super().__post_init__()
+        for name in ("logging_steps", "save_steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
         word = self.resume_from_checkpoint.lower()
         meaning = {"auto": "auto", "true": "auto", "none": "none", "false": "none", "null": "none"}.get(word)
         if meaning:

@@ -68,6 +68,14 @@ TRANSLATED: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Keys whose values correspond to values of options: key -> value -> options."""
 
+RECIPES = {
+    "dataset_mixture": "`datasets`, `dataset_seed` (its `seed`) and `test_split_size`",
+    "dataset_mixer": "`datasets`, one for each data set and split of training pairs",
+    "dataset_splits": "the split of each of `datasets`, and `dataset_test_split`",
+    "dataset_configs": "the name (configuration) of each of `datasets`",
+}
+"""Keys of the alignment handbook's recipes that `config.recipes` reads, and the options that they stand for."""
+
 # fmt: off
 NO_EFFECT = {
     # The reference and the data
@@ -130,6 +138,7 @@ NO_EFFECT = {
     **_each("each worker writes its own part of a checkpoint, once", save_on_each_node=False),
     **_each("weights are always saved as safetensors", save_safetensors=True),
     **_each("model/ always contains the final weights", metric_for_best_model=None, greater_is_better=None),
+    **_each("nothing is pushed to the hub; upload output_dir/model after the run", push_to_hub=False),
     **_each("nothing is pushed to the hub",
             hub_model_id=None, hub_model_revision=None, hub_revision=None, hub_token=None, hub_private_repo=None,
             hub_strategy="every_save", hub_always_push=False),
@@ -138,23 +147,17 @@ NO_EFFECT = {
 
 REFUSED = {
     # The model
-    **_each("quantised base models are not supported; use use_peft with dtype=bfloat16",
+    **_each("quantised weights cannot be trained in full; set use_peft=true, which trains an adapter on the base model "
+            "as it is, not quantised",
             load_in_8bit=False, load_in_4bit=False),
     **_each("arbitrary arguments are not passed on; use dtype, attn_implementation, model_revision and "
             "trust_remote_code",
             model_init_kwargs=None, ref_model_init_kwargs=None),
-    **_each("the tokenizer and its chat template are read from the model's folder; save them there",
-            tokenizer_name_or_path=None, chat_template=None),
+    **_each("the tokenizer is read from the model's folder; save it there", tokenizer_name_or_path=None),
     **_each("only decoder-only models are supported; leave it out", is_encoder_decoder=(None, False)),
     **_each("adapters are always for causal language modelling; leave it out", lora_task_type="CAUSAL_LM"),
     **_each("adapters are added to modules, not to parameters; use lora_target_modules", lora_target_parameters=None),
     # The data
-    **_each("list the datasets in dataset_name, the split in dataset_train_split and held-out data in "
-            "eval_dataset_name; all rows are used",
-            datasets=None, dataset_mixer=None, dataset_mixture=None),
-    **_each("set the splits in dataset_train_split and dataset_test_split", dataset_splits=None),
-    **_each("set dataset_config", dataset_configs=None),
-    **_each("no split is made at random; set held-out files in eval_dataset_name", test_split_size=None),
     **_each("completions have no separate limit; use max_length", max_completion_length=None),
     **_each("each epoch trains on every pair, with a smaller last batch if need be; leave it out",
             dataloader_drop_last=False),
@@ -182,7 +185,6 @@ REFUSED = {
             "for bit)",
             full_determinism=False),
     # The run
-    **_each("nothing is pushed to the hub; upload output_dir/model after the run", push_to_hub=False),
     **_each("model/ contains the final weights; to get earlier ones, run again with a smaller max_steps",
             load_best_model_at_end=False),
     **_each("checkpoints always contain all that is needed to resume; set save_strategy=no to write none",
@@ -195,12 +197,14 @@ REFUSED = {
 """Keys of features that raydpo does not have; the error for a value that is not neutral has the entry's text."""
 # fmt: on
 
-KEYS = {*RENAMED, *TRANSLATED, *NO_EFFECT, *REFUSED}
+KEYS = {*RENAMED, *TRANSLATED, *RECIPES, *NO_EFFECT, *REFUSED}
 SECRET = "hub_token"  # a key whose value must not be logged
 
 
 def kind(key: str) -> Any:
     """Return the type of a foreign key's flag: bool, or `object`, which accepts any number of words."""
+    if key in RECIPES:
+        return object
     if key in TRANSLATED:
         return bool if "true" in TRANSLATED[key] else object
     return bool if isinstance({**NO_EFFECT, **REFUSED}[key].neutral[0], bool) else object

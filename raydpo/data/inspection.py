@@ -19,10 +19,11 @@ from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import RowError, kind_of
 from raydpo.data.encoding import TokenIds
-from raydpo.data.files.rows import ReadRow, parse
+from raydpo.data.files.rows import ReadRow
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, raw_blocks
 from raydpo.data.row_errors import attempt, reason_text
+from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import EncodedPair, Truncation
 from raydpo.data.tokenize_block import UNREADABLE, BlockRecipe, RawBlock, tokenized_rows
@@ -188,7 +189,7 @@ def without_tokenizer(mapping: ColumnMapping) -> Examine:
 
     def examine(raw: RawBlock) -> tuple[Sequence[GoodRow], Sequence[BadRow]]:
         good, bad = [], []
-        for row in parse(raw.rows):
+        for row in parse_rows(raw.rows, raw.shard.columns):
             found = attempt(partial(_canonical_row, row, raw.dialect, mapping), UNREADABLE)
             if isinstance(found, RowError):
                 bad.append(quarantine.bad_row(raw.shard.name, row, reason_text(found)))

@@ -54,6 +54,16 @@ class TokenizationRequest:
 
 
 @dataclass(frozen=True)
+class ShardCounts:
+    """Counts of the rows of one shard."""
+
+    read: int
+    """Number of good and bad rows."""
+    quarantined: int
+    """Number of bad rows."""
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """The tokenized blocks of a dataset, and statistics of its rows."""
 
@@ -79,6 +89,8 @@ class PreparedData:
     """Number of good and bad rows that an earlier run has tokenized."""
     extras: ExtraCounts = field(default_factory=ExtraCounts)
     """Numbers of good rows with a weight or a margin."""
+    by_shard: Mapping[str, ShardCounts] = field(default_factory=dict)
+    """Counts by shard name; shards without rows are missing."""
 
     @property
     def pairs(self) -> int:
@@ -210,4 +222,15 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         longest=max(outcome.longest for outcome in outcomes),
         rows_reused=tally.reused,
         extras=total_extras(outcome.extras for outcome in outcomes),
+        by_shard=_counts(outcomes, shards),
     )
+
+
+def _counts(outcomes: Sequence[BlockOutcome], shards: Sequence[Shard]) -> dict[str, ShardCounts]:
+    read: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    for outcome in outcomes:
+        name = shards[outcome.shard_index].name
+        read[name] += outcome.rows
+        bad[name] += sum(outcome.bad_reasons.values())
+    return {name: ShardCounts(read[name], bad[name]) for name in read}

@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.data.dialects import detect
 from raydpo.data.dialects.columns import ColumnMapping
-from raydpo.data.files.rows import RowSlice, parse, read_slices
+from raydpo.data.files.rows import RowSlice, read_slices
+from raydpo.data.selection import select_rows
+from raydpo.data.shard_rows import check_columns, parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, RawBlock, tokenize_block
 from raydpo.errors import RaydpoError
@@ -140,14 +142,19 @@ def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[
 def raw_blocks(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[RawBlock]:
     """Yield the raw blocks of a shard, reading lazily."""
     dialect = None if slicing.dialect == "auto" else slicing.dialect
-    wanted = detect.COLUMNS | slicing.mapping.columns
-    for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, wanted)):
-        dialect = dialect or _dialect(rows, slicing.mapping)
+    wanted = shard.columns or detect.COLUMNS | slicing.mapping.columns
+    slices = read_slices(shard.url, slicing.block_pairs, wanted)
+    if shard.selection is not None:
+        slices = select_rows(slices, shard.selection, slicing.block_pairs)
+    for index, rows in enumerate(slices):
+        if index == 0:
+            check_columns(rows, shard)
+        dialect = dialect or _dialect(rows, shard.columns, slicing.mapping)
         yield RawBlock(shard, shard_index, index, dialect or detect.DIALECTS[0], rows)
 
 
-def _dialect(rows: RowSlice, mapping: ColumnMapping) -> str | None:
-    readable = (row.columns for row in parse(rows) if row.columns is not None)
+def _dialect(rows: RowSlice, columns: frozenset[str], mapping: ColumnMapping) -> str | None:
+    readable = (row.columns for row in parse_rows(rows, columns) if row.columns is not None)
     return detect.dialect_of(itertools.islice(readable, _DIALECT_ROWS), mapping)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydpo.data import sources
+from raydpo.data.selection import RowSelection
 from raydpo.errors import DataError
 
 
@@ -16,6 +17,10 @@ class Shard:
     """The file name, preceded by as many of its folders as make it unique. Pair ids begin with it."""
     url: str
     """Absolute path or fsspec URL."""
+    columns: frozenset[str] = frozenset()
+    """Columns to which its rows are reduced; empty: all."""
+    selection: RowSelection | None = None
+    """Rows that are used; None: all."""
 
 
 def find_shards(
@@ -43,6 +48,11 @@ def find_shards(
                 f"{name} has no files of preference rows; name a file, folder, glob or hub id that has some"
             )
         urls += found
+    return name_shards(urls)
+
+
+def name_shards(urls: Sequence[str]) -> tuple[Shard, ...]:
+    """Return the shards of these files, with unique names. Raises DataError if a file is named twice."""
     if duplicates := [url for url, times in Counter(urls).items() if times > 1]:
         raise DataError(f"{duplicates[0]} is named twice, so its pairs would be used twice; name it once")
     return tuple(Shard(name, url) for name, url in zip(_unique_names(urls), urls, strict=True))

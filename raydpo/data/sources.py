@@ -21,13 +21,32 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not is_file and not storage.exists(storage.absolute(name))
 
 
-def find_files(name: str, split: str, config: str | None, required: bool) -> list[str]:
+def exists(name: str) -> bool:
+    """Return whether a name is a path or URL of something that exists, or a glob that matches something."""
+    url = storage.absolute(name)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return bool(filesystem.exists(path)) or (_is_glob(path) and bool(filesystem.glob(path)))
+    except (OSError, ValueError, ImportError):
+        return False
+
+
+def find_files(
+    name: str,
+    split: str,
+    config: str | None,
+    required: bool,
+    below: tuple[str | None, tuple[str, ...]] = (None, ()),
+) -> list[str]:
     """Return the URLs of the data files that a name stands for; see `shards.find_shards` for the rules.
+
+    `below` is the data_dir and the data_files of a hub id, which limit its files as in `load_dataset`.
 
     Raises DataError if the name cannot be read or has no such files; with `required=False`, a missing split is allowed.
     """
     if is_hub_id(name):
-        files = _of_splits(hub_files(name, config), split, name, required)
+        found = hub_files(name, config, *below) if any(below) else hub_files(name, config)
+        files = _of_splits(found, split, name, required)
         for file in files:
             streams.check_type(file)
         return files
@@ -147,7 +166,9 @@ def _of_splits(files: Mapping[str, Sequence[str]], split: str, source: str, requ
     return list(files[split])
 
 
-def hub_files(name: str, config: str | None) -> dict[str, list[str]]:
+def hub_files(
+    name: str, config: str | None, data_dir: str | None = None, data_files: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
     """Return the URLs of a hub dataset's files by split; only the dataset's metadata is downloaded.
 
     A local folder is accepted in place of a hub id. Raises DataError if the dataset cannot be loaded or has no data
@@ -156,7 +177,8 @@ def hub_files(name: str, config: str | None) -> dict[str, list[str]]:
     from datasets import load_dataset_builder  # takes a second to import, and only hub ids need it
 
     try:
-        files = load_dataset_builder(name, config).config.data_files
+        builder = load_dataset_builder(name, config, data_dir=data_dir, data_files=list(data_files) or None)
+        files = builder.config.data_files
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name} is not a local file or folder, and loading it as a hub dataset failed: {error}; check the name, "

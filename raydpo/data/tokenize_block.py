@@ -19,10 +19,11 @@ from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.encoding import TokenIds
 from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, count_extras, extra_columns, read_extras
-from raydpo.data.files.rows import ReadRow, RowSlice, parse
+from raydpo.data.files.rows import ReadRow, RowSlice
 from raydpo.data.index_entries import block_url
 from raydpo.data.remarks import LOSS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
+from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
@@ -139,7 +140,7 @@ def tokenized_rows(
     dataset_logps: list[DatasetLogps | None] = []
     lacks: list[RowError] = []
     extras: list[Extras] = []
-    for row in parse(raw.rows):
+    for row in parse_rows(raw.rows, raw.shard.columns):
         read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), UNREADABLE)
         if isinstance(read, RowError):
             reasons.append((row, read))

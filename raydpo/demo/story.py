@@ -24,8 +24,8 @@ def complete(parsed: ParsedOptions, *, use_starter: bool) -> tuple[JobConfig, bo
     assert parsed.job.run.output_dir, "the command line sets it"
     quiet_libraries()
     run_dir = RunDir(parsed.job.run.output_dir)
-    is_demo = use_starter and not parsed.job.data.dataset_name
-    if not parsed.job.data.dataset_name:
+    is_demo = use_starter and not parsed.job.data.entries
+    if not parsed.job.data.entries:
         train, held_out = write_preferences(str(run_dir.path / "data"), parsed.job.optim.seed)
         data = {"dataset_name": train, "eval_dataset_name": held_out, "eval_strategy": "epoch"}
         options = {**DEMO_DEFAULTS, **(ORPO_DEFAULTS if "orpo" in parsed.job.loss.loss_type else {})}

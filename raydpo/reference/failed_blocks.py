@@ -1,12 +1,12 @@
 """Blocks that no scoring worker survives: their pairs go to quarantine, and the run continues without them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from raydpo.blocks.block import TokenizedBlock
 from raydpo.blocks.schema import Block, IntArray
 from raydpo.data import quarantine
-from raydpo.data.prepare import PreparedData
+from raydpo.data.prepare import PreparedData, ShardCounts
 from raydpo.data.quarantine import BadRow
 from raydpo.errors import DataError
 from raydpo.runtime import storage
@@ -46,8 +46,22 @@ def quarantine_blocks(
             "workers more memory, or raise max_bad_rows"
         )
     return dataclasses.replace(
-        data, blocks=kept, rows_quarantined=total, bad_reasons={**data.bad_reasons, REASON: pairs}
+        data,
+        blocks=kept,
+        rows_quarantined=total,
+        bad_reasons={**data.bad_reasons, REASON: pairs},
+        by_shard=_with_failed(data.by_shard, bad),
     )
+
+
+def _with_failed(counts: Mapping[str, ShardCounts], bad: Sequence[Block]) -> dict[str, ShardCounts]:
+    """Return the counts with the pairs of failed blocks among the bad rows."""
+    found = dict(counts)
+    for block in bad:
+        if block.shard in found:
+            shard = found[block.shard]
+            found[block.shard] = ShardCounts(shard.read, shard.quarantined + block.pairs)
+    return found
 
 
 def _rows(block: Block, decode: Callable[[IntArray], str]) -> list[BadRow]:

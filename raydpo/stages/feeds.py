@@ -1,4 +1,4 @@
-"""The feeds of a run: one actor gives the training batches, another the held-out ones."""
+"""The feeds of a run: one actor gives the training batches, and one those of each set of held-out pairs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from raydpo.reference.store import ReferenceStore
 from raydpo.stages.plan import RunPlan
 from raydpo.stages.tokenize import RunData
 from raydpo.tr_dpo.schedule import SyncPlan, SyncSchedule
+from raydpo.training.task import EvalSet
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,9 @@ class Feeds:
     """The feed actors, and the length of what they give."""
 
     train: FeedHandle
-    held_out: FeedHandle | None
-    """None without held-out pairs."""
+    held_out: tuple[EvalSet, ...]
+    """The sets of held-out pairs, each with its feed; empty without held-out pairs."""
     schedule: Schedule
-    held_out_schedule: Schedule | None
     fingerprint: dict[str, str]
     """Digests of reference and data, which a checkpoint and the run that resumes from it must have in common."""
     sync: SyncPlan | None
@@ -34,7 +34,7 @@ class Feeds:
     @property
     def handles(self) -> list[FeedHandle]:
         """The feeds that there are, the training one first."""
-        return [feed for feed in (self.train, self.held_out) if feed is not None]
+        return [self.train, *(held_out.feed for held_out in self.held_out)]
 
     def fail(self, message: str) -> None:
         """Make the feeds stop waiting for scores."""
@@ -49,12 +49,16 @@ def start_feeds(plan: RunPlan, store: ReferenceStore | None, data: RunData) -> F
     reader = log_prob_reader(plan, store)
     spec = replace(train_feed_spec(plan), sync=sync.schedule if sync else None)
     eval_spec = eval_feed_spec(plan, spec)
-    held_out = data.held_out
+    held_out = tuple(
+        EvalSet(
+            name, start_feed(part.blocks, reader, eval_spec), Schedule.one_epoch(part.pairs, eval_spec.global_batch)
+        )
+        for name, part in data.held_out.items()
+    )
     return Feeds(
         train=start_feed(data.train.blocks, reader, spec),
-        held_out=start_feed(held_out.blocks, reader, eval_spec) if held_out else None,
+        held_out=held_out,
         schedule=schedule,
-        held_out_schedule=Schedule.one_epoch(held_out.pairs, eval_spec.global_batch) if held_out else None,
         fingerprint=fingerprint(reader, data.train.blocks, sync),
         sync=sync,
     )
@@ -97,7 +101,7 @@ def blocks_in_training_order(plan: RunPlan, data: RunData) -> list[Block]:
     and the last digits of a score depend on the block in which it was computed.
     """
     order = train_feed_spec(plan).order(data.train.blocks, epoch=0)
-    held_out = data.held_out.blocks if data.held_out else ()
+    held_out = [block for part in data.held_out.values() for block in part.blocks]
     return [*held_out, *(data.train.blocks[index] for window in order.windows for index in window.blocks)]
 
 

@@ -17,6 +17,7 @@ from raydpo.config import BASE, JobConfig
 from raydpo.data.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
+from raydpo.models.chat_template import read_chat_template
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
 from raydpo.models.plan import ModelPlan
@@ -115,6 +116,8 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
     )
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
+    if job.model.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(job.model.chat_template)
     run_dir = RunDir(job.run.output_dir)
     return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
 

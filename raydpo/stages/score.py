@@ -1,6 +1,7 @@
 """Reference log-probs of a run: where they are kept, and the scoring pool that computes those that are missing."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from raydpo.blocks.schema import Block
 from raydpo.data.prepare import PreparedData
@@ -89,7 +90,5 @@ def quarantine_failed(plan: RunPlan, scoring: ScoringReport, data: RunData) -> R
         return quarantine_blocks(part, scoring.failed_blocks, folder, lambda ids: str(decode(ids)), max_bad_rows)
 
     quarantine = plan.run_dir.quarantine
-    return RunData(
-        without_failed(data.train, str(quarantine)),
-        without_failed(data.held_out, str(quarantine / HELD_OUT)) if data.held_out else None,
-    )
+    held_out = {name: without_failed(part, str(quarantine / HELD_OUT / name)) for name, part in data.held_out.items()}
+    return replace(data, train=without_failed(data.train, str(quarantine)), held_out=held_out)

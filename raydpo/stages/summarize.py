@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpo.blocks.schema import Block
+from raydpo.data.mixture import EntryRows
+from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import loss_at_reference
 from raydpo.reference.pool import ScoringReport
 from raydpo.reference.readers import DatasetReference, ZeroReference
@@ -55,7 +57,7 @@ def summarize(
     """Write summary.json and return it: counts, reference, first and last metrics, seconds per stage, versions."""
     lines = plan.run_dir.lines()
     training = [line for line in lines if "grad_norm" in line]
-    evaluations = [line for line in lines if "eval_loss" in line]
+    evaluations = [line for line in lines if any(name.startswith("eval_") for name in line)]
     first = next((line for line in lines if "reference_drift/mean" in line), {})
     summary = {
         "output_dir": str(plan.run_dir.path),
@@ -100,19 +102,40 @@ def summarize_scoring(plan: RunPlan, prepared: PreparedRun, seconds: Mapping[str
 
 def _rows(data: RunData) -> dict[str, Any]:
     train, held_out = data.train, data.held_out
+    counts = {name: _counts(part) for name, part in held_out.items()}
     return {
-        "read": train.rows_read,
-        "reused": train.rows_reused,
-        "quarantined": train.rows_quarantined,
-        "pairs": train.pairs,
+        **_counts(train),
         "reasons": dict(train.bad_reasons),
         "template_losses": dict(train.template_losses),
         "weights": train.extras.weights,
         "margins": train.extras.margins,
-        "held_out_read": held_out.rows_read if held_out else 0,
-        "held_out_reused": held_out.rows_reused if held_out else 0,
-        "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
-        "held_out_pairs": held_out.pairs if held_out else 0,
+        **{f"held_out_{what}": sum(part[what] for part in counts.values()) for what in _counts(train)},
+        **({"held_out_sets": counts} if any(held_out) else {}),
+        "datasets": [_entry_rows(entry, data) for entry in data.entries],
+    }
+
+
+def _counts(part: PreparedData) -> dict[str, int]:
+    return {
+        "read": part.rows_read,
+        "reused": part.rows_reused,
+        "quarantined": part.rows_quarantined,
+        "pairs": part.pairs,
+    }
+
+
+def _entry_rows(found: EntryRows, data: RunData) -> dict[str, Any]:
+    """Return the counts of one data set: rows in its files, taken for training, held out from it, and bad ones."""
+    parts = [data.train, *([data.held_out[""]] if found.held_out and "" in data.held_out else [])]
+    counts = [part.by_shard[shard.name] for part in parts for shard in found.shards if shard.name in part.by_shard]
+    read = sum(count.read for count in counts)
+    return {
+        **found.entry.plain(),
+        "weight": found.entry.weight,
+        "rows": read if found.rows is None else found.rows,
+        "taken": read if found.taken is None else found.taken,
+        "held_out": found.held_out,
+        "quarantined": sum(count.quarantined for count in counts),
     }
 
 
@@ -173,6 +196,10 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     rows, reference = summary["rows"], summary["reference"]
     print()
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
+    sampled = [part for part in rows["datasets"] if part["taken"] < part["rows"]]
+    for part in sampled:
+        out = f", {part['held_out']:,} held out" if part["held_out"] else ""
+        print(f"{'':<12} {part['taken']:,} of {part['rows']:,} rows of {part['path']}{out}")
     if rows["reasons"]:
         print(f"{'':<12} reasons: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
     if rows["template_losses"]:
@@ -213,11 +240,14 @@ def _print_training(summary: Mapping[str, Any]) -> None:
         )
     if summary["evaluation"]:
         before, after = summary["evaluation"]["before"], summary["evaluation"]["after"]
-        print(
-            f"{'Held out':<12} loss {before['eval_loss']:.4f} -> {after['eval_loss']:.4f}, reward accuracy "
-            f"{before['eval_rewards/accuracies']:.3f} -> {after['eval_rewards/accuracies']:.3f}, margin "
-            f"{before['eval_rewards/margins']:.3f} -> {after['eval_rewards/margins']:.3f}"
-        )
+        for name in summary["rows"].get("held_out_sets", [""]):
+            prefix = f"eval_{name}_" if name else "eval_"
+            print(
+                f"{'Held out':<12} {name and f'{name}: '}loss {before[f'{prefix}loss']:.4f} -> "
+                f"{after[f'{prefix}loss']:.4f}, reward accuracy {before[f'{prefix}rewards/accuracies']:.3f} -> "
+                f"{after[f'{prefix}rewards/accuracies']:.3f}, margin {before[f'{prefix}rewards/margins']:.3f} -> "
+                f"{after[f'{prefix}rewards/margins']:.3f}"
+            )
     print(f"{'Model':<12} {summary['model']}")
     files = "summary.json, metrics.jsonl, ledger/, quarantine/, checkpoints/"
     print(f"{'Other files':<12} {summary['output_dir']} ({files})")

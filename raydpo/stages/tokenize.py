@@ -1,7 +1,7 @@
 """Preference shards to tokenized blocks, for training and for evaluation."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,20 +11,22 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import total_extras
+from raydpo.data.mixture import EntryRows, Mixture, draw_rows, find_entries
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
-from raydpo.data.shards import Shard, find_shards
+from raydpo.data.row_counts import count_all
+from raydpo.data.shards import Shard
 from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
-from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
 from raydpo.stages.extra_columns import describe_extras, extra_columns_of, unused_margins
+from raydpo.stages.held_out import find_held_out
 
 if TYPE_CHECKING:
     from raydpo.stages.plan import RunPlan
 
 HELD_OUT = "held_out"
-"""Folder of the held-out pairs' bad rows in quarantine/."""
+"""Folder of the held-out pairs' bad rows in quarantine/; a set with a name has a folder of this name below it."""
 
 
 _log = logging.getLogger(__name__)
@@ -35,18 +37,27 @@ class RunData:
     """The tokenized blocks of a run."""
 
     train: PreparedData
-    held_out: PreparedData | None
-    """The pairs to evaluate on; None with eval_strategy=no."""
+    held_out: Mapping[str, PreparedData]
+    """The sets of pairs to evaluate on, by the name that the user gave, which is empty for a set without one; none with
+    eval_strategy=no."""
+    entries: tuple[EntryRows, ...] = ()
+    """The data sets of the training data, and the rows that each gives."""
 
 
 def tokenize(plan: "RunPlan") -> RunData:
     """Tokenize the training pairs and, if the run evaluates, the held-out pairs. Raises DataError where it cannot."""
-    shards, held_out_shards = find_data(plan.job)
+    found, held_out_shards = find_data(plan.job)
+    mixture = draw_mixture(plan.job, found)
+    if mixture.held_out and plan.job.optim.eval_strategy != "no":
+        held_out_shards = {"": mixture.held_out}
     stage = Stage("Tokenizing", "rows")
     quarantine = plan.run_dir.quarantine
-    train = _prepare(plan, shards, quarantine, stage.update)
-    held_out = _prepare(plan, held_out_shards, quarantine / HELD_OUT, stage.update) if held_out_shards else None
-    parts = [part for part in (train, held_out) if part]
+    train = _prepare(plan, mixture.train, quarantine, stage.update)
+    held_out = {
+        name: _prepare(plan, shards, quarantine / HELD_OUT / name, stage.update)
+        for name, shards in held_out_shards.items()
+    }
+    parts = [train, *held_out.values()]
     rows, bad = sum(part.rows_read for part in parts), sum(part.rows_quarantined for part in parts)
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
     reused = sum(part.rows_reused for part in parts)
@@ -55,34 +66,25 @@ def tokenize(plan: "RunPlan") -> RunData:
     stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine{describe_extras(extras)}")
     if unused := unused_margins(plan.job.loss, extras):
         _log.warning(unused)
-    return RunData(train, held_out)
+    return RunData(train, held_out, mixture.entries)
 
 
-def find_data(job: JobConfig) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
-    """Return the shards of training pairs and those of held-out pairs; see `find_shards` and `find_held_out`."""
-    shards = find_shards(job.data.dataset_name, job.data.dataset_train_split, job.data.dataset_config)
-    return shards, find_held_out(job, shards)
+def find_data(job: JobConfig) -> tuple[tuple[EntryRows, ...], dict[str, tuple[Shard, ...]]]:
+    """Return the data sets to train on, and the shards of each set of held-out pairs, as `find_held_out` does."""
+    entries = find_entries(job.data.entries, job.data.dataset_train_split)
+    return entries, find_held_out(job, [shard for entry in entries for shard in entry.shards])
 
 
-def find_held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
-    """Return the shards of held-out pairs; none with eval_strategy=no.
+def draw_mixture(job: JobConfig, entries: Sequence[EntryRows]) -> Mixture:
+    """Choose the rows of each data set, and count rows on the cluster where that needs it."""
 
-    Raises DataError where the run evaluates and there are none, or where one of them is a shard of `train` too.
-    """
-    data = job.data
-    if job.optim.eval_strategy == "no":
-        return ()
-    names = data.eval_dataset_name or data.dataset_name
-    # Files named one by one belong to the option that names them; only other sources are searched for a split.
-    shards = find_shards(names, data.dataset_test_split, data.dataset_config, required=bool(data.eval_dataset_name))
-    if not shards:
-        raise DataError(
-            f"eval_strategy={job.optim.eval_strategy} needs held-out pairs, and {', '.join(names)} has no split "
-            f"{data.dataset_test_split}; name files with eval_dataset_name, or set eval_strategy=no"
-        )
-    if both := {shard.url for shard in train} & {shard.url for shard in shards}:
-        raise DataError(f"{min(both)} is named for training and for evaluation; name other files in eval_dataset_name")
-    return shards
+    def count(urls: Sequence[str]) -> list[int]:
+        stage = Stage("Counting", "files")
+        counts = count_all(urls, stage.update)
+        stage.done(f"{sum(counts):,} rows in {len(urls):,} files")
+        return counts
+
+    return draw_rows(entries, job.data.dataset_seed, job.data.test_split_size, count)
 
 
 def _prepare(

@@ -25,12 +25,12 @@ def train_policy(plan: RunPlan, feeds: Feeds, note: Callable[[], str] = lambda: 
         deepspeed_config=plan.deepspeed_config,
         schedule=feeds.schedule,
         feed=feeds.train,
-        eval_feed=feeds.held_out,
-        eval_schedule=feeds.held_out_schedule,
+        eval_sets=feeds.held_out,
         drift_tolerance=plan.drift_tolerance,
         run_dir=str(plan.run_dir.path),
         fingerprint=feeds.fingerprint,
         sync=feeds.sync,
+        chat_template=plan.tokenizer.chat_template if plan.job.model.chat_template else None,
     )
     stage = Stage("Training", "updates")
 

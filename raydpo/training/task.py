@@ -3,6 +3,7 @@
 Imports neither torch nor ray: Ray Train's controller unpickles a `TrainTask` before it asks for workers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,21 @@ from raydpo.feed.handle import FeedHandle
 from raydpo.feed.schedule import Schedule
 from raydpo.models.plan import ModelPlan
 from raydpo.tr_dpo.schedule import SyncPlan
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """One set of held-out pairs."""
+
+    name: str
+    """Name that the user gave it; empty for the set without a name."""
+    feed: FeedHandle
+    schedule: Schedule
+
+    @property
+    def prefix(self) -> str:
+        """What its metrics begin with, as in Hugging Face's Trainer: eval_, or eval_NAME_."""
+        return f"eval_{self.name}_" if self.name else "eval_"
 
 
 @dataclass(frozen=True)
@@ -23,9 +39,8 @@ class TrainTask:
     schedule: Schedule
     feed: FeedHandle
     """Feed of the training pairs."""
-    eval_feed: FeedHandle | None
-    """Feed of the held-out pairs; None without any."""
-    eval_schedule: Schedule | None
+    eval_sets: tuple[EvalSet, ...]
+    """The sets of held-out pairs; empty without any."""
     drift_tolerance: float | None
     """Largest mean |policy - reference| per token, in nats, with which the first update is made; None: no limit."""
     run_dir: str
@@ -34,6 +49,8 @@ class TrainTask:
     """Digests of reference and data, which a checkpoint and the run that resumes from it must have in common."""
     sync: SyncPlan | None
     """How the reference is synced towards the policy; None if it never changes."""
+    chat_template: str | None = None
+    """Chat template that replaces the tokenizer's in exports; None: its own."""
 
     def logging_due(self, step: int) -> bool:
         """Return whether update `step` gets a line of metrics."""
@@ -59,8 +76,13 @@ class TrainTask:
     def _is_last(self, step: int) -> bool:
         return step == self.schedule.total_steps
 
-    def _due(self, strategy: str, step: int, every: int) -> bool:
-        """Return whether a strategy (no, steps or epoch) names update `step`."""
+    def _due(self, strategy: str, step: int, every: float) -> bool:
+        """Return whether a strategy (no, steps or epoch) names update `step`.
+
+        `every` below 1 is a share of all updates, rounded up, as in transformers' Trainer.
+        """
+        if every < 1:
+            every = math.ceil(every * self.schedule.total_steps)
         ends_epoch = self.schedule.ends_epoch(self.schedule.position_after(step))
         return {"no": False, "steps": step % every == 0, "epoch": ends_epoch}[strategy]
 

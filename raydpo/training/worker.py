@@ -157,9 +157,10 @@ class Worker:
         self._feed.version = version
         if self._rank != 0 or task.sync is None:
             return
-        if task.eval_feed and any(map(task.evaluation_due, task.sync.steps_of_interval(step))):
-            # Answered before the other is made, so that the driver scores both with one load of the reference.
-            get_result(task.eval_feed.announce(version, 0))
+        if any(map(task.evaluation_due, task.sync.steps_of_interval(step))):
+            # Answered before the other is made, so that the driver scores all with one load of the reference.
+            for held_out in task.eval_sets:
+                get_result(held_out.feed.announce(version, 0))
         task.feed.announce(version, self._state.position)
 
     def _sync_reference(self) -> None:
@@ -225,15 +226,18 @@ class Worker:
             self._task.feed.report(line)
 
     def _evaluate(self) -> None:
-        """Write the metrics of the held-out pairs as a line of their own; do nothing without held-out pairs."""
+        """Write the metrics of all sets of held-out pairs as one line of its own; do nothing without held-out pairs."""
         task = self._task
-        if task.eval_feed is None or task.eval_schedule is None:
+        if not task.eval_sets:
             return
-        feed = Prefetcher(task.eval_feed, self._rank, task.eval_schedule, self._version)
-        feed.ask(0, task.eval_schedule.pairs)
+        feeds = [Prefetcher(held_out.feed, self._rank, held_out.schedule, self._version) for held_out in task.eval_sets]
+        for feed, held_out in zip(feeds, task.eval_sets, strict=True):
+            feed.ask(0, held_out.schedule.pairs)
         self._feed.ask(self._state.position, self._known_until())  # after the held-out pairs, as it is needed later
-        metrics = evaluate(self._engine, feed, task.eval_schedule, self._objective)
-        self._write({"step": self._state.step, "epoch": self._state.position / task.schedule.pairs, **metrics})
+        line = {"step": self._state.step, "epoch": self._state.position / task.schedule.pairs}
+        for feed, held_out in zip(feeds, task.eval_sets, strict=True):
+            line |= evaluate(self._engine, feed, held_out, self._objective)
+        self._write(line)
         self._throughput.restart()  # its rates are those of training alone
 
     def _save(self) -> None:
@@ -247,10 +251,13 @@ class Worker:
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:
         """Return the target for weights in a folder of the run."""
+        tokenizer = load_tokenizer(self._task.policy.source, trust_remote_code=self._job.model.trust_remote_code)
+        if self._task.chat_template is not None:
+            tokenizer.chat_template = self._task.chat_template
         return ExportTarget(
             folder=str(Path(self._task.run_dir) / name),
             source=source,
-            tokenizer=load_tokenizer(self._task.policy.source, trust_remote_code=self._job.model.trust_remote_code),
+            tokenizer=tokenizer,
             is_main=self._rank == 0,
         )
 

@@ -19,7 +19,7 @@ def test_the_default_output_dir_is_named_after_the_job_or_the_run(job: str) -> N
 @pytest.mark.parametrize(
     ("argv", "job", "message"),
     [
-        (["--push_to_hub"], "dpo", "error: push_to_hub=true"),
+        (["--load_in_4bit"], "dpo", "error: load_in_4bit=true"),
         (["--loss_type", "sigmoid"], "orpo", "error: loss_type=sigmoid is not for jobs/orpo.py"),
     ],
 )

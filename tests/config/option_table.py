@@ -61,7 +61,8 @@ def key_tables() -> list[str]:
         (f"`{key}`", "; ".join(f"{value}: {options_text(options)}" for value, options in values.items()))
         for key, values in sorted(trl_compat.TRANSLATED.items())
     ]
-    lines = ["", "**Accepted as options**", "", *table("key | means", renamed + translated)]
+    recipes = [(f"`{key}`", text) for key, text in sorted(trl_compat.RECIPES.items())]
+    lines = ["", "**Accepted as options**", "", *table("key | means", renamed + translated + recipes)]
     for title, head, entries in (
         ("No effect", "key | instead", trl_compat.NO_EFFECT),
         ("Refused", "key | why, and what to do", trl_compat.REFUSED),

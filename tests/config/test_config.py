@@ -306,7 +306,7 @@ def test_every_count_and_size_has_a_unit() -> None:
     }
     without_unit |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
     without_unit |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
-    without_unit |= {"ref_model_mixup_alpha", "margin_scale"}
+    without_unit |= {"ref_model_mixup_alpha", "margin_scale", "dataset_seed", "test_split_size"}
     without_unit |= {
         "discopop_tau",
         "f_alpha_divergence_coef",
@@ -343,6 +343,7 @@ def test_every_option_is_read_by_the_package() -> None:
         "scores_reference": {"reference_from_dataset"},
         "warmup_updates": {"warmup_steps", "warmup_ratio"},
         "order_seed": {"data_seed"},
+        "entries": {"datasets"},
         "smoothing": {"label_smoothing"},
         "needs_reference": {"reference_free"},
         "global_batch": {"gradient_accumulation_steps", "per_device_train_batch_size"},

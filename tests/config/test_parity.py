@@ -26,6 +26,7 @@ OURS = {
     "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had these
     "rpo_alpha",  # and this one until 0.28
     "warmup_ratio",  # transformers had it until version 5
+    "chat_template", "dataset_seed",  # the alignment handbook has them, the second as seed of dataset_mixture
 }  # fmt: skip
 DIFFERENT = {
     "cpo_alpha": (1.0, 0.0),
@@ -90,7 +91,8 @@ def test_defaults_of_the_other_jobs_are_those_of_trl() -> None:
 def test_each_key_of_trl_is_in_exactly_one_table() -> None:
     tables = [
         set(HINTS),
-        *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.NO_EFFECT, trl_compat.REFUSED)),
+        *map(set, (trl_compat.RENAMED, trl_compat.TRANSLATED, trl_compat.RECIPES)),
+        *map(set, (trl_compat.NO_EFFECT, trl_compat.REFUSED)),
     ]
     assert {key: count for key in trl_defaults() if (count := sum(key in table for table in tables)) != 1} == {}
     assert all(sum(key in table for table in tables) == 1 for key in trl_compat.KEYS)

@@ -88,6 +88,9 @@ def test_a_flag_overrides_another_name_in_the_file(tmp_path: object) -> None:
         ("--disable_tqdm", "disable_tqdm=true has no effect here"),
         ("--include_for_metrics loss inputs", "include_for_metrics=loss inputs has no effect here"),
         ("--eval_delay 0.5", "eval_delay=0.5 has no effect here"),
+        ("--push_to_hub", "push_to_hub=true has no effect here: nothing is pushed to the hub; upload output_dir/model"),
+        ("--optim paged_adamw_32bit", "optim=paged_adamw_32bit has no effect here: it is AdamW"),
+        ("--use_peft --load_in_4bit", "load_in_4bit=true has no effect here: the adapter is trained on the base model"),
         ("--hub_token hf_secret", "hub_token=... has no effect here: nothing is pushed"),
     ],
 )
@@ -123,10 +126,9 @@ def test_neutral_values_give_no_notice(command: str) -> None:
     ("command", "words"),
     [
         ("--load_in_4bit", ["load_in_4bit=true", "use_peft"]),
-        ("--push_to_hub", ["push_to_hub=true", "after the run"]),
         ("--load_best_model_at_end true", ["load_best_model_at_end=true", "max_steps"]),
         ("--fsdp full_shard auto_wrap", ["fsdp=full_shard auto_wrap", "zero_stage=3"]),
-        ("--optim paged_adamw_32bit", ["optim=paged_adamw_32bit", "AdamW", "`deepspeed`"]),
+        ("--optim paged_adamw_8bit", ["optim=paged_adamw_8bit", "AdamW", "`deepspeed`"]),
         ("--neftune_noise_alpha 5", ["neftune_noise_alpha=5", "leave it out"]),
         ("--torch_compile_mode max-autotune", ["torch_compile_mode=max-autotune", "leave it out"]),
         ("--torch_compile --zero_stage 3", ["torch_compile=true", "zero_stage=3"]),

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from raydpo.config import ParsedOptions, parse
-from raydpo.errors import ConfigError
 
 # trl/scripts/dpo.py
 FULL = """
@@ -41,53 +39,6 @@ EXAMPLE = (
     "--eval_steps 500 --output_dir=gpt2-aligned --warmup_steps 150 --report_to wandb --bf16 --logging_first_step "
     "--no_remove_unused_columns"
 )
-# The DPO step of Zephyr 7B in the alignment handbook
-ZEPHYR = """
-model_name_or_path: alignment-handbook/zephyr-7b-sft-full
-torch_dtype: null
-dataset_mixture:
-  datasets:
-    - id: HuggingFaceH4/ultrafeedback_binarized
-      config: default
-      split: train_prefs
-      columns: [chosen, rejected]
-      weight: 1.0
-    - id: HuggingFaceH4/ultrafeedback_binarized
-      config: default
-      split: test_prefs
-      columns: [chosen, rejected]
-      weight: 1.0
-  test_split_size: 2000
-  seed: 0
-dataset_num_proc: 12
-bf16: true
-beta: 0.01
-do_eval: true
-eval_strategy: steps
-eval_steps: 100
-gradient_accumulation_steps: 2
-gradient_checkpointing: true
-gradient_checkpointing_kwargs:
-  use_reentrant: False
-hub_model_id: zephyr-7b-dpo-full
-learning_rate: 5.0e-7
-log_level: info
-logging_steps: 10
-lr_scheduler_type: cosine
-max_length: 1024
-max_prompt_length: 512
-num_train_epochs: 1
-optim: adamw_torch
-output_dir: data/zephyr-7b-dpo-full
-per_device_train_batch_size: 8
-per_device_eval_batch_size: 8
-push_to_hub: true
-save_strategy: "steps"
-save_steps: 100
-save_total_limit: 1
-seed: 42
-warmup_ratio: 0.1
-"""
 
 
 def keys_with_notices(parsed: ParsedOptions) -> list[str]:
@@ -130,29 +81,3 @@ def test_the_commands_for_orpo_and_cpo_are_valid(job: str) -> None:
     assert (config.run.logging_first_step, config.run.report_to, config.optim.bf16) == (True, ("wandb",), True)
     assert config.loss.loss_type == (("orpo",) if job == "orpo" else ("sigmoid",))
     assert not config.loss.needs_reference
-
-
-def test_the_alignment_handbook_is_refused_only_for_unsupported_keys(tmp_path: Path) -> None:
-    path = tmp_path / "config_full.yaml"
-    path.write_text(ZEPHYR)
-    keys = yaml.safe_load(ZEPHYR)
-    refused = []
-    while True:
-        try:
-            parsed = parse(["--config", str(path)])
-            config = parsed.job
-            break
-        except ConfigError as error:
-            refused.append(str(error).split("=")[0])
-        del keys[refused[-1]]
-        path.write_text(yaml.safe_dump(keys, sort_keys=False))
-    assert refused == ["dataset_mixture", "push_to_hub"]
-    assert keys_with_notices(parsed) == [
-        "dataset_num_proc",
-        "do_eval",
-        "gradient_checkpointing_kwargs",
-        "hub_model_id",
-        "log_level",
-    ]
-    assert parsed.explicit == keys.keys() - set(keys_with_notices(parsed)) - {"torch_dtype", "optim"}
-    assert (config.loss.beta, config.optim.lr_scheduler_type, config.optim.warmup_ratio) == (0.01, "cosine", 0.1)

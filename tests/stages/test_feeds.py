@@ -79,7 +79,7 @@ def test_the_reader_that_feeds_get(
 def test_blocks_are_scored_in_training_order_after_the_held_out_ones(tiny_model: Path, tmp_path: Path) -> None:
     plan = plan_of(tiny_model, tmp_path, shuffle_window=1)
     train, held_out = prepared(*map(block, "abcdef")), prepared(block("x"))
-    order = blocks_in_training_order(plan, RunData(train, held_out))
+    order = blocks_in_training_order(plan, RunData(train, {"": held_out}))
     windows = train_feed_spec(plan).order(train.blocks, epoch=0).windows
     assert order == [block("x"), *(train.blocks[window.blocks[0]] for window in windows)]
     assert [entry.content for entry in order[1:]] != list("abcdef"), "shuffled"

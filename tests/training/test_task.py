@@ -20,8 +20,7 @@ def task(**options: Any) -> TrainTask:
         deepspeed_config={},
         schedule=Schedule(pairs=22, global_batch=6, total_steps=8),
         feed=unset,
-        eval_feed=None,
-        eval_schedule=None,
+        eval_sets=(),
         drift_tolerance=None,
         run_dir="run",
         fingerprint={},
@@ -34,6 +33,7 @@ def task(**options: Any) -> TrainTask:
     [
         ({"logging_steps": 3}, [3, 6, 8]),
         ({"logging_steps": 3, "logging_first_step": True}, [1, 3, 6, 8]),
+        ({"logging_steps": 0.3}, [3, 6, 8]),  # a share of all updates: the ceiling of 2.4
         ({"logging_strategy": "epoch"}, [4, 8]),
         ({"logging_strategy": "no"}, [8]),
     ],
@@ -46,6 +46,7 @@ def test_steps_with_a_metrics_line(options: dict[str, Any], expected: list[int])
     ("options", "expected"),
     [
         ({"eval_strategy": "steps", "eval_steps": 3}, [3, 6, 8]),
+        ({"eval_strategy": "steps", "eval_steps": 0.5}, [4, 8]),
         ({"eval_strategy": "epoch"}, [4, 8]),
         ({"eval_strategy": "no"}, [8]),  # the final evaluation is due, and does nothing without held-out pairs
     ],
@@ -58,6 +59,7 @@ def test_steps_with_an_evaluation(options: dict[str, Any], expected: list[int]) 
     ("options", "expected"),
     [
         ({"save_steps": 3}, [3, 5, 6, 8]),
+        ({"save_steps": 0.5}, [4, 5, 8]),
         ({"save_strategy": "epoch"}, [4, 5, 8]),
         ({"save_strategy": "no"}, []),
     ],

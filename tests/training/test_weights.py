@@ -17,10 +17,12 @@ from raydpo.blocks.schema import ScoredPair
 from raydpo.config import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.feed.batches import RankBatch
+from raydpo.feed.schedule import Schedule
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.training.evaluation import evaluate
 from raydpo.training.global_batch_loss import RewardMean
 from raydpo.training.step import Objective
+from raydpo.training.task import EvalSet
 from tests.training import plain
 from tests.training.plain import BETA, LOSSES, Values
 from tests.training.ranks import (
@@ -195,8 +197,9 @@ class TwoBatches:
 def test_the_loss_of_an_evaluation_is_weighted_over_all_held_out_pairs(name: str) -> None:
     loss = CASES[name][0]
     engine: Any = Engine(CompletionLogps(model(shares=True), shares=True))
-    feed, schedule = TwoBatches(loss), type("Schedule", (), {"pairs": PAIRS})
-    metrics = evaluate(engine, feed, schedule, Objective(loss, 0.0, RewardMean()))  # type: ignore[arg-type]
+    feed: Any = TwoBatches(loss)
+    held_out = EvalSet("", feed, Schedule.one_epoch(PAIRS, 8))
+    metrics = evaluate(engine, feed, held_out, Objective(loss, 0.0, RewardMean()))
     assert metrics["eval_loss"] == pytest.approx(expected(name)[0].item(), rel=1e-6)
     chosen = plain_forward(1.0)[0]["chosen"]
     assert metrics["eval_logps/chosen"] == pytest.approx(chosen.mean().item(), rel=1e-5), "all pairs count alike"

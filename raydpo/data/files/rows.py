@@ -1,5 +1,6 @@
 """Read the rows of one shard in order, in slices of numbered rows, with only one slice in memory at a time."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class RowSlice:
     """JSON rows, and rows of any format that cannot be read."""
     batch: bytes | None = None
     """Rows of a columnar file, as an Arrow IPC stream."""
+    numbers: tuple[int, ...] | None = None
+    """Numbers of the rows of `batch`, if some rows between them were left out; None: they count from first_row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +112,11 @@ def _as_bytes(batches: list[pa.RecordBatch]) -> bytes:
 
 def parse(part: RowSlice) -> Iterator[ReadRow]:
     """Parse the rows of a slice and yield them in order."""
-    number = part.first_row
+    numbers = itertools.count(part.first_row) if part.numbers is None else iter(part.numbers)
     if part.batch is not None:
         for batch in pa.ipc.open_stream(part.batch):
-            for row in columnar.rows(batch):
+            for row, number in zip(columnar.rows(batch), numbers, strict=False):
                 yield ReadRow(number, None, row) if isinstance(row, str) else ReadRow(number, row, "")
-                number += 1
     for raw in part.rows:
         yield _parse_json(raw)
 
