@@ -38,6 +38,8 @@ class TokenizationRequest:
     """Whether the reference log-probs come from the rows."""
     per_token: bool = False
     """Whether these must be one value per token instead of a sum per completion."""
+    assistant_only: bool = False
+    """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ def prepare(
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
     recipe = BlockRecipe(
-        request.truncation, request.cache_dir, request.quarantine_dir, request.dataset_logps, request.per_token
+        request.truncation,
+        request.cache_dir,
+        request.quarantine_dir,
+        request.dataset_logps,
+        request.per_token,
+        assistant_only=request.assistant_only,
     )
     slicing = Slicing(request.dialect, request.block_pairs)
     stream = block_outcomes(shards, slicing, request.tokenizer, recipe)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.pair import Messages, Pair, RowError
 
 TokenIds = npt.NDArray[np.int32]
@@ -25,7 +26,7 @@ _BATCH_PAIRS = 256
 _BATCH_CHARACTERS = 1 << 20
 """Limits per tokenizer call. Its result takes about 100 bytes per token, so a whole block per call is too much."""
 
-_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Exceptions that an arbitrary Jinja template may raise on a row that it does not support."""
 
 _CALL_ARGUMENTS = frozenset(
@@ -44,6 +45,10 @@ class EncodedPair:
     rejected_ids: TokenIds
     dropped_tail: TokenIds
     """Last tokens of the prompt that were dropped at the boundary to the completions; usually empty."""
+    chosen_mask: BoolArray | None = None
+    """Whether each token of `chosen_ids` is a target of the loss; None: every token is (see `assistant_spans`)."""
+    rejected_mask: BoolArray | None = None
+    """The mask of `rejected_ids`."""
 
     @property
     def tokens(self) -> int:
@@ -93,7 +98,17 @@ class Truncation:
         if np.array_equal(chosen, rejected):
             cause = f"after truncation to max_length={limit}" if excess > 0 else "although the row's texts differ"
             raise RowError("chosen and rejected are the same", f"their tokens are identical {cause}")
-        return EncodedPair(prompt, chosen, rejected, pair.dropped_tail)
+        masks = (_cut_mask(pair.chosen_mask, len(chosen), limit), _cut_mask(pair.rejected_mask, len(rejected), limit))
+        return EncodedPair(prompt, chosen, rejected, pair.dropped_tail, *masks)
+
+
+def _cut_mask(mask: BoolArray | None, length: int, limit: int) -> BoolArray | None:
+    """Return the loss mask of a completion's first `length` tokens. Raises RowError if no token is a target."""
+    if mask is None or mask[:length].all():
+        return None
+    if not mask[:length].any():
+        raise RowError("empty completion", f"max_length={limit} leaves no token of an assistant turn (loss_on)")
+    return mask[:length]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[EncodedPair | RowError]:
@@ -171,14 +186,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[t
         )
         return [fault for _ in pairs]
 
-    def render(conversations: list[Messages], generation_prompt: bool) -> Any:
-        return tokenizer.apply_chat_template(
-            conversations,
-            tools=pairs[0].tools,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **pairs[0].chat_template_kwargs,
-        )
+    def render(conversations: list[Messages], generation_prompt: bool) -> list[str]:
+        return render_conversations(tokenizer, pairs[0], conversations, generation_prompt)
 
     prompts: list[Any] = [pair.prompt for pair in pairs]
     try:
@@ -190,10 +199,27 @@ def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[t
                 strict=True,
             )
         )
-    except _TEMPLATE_ERRORS as error:
+    except TEMPLATE_ERRORS as error:
         if len(pairs) > 1:  # find the rows at fault by rendering one at a time
             return [part for pair in pairs for part in _render(tokenizer, [pair])]
         return [RowError("refused by the chat template", f"{type(error).__name__}: {error}")]
+
+
+def render_conversations(
+    tokenizer: PreTrainedTokenizerBase, like: Pair, conversations: list[Messages], generation_prompt: bool
+) -> list[str]:
+    """Render conversations to texts, with the tools and template arguments of the pair `like`.
+
+    Raises one of `TEMPLATE_ERRORS` if the template refuses one of them.
+    """
+    rendered: Any = tokenizer.apply_chat_template(
+        conversations,
+        tools=like.tools,
+        tokenize=False,
+        add_generation_prompt=generation_prompt,
+        **like.chat_template_kwargs,
+    )
+    return list(rendered)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> Iterator[TokenIds]:

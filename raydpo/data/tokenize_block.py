@@ -10,8 +10,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import FloatArray
+from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
+from raydpo.data.assistant_spans import with_loss_masks
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
@@ -48,6 +49,8 @@ class BlockRecipe:
     """Whether the reference log-probs come from the rows; if so, the tokenized block contains them."""
     per_token: bool = False
     """Whether the objective needs one reference log-prob per token, so that a sum per completion is not enough."""
+    assistant_only: bool = False
+    """Whether only tokens of assistant turns are targets (`loss_on` assistant), which the block's loss masks tell."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,12 @@ def _tokenized_rows(
         pairs.append(pair)
         dataset_logps.append(logps)
     good: list[_GoodRow] = []
-    for row, logps, tokenized in zip(rows, dataset_logps, tokenize(tokenizer, pairs), strict=True):
+    for row, pair, logps, tokenized in zip(rows, pairs, dataset_logps, tokenize(tokenizer, pairs), strict=True):
         try:
             if isinstance(tokenized, RowError):
                 raise tokenized
+            if recipe.assistant_only:
+                tokenized = with_loss_masks(tokenizer, pair, tokenized)
             cut = recipe.truncation.apply(tokenized)
             scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
             good.append(_GoodRow(row.number, cut, scores))
@@ -167,16 +172,39 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
         content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
     # Another shard may have the same tokens with other pair ids. The file name depends on both, so that neither file
     # overwrites the other; the scores depend on the tokens only.
-    name = hashlib.sha256("\n".join([content, *pair_ids]).encode()).hexdigest()
+    masks = _loss_masks(good)
+    masks_digest = _masks_digest(masks)
+    name = hashlib.sha256("\n".join([content, *pair_ids, *filter(None, [masks_digest])]).encode()).hexdigest()
     url = storage.join(cache_dir, "tokenized", f"{name}.parquet")
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
         arrays += [_list_array(side) for side in zip(*scores, strict=True)]
-        storage.write_table(
-            url, pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
-        )
+        table = pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
+        for mask_field, masks_of_side in zip(schema.LOSS_MASK_FIELDS, masks, strict=False):
+            table = table.append_column(mask_field, _list_array(masks_of_side))
+        storage.write_table(url, table)
     tokens = sum(row.pair.tokens for row in good)
-    return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url)
+    return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url, loss_masks=masks_digest)
+
+
+def _loss_masks(good: Sequence[_GoodRow]) -> list[list[BoolArray]]:
+    """Return the loss masks of all chosen and of all rejected completions; none if every token is a target."""
+    pairs = [row.pair for row in good]
+    if all(pair.chosen_mask is None and pair.rejected_mask is None for pair in pairs):
+        return []
+
+    def whole(mask: BoolArray | None, ids: TokenIds) -> BoolArray:
+        return np.ones(len(ids), dtype=np.bool_) if mask is None else mask
+
+    return [
+        [whole(pair.chosen_mask, pair.chosen_ids) for pair in pairs],
+        [whole(pair.rejected_mask, pair.rejected_ids) for pair in pairs],
+    ]
+
+
+def _masks_digest(masks: Sequence[Sequence[BoolArray]]) -> str:
+    """Return the SHA-256 (hex) of a block's loss masks, whose lengths are those of its tokens; empty without masks."""
+    return hashlib.sha256(b"".join(mask.tobytes() for side in masks for mask in side)).hexdigest() if masks else ""
 
 
 def _digest(sides: tuple[FloatArray, FloatArray]) -> str:
@@ -197,6 +225,6 @@ def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
     return digest.hexdigest()
 
 
-def _list_array(column: Sequence[TokenIds | FloatArray]) -> pa.ListArray:
+def _list_array(column: Sequence[TokenIds | FloatArray | BoolArray]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in column])]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(column)))

@@ -133,5 +133,5 @@ def fingerprint(reader: LogpReader, blocks: Sequence[Block], sync: SyncPlan | No
 
 
 def data_digest(blocks: Sequence[Block]) -> str:
-    """Return a digest of what, apart from the seed, the order of pairs depends on: the blocks' contents, in order."""
-    return hashlib.sha256("\n".join(block.content for block in blocks).encode()).hexdigest()[:16]
+    """Return a digest of what updates depend on, apart from options: the blocks' contents and loss masks, in order."""
+    return hashlib.sha256("\n".join(block.content + block.loss_masks for block in blocks).encode()).hexdigest()[:16]

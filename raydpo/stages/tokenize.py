@@ -80,5 +80,6 @@ def _prepare(
         block_pairs=data.block_pairs,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
+        assistant_only=plan.job.loss.loss_on == "assistant",
     )
     return prepare(shards, request, data.max_bad_rows, on_progress)

@@ -19,6 +19,7 @@ OURS = {
     "reference_label_selector", "reference_model", "reference_num_workers", "reference_resources", "shuffle_window",
     "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
     "bco_running_mean",
+    "loss_on",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
     "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had these
     "rpo_alpha",  # and this one until 0.28

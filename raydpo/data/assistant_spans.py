@@ -1,0 +1,204 @@
+"""Find the tokens of assistant turns in completions, for a loss on these turns alone (`loss_on` assistant).
+
+A chat template says where its assistant turns are with `{% generation %}` blocks. For other templates, a turn is what
+the rendered conversation gains by it: from the generation prompt in front of it to the end of its own rendering, marks
+of the end of the turn included. That needs a template that renders a turn alike whatever follows.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from raydpo.blocks.schema import BoolArray
+from raydpo.data.dialects.messages import is_from_model
+from raydpo.data.dialects.pair import Messages, Pair, RowError
+from raydpo.data.tokenization import TEMPLATE_ERRORS, EncodedPair, TokenIds, render_conversations
+from raydpo.errors import DataError
+
+_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_REMEDY = "give the tokenizer a chat template with {% generation %} blocks, or set loss_on=completion"
+
+Span = tuple[int, int]
+"""Start and stop of an assistant turn in a rendered conversation, in characters."""
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A rendered conversation, and where its tokens are."""
+
+    text: str
+    ids: list[int]
+    starts: npt.NDArray[np.int64]
+    """[tokens]: first character of each token."""
+    stops: npt.NDArray[np.int64]
+    """[tokens]: the character after each token."""
+
+    def mask(self, spans: Sequence[Span]) -> BoolArray:
+        """Return whether each token, [tokens], has a character of a span.
+
+        A token that merges across the start of a turn belongs to the turn, as it does at the end of a prompt.
+        """
+        mask = np.zeros(len(self.ids), dtype=np.bool_)
+        for start, stop in spans:
+            mask |= (self.starts < stop) & (self.stops > start)
+        return mask
+
+
+def with_loss_masks(tokenizer: PreTrainedTokenizerBase, pair: Pair, encoded: EncodedPair) -> EncodedPair:
+    """Return a tokenized pair, not yet truncated, with a loss mask for each completion that needs one.
+
+    A completion that is text or a single assistant turn needs none, as all of its tokens are targets. Raises RowError
+    if the turns of a row cannot be found, and DataError if the tokenizer cannot say where in a text its tokens are.
+    """
+    if not pair.conversational:
+        return encoded
+    chosen, rejected = (_Completion(tokenizer, pair, side) for side in ("chosen", "rejected"))
+    return replace(
+        encoded,
+        chosen_mask=chosen.loss_mask(encoded.prompt_ids, encoded.chosen_ids),
+        rejected_mask=rejected.loss_mask(encoded.prompt_ids, encoded.rejected_ids),
+    )
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """The chosen or rejected completion of a conversational pair."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pair: Pair
+    side: str
+    """chosen or rejected."""
+
+    @property
+    def messages(self) -> Messages:
+        messages: Messages = getattr(self.pair, self.side)
+        return messages
+
+    def loss_mask(self, prompt_ids: TokenIds, completion_ids: TokenIds) -> BoolArray | None:
+        """Return whether each token of the completion is a target, [tokens]; None if all of them are."""
+        from_model = [is_from_model(message) for message in self.messages]
+        if from_model == [True]:
+            return None
+        if not any(from_model):
+            raise RowError("empty completion", f"{self.side} has no assistant turn, which loss_on=assistant requires")
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                "loss_on=assistant needs to know where in a text its tokens are, which "
+                f"{type(self.tokenizer).__name__} does not tell; use a model with a fast tokenizer (tokenizer.json), "
+                "or set loss_on=completion"
+            )
+        rendered = _place_tokens(self.tokenizer, self.render(len(self.messages)))
+        if rendered.ids != [*prompt_ids.tolist(), *completion_ids.tolist()]:
+            raise self._differs()
+        spans = self._spans_of_blocks(rendered.text)
+        mask = rendered.mask(self._spans_by_rendering(rendered) if spans is None else spans)[len(prompt_ids) :]
+        if not mask.any():
+            raise RowError("empty completion", f"the assistant turns of {self.side} have no tokens")
+        return None if mask.all() else mask
+
+    def conversation(self, count: int) -> Messages:
+        """Return the prompt and the first `count` messages of the completion."""
+        return [*self.pair.prompt, *self.messages[:count]]
+
+    def render(self, count: int, *, generation_prompt: bool = False) -> str:
+        """Return the rendered prompt with the first `count` messages of the completion."""
+        try:
+            return render_conversations(self.tokenizer, self.pair, [self.conversation(count)], generation_prompt)[0]
+        except TEMPLATE_ERRORS as error:
+            raise self._refused(count, error) from error
+
+    def _refused(self, count: int, error: Exception) -> RowError:
+        return RowError(
+            "refused by the chat template",
+            f"the first {count} turns of {self.side} raise {type(error).__name__}: {error}; {_REMEDY}",
+        )
+
+    def _differs(self) -> RowError:
+        return RowError("turns not found", f"the chat template renders {self.side} differently each time; {_REMEDY}")
+
+    def _spans_of_blocks(self, text: str) -> list[Span] | None:
+        """Return the spans of the template's `{% generation %}` blocks in the text; None if it has no blocks."""
+        variables = dict(self.pair.chat_template_kwargs)
+        template = self.tokenizer.get_chat_template(variables.pop("chat_template", None), self.pair.tools)
+        if not _GENERATION_BLOCK.search(template):
+            return None
+        messages = [  # without nulls, as apply_chat_template passes them on
+            {name: value for name, value in message.items() if value is not None}
+            for message in self.conversation(len(self.messages))
+        ]
+        # apply_chat_template marks tokens by these spans, but none where a span begins with a space that no token has.
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[messages],
+                tools=self.pair.tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **variables},
+            )
+        except TEMPLATE_ERRORS as error:
+            raise self._refused(len(self.messages), error) from error
+        (again,), (spans,) = rendered
+        if again != text:
+            raise self._differs()
+        return [(start, stop) for start, stop in spans]
+
+    def _spans_by_rendering(self, rendered: _Rendered) -> list[Span]:
+        """Return the spans of the assistant turns, from renderings of the conversation up to each of them."""
+        spans = []
+        for number, message in enumerate(self.messages):
+            if not is_from_model(message):
+                continue
+            # The completion starts at its first token that differs from the prompt's, as with loss_on=completion.
+            start = self._opening(number, rendered) if number else 0
+            stop = self._prefix(self.render(number + 1), rendered.text)
+            if start is None or stop is None:
+                raise RowError(
+                    "turns not found",
+                    f"the chat template renders turn {number + 1} of {self.side}, or what precedes it, differently "
+                    f"depending on what follows, so that loss_on=assistant cannot tell where it is; {_REMEDY}",
+                )
+            spans.append((start, stop))
+        return spans
+
+    def _opening(self, number: int, rendered: _Rendered) -> int | None:
+        """Return where turn `number` starts: behind the generation prompt, as far as the text has it.
+
+        A generation prompt may end in what the template writes before no finished turn, such as an opened `<think>`.
+        The turn then starts at the first token that differs, as a completion does. Return None if the turns before it
+        are rendered differently.
+        """
+        opened = self.render(number, generation_prompt=True)
+        if rendered.text.startswith(opened):
+            return len(opened)
+        turns = self._prefix(self.render(number), rendered.text)
+        if turns is None:
+            return None
+        tokens = zip(_place_tokens(self.tokenizer, opened).ids, rendered.ids, strict=False)
+        first = next((index for index, (one, other) in enumerate(tokens) if one != other), None)
+        return None if first is None else max(turns, int(rendered.starts[first]))
+
+    def _prefix(self, part: str, text: str) -> int | None:
+        """Return the length of a part's rendering at the start of the text; None if the text starts differently.
+
+        Some templates close the whole conversation with EOS; it does not belong to the last turn of a part.
+        """
+        closing = self.tokenizer.eos_token or ""
+        if text.startswith(part):
+            return len(part)
+        inner = part.removesuffix(closing)
+        return len(inner) if text.endswith(closing) and text.startswith(inner) else None
+
+
+def _place_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> _Rendered:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    starts, stops = offsets[:, 0], offsets[:, 1]
+    # Some tokenizers leave the spaces out of a token's span, so that a token of spaces alone would be nowhere.
+    before = np.concatenate([[0], np.maximum.accumulate(stops)])[:-1]
+    return _Rendered(text, encoded["input_ids"], np.where(starts < stops, starts, np.minimum(before, stops)), stops)
