@@ -6,8 +6,9 @@ of the end of the turn included. That needs a template that renders a turn alike
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ class _Completion:
                 continue
             # The completion starts at its first token that differs from the prompt's, as with loss_on=completion.
             start = self._opening(number, rendered) if number else 0
-            stop = self._prefix(self.render(number + 1), rendered.text)
+            stop = self._ending(number, rendered)
             if start is None or stop is None:
                 raise RowError(
                     "turns not found",
@@ -165,6 +166,14 @@ class _Completion:
                 )
             spans.append((start, stop))
         return spans
+
+    @cached_property
+    def _generation_prompt(self) -> str:
+        """What the template writes behind finished turns to ask for the next; empty if it writes nothing."""
+        opened, closed = self.render(0, generation_prompt=True), self.render(0)
+        if not opened.startswith(closed):  # some templates close a whole conversation with EOS
+            closed = closed.removesuffix(self.tokenizer.eos_token or "")
+        return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
     def _opening(self, number: int, rendered: _Rendered) -> int | None:
         """Return where turn `number` starts: behind the generation prompt, as far as the text has it.
@@ -176,23 +185,59 @@ class _Completion:
         opened = self.render(number, generation_prompt=True)
         if rendered.text.startswith(opened):
             return len(opened)
-        turns = self._prefix(self.render(number), rendered.text)
-        if turns is None:
+        finished = opened.removesuffix(self._generation_prompt)
+        if not rendered.text.startswith(finished):
             return None
         tokens = zip(_place_tokens(self.tokenizer, opened).ids, rendered.ids, strict=False)
         first = next((index for index, (one, other) in enumerate(tokens) if one != other), None)
-        return None if first is None else max(turns, int(rendered.starts[first]))
+        return None if first is None else max(len(finished), int(rendered.starts[first]))
 
-    def _prefix(self, part: str, text: str) -> int | None:
-        """Return the length of a part's rendering at the start of the text; None if the text starts differently.
+    def _ending(self, number: int, rendered: _Rendered) -> int | None:
+        """Return where turn `number` stops: where the rendering up to it does.
 
-        Some templates close the whole conversation with EOS; it does not belong to the last turn of a part.
+        Some templates end the last turn of a conversation in their own way, unless a generation prompt follows. Return
+        None if the text has the turn in another form.
         """
-        closing = self.tokenizer.eos_token or ""
+        text = rendered.text
+        if number + 1 == len(self.messages):
+            return len(text)
+        part, asked = self.render(number + 1), self._generation_prompt
         if text.startswith(part):
             return len(part)
-        inner = part.removesuffix(closing)
-        return len(inner) if text.endswith(closing) and text.startswith(inner) else None
+        opened = self.render(number + 1, generation_prompt=True)
+        if asked and opened.endswith(asked) and text.startswith(opened.removesuffix(asked)):
+            return len(opened) - len(asked)
+        return self._ending_of_less(number, rendered)
+
+    def _ending_of_less(self, number: int, rendered: _Rendered) -> int | None:
+        """Return where turn `number` stops if the text has less of it than its rendering as the last turn.
+
+        Qwen3's template, for one, writes an empty block of thinking into the last turn only. That rendering then ends
+        in the turn as the text has it, with all of its words. Return None otherwise.
+        """
+        part, text = self.render(number + 1), rendered.text
+        opening = self._opening(number, rendered)
+        if opening is None:
+            return None
+        cut = part.find(text[opening], opening)
+        while cut >= 0 and not text.startswith(part[cut:], opening):
+            cut = part.find(text[opening], cut + 1)
+        words = _words(self.messages[number])
+        found = cut >= 0 and bool(words) and all(word in part[cut:] for word in words)
+        return opening + len(part) - cut if found else None
+
+
+def _words(message: Mapping[str, Any]) -> list[str]:
+    """Return what a rendered turn must hold: its text behind any reasoning, and the names of the functions it calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    found = [_value(part, "text") for part in (content if isinstance(content, list) else [content])]
+    found += [_value(_value(call, "function"), "name") for call in (calls if isinstance(calls, list) else ())]
+    return [word for part in found if isinstance(part, str) and (word := part.rpartition("</think>")[2].strip())]
+
+
+def _value(part: Any, name: str) -> Any:
+    """Return a field of a part of a message, or the part itself if it has no such field."""
+    return part.get(name, part) if isinstance(part, Mapping) else part
 
 
 def _place_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> _Rendered:

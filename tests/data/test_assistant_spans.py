@@ -29,11 +29,21 @@ WITH_BLOCKS = (
 )
 CLOSED_BY_EOS = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>{% else %}<eos>{% endif %}")
 OPENS_THINKING = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+ASSISTANT_LAST = "loop.last and message['role'] == 'assistant'"
 LAST_TURN_THINKS = TEMPLATE.replace(
     "<|{{ message['role'] }}|>",
-    "<|{{ message['role'] }}|>{% if loop.last and message['role'] == 'assistant' %}<think></think>{% endif %}",
+    "<|{{ message['role'] }}|>{% if " + ASSISTANT_LAST + " %}<think></think>{% endif %}",
 )
 """Like Qwen3's: a turn has a block of thinking while it is the last one."""
+LAST_TURN_RETURNS = TEMPLATE.replace("<|end|>", "{% if " + ASSISTANT_LAST + " %}<eos>{% else %}<|end|>{% endif %}")
+"""The end of a turn depends on what follows."""
+RETURNS_UNLESS_ASKED = LAST_TURN_RETURNS.replace(ASSISTANT_LAST, ASSISTANT_LAST + " and not add_generation_prompt")
+"""Like gpt-oss's: the last turn ends with EOS instead of the end of a turn, unless another is asked for."""
+FORGETS = TEMPLATE.replace(
+    "{{ message['content'] }}",
+    "{% if message.role == 'user' or " + ASSISTANT_LAST + " %}{{ message.content }}{% endif %}",
+)
+"""A template that leaves out answers before the last one."""
 
 
 def masked(tokenizer: Any, pair: Pair) -> EncodedPair:
@@ -110,10 +120,13 @@ def test_generation_blocks_are_used_where_the_template_has_them() -> None:
     assert learned(narrow, pair.rejected_ids, pair.rejected_mask) == ["no", "well"]
 
 
-def test_a_template_that_closes_the_conversation_with_eos() -> None:
-    tokenizer = build_tokenizer(CLOSED_BY_EOS)
+@pytest.mark.parametrize(
+    ("template", "last"), [(CLOSED_BY_EOS, "well<|end|><eos>"), (RETURNS_UNLESS_ASKED, "well<eos>")]
+)
+def test_templates_that_end_the_conversation_in_another_way(template: str, last: str) -> None:
+    tokenizer = build_tokenizer(template)
     pair = masked(tokenizer, Pair([USER], REJECTED, YES))
-    assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask) == ["no<|end|>", "well<|end|><eos>"]
+    assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask) == ["no<|end|>", last]
 
 
 @pytest.mark.parametrize("first", ["no", "<table>", "<think>so</think>no"])
@@ -130,19 +143,44 @@ def test_a_generation_prompt_that_opens_a_block_of_thinking(first: str) -> None:
     assert alone.chosen_mask is None
 
 
-def test_a_template_that_renders_a_turn_by_what_follows_it_is_refused_with_the_remedy() -> None:
+def test_a_template_that_writes_more_into_the_last_turn() -> None:
     tokenizer = build_tokenizer(LAST_TURN_THINKS)
+    pair = masked(tokenizer, Pair([USER], CHOSEN, REJECTED))
+    assert learned(tokenizer, pair.rejected_ids, pair.rejected_mask) == ["no<|end|>", "<think></think>well<|end|>"]
+    assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask)[:2] == [
+        "hello<|end|>",
+        " world \N{GRINNING FACE}<|end|>",
+    ]
+
+
+@pytest.mark.parametrize("template", [LAST_TURN_RETURNS, FORGETS])
+def test_a_template_that_renders_a_turn_by_what_follows_it_is_refused_with_the_remedy(template: str) -> None:
+    tokenizer = build_tokenizer(template)
     with pytest.raises(
-        RowError, match=r"turns not found: .* turn 1 of chosen.* depending on what follows.*loss_on=completion"
+        RowError, match=r"turns not found: .* turn \d of chosen.* depending on what follows.*loss_on=completion"
     ):
         masked(tokenizer, Pair([USER], CHOSEN, YES))
     # A single turn needs no search, and a template with blocks says itself where its turns are.
     assert masked(tokenizer, Pair([USER], YES, turns(("assistant", "no")))).chosen_mask is None
-    blocks = LAST_TURN_THINKS.replace("{{ message['content'] }}", "{% generation %}{{ message['content'] }}").replace(
-        "<|end|>{% endfor", "<|end|>{% endgeneration %}{% endfor"
+    blocks = build_tokenizer(
+        template.replace("<|{{ message['role'] }}|>", "<|{{ message['role'] }}|>{% generation %}").replace(
+            "{% endfor %}", "{% endgeneration %}{% endfor %}"
+        )
     )
-    pair = masked(build_tokenizer(blocks), Pair([USER], turns(("assistant", "no"), *[("user", "a")] * 2), YES))
+    pair = masked(blocks, Pair([USER], REJECTED, YES))
     assert pair.chosen_mask is not None
+
+
+@pytest.mark.parametrize("content", ["a", None, ["a", {"type": "text", "text": None}, 3], [{"text": {}}]])
+@pytest.mark.parametrize("calls", [None, "f", [3], [{"function": None}], [{"function": {"name": ["f"]}}]])
+def test_odd_messages_are_refused_as_rows(content: Any, calls: Any) -> None:
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    pair = Pair([USER], [message, *turns(("user", "why"), ("assistant", "no"))], YES)
+    tokenizer = build_tokenizer(LAST_TURN_RETURNS)
+    for encoded in tokenize(tokenizer, [pair]):
+        if isinstance(encoded, EncodedPair):
+            with pytest.raises(RowError, match="turns not found"):
+                with_loss_masks(tokenizer, pair, encoded)
 
 
 def test_completions_without_a_token_to_learn_are_refused(chat_tokenizer: PreTrainedTokenizerFast) -> None:
