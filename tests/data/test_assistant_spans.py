@@ -106,6 +106,25 @@ def test_a_token_that_merges_with_the_start_of_a_turn_belongs_to_it(trim_offsets
     assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask) == [" blue world\n", " world  \n", "  \n"]
 
 
+def test_a_completion_starts_at_the_same_token_with_either_option() -> None:
+    """The rejected answer merges with the prompt's end, so that the completions start before it, also the chosen."""
+    told = "{% if message.role == 'assistant' %} b{% endif %}{{ message.content }}\n"
+    tokenizer = build_tokenizer(
+        PLAIN.replace("{{ message.role }}: {{ message.content }}\n", told).replace("assistant:", " b")
+    )
+    chosen = turns(("assistant", "oth"), ("user", "why"), ("assistant", "we"))
+    pair = masked(tokenizer, Pair([USER], chosen, turns(("assistant", "lue"))))
+    assert tokenizer.decode(pair.rejected_ids.tolist()) == " blue\n"
+    assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask) == [" both\n", "we\n"]
+
+
+def test_spaces_at_the_end_of_a_block_belong_to_it() -> None:
+    tokenizer = build_tokenizer(WITH_BLOCKS.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    pair = masked(tokenizer, Pair([USER], turns(("assistant", " we  "), ("user", " "), ("assistant", "no")), YES))
+    assert learned(tokenizer, pair.chosen_ids, pair.chosen_mask) == [" we  ", "no"]
+
+
 def test_generation_blocks_are_used_where_the_template_has_them() -> None:
     tokenizer = build_tokenizer(WITH_BLOCKS)
     pair = masked(tokenizer, Pair([USER], CHOSEN, REJECTED))
