@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from raydpo.blocks import schema
@@ -14,6 +13,7 @@ from raydpo.data.ray_stream import Slicing, raw_blocks
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, tokenize_block
+from raydpo.reference.readers import DatasetReference
 from raydpo.runtime import storage
 from raydpo.stages.feeds import data_digest
 from tests.data.conversations import CHOSEN, CHOSEN_PIECES, REJECTED, REJECTED_PIECES, USER, ids_and_mask, turns
@@ -102,7 +102,10 @@ def test_log_probs_of_the_rows_are_kept_with_their_masks(
     values = [-1.0 - number for number in range(sum(mask))]
     content = {**row(CHOSEN, YES), "ref_chosen_logps": values, "ref_rejected_logps": -3.0}
     block = block_of(tmp_path, chat_tokenizer, [content], assistant_only=True, dataset_logps=True)
-    stored = np.array(storage.read_table(block.url).column(schema.REF_CHOSEN_LOGPS).to_pylist()[0])
-    assert stored[np.array(mask)].tolist() == values
+    pair = DatasetReference().read(block).pair(0)
+    assert pair.chosen_loss_mask is not None
+    assert pair.chosen_loss_mask.tolist() == mask
+    assert pair.ref_chosen_logps[pair.chosen_loss_mask].tolist() == values
+    assert pair.ref_rejected_logps.sum() == -3.0
     refused = outcome_of(tmp_path, chat_tokenizer, [content], dataset_logps=True)
     assert dict(refused.bad_reasons) == {"wrong reference log-probs": 1}, "without masks there are more tokens"
