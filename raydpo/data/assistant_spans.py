@@ -9,20 +9,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from raydpo.blocks.schema import BoolArray
+from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.messages import is_from_model
 from raydpo.data.dialects.pair import Messages, Pair, RowError
-from raydpo.data.tokenization import TEMPLATE_ERRORS, EncodedPair, TokenIds, render_conversations
+from raydpo.data.tokenization import TEMPLATE_ERRORS, EncodedPair, TokenIds
 from raydpo.errors import DataError
 
-_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_BLOCK_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+_OPEN, _CLOSE = "\ue001", "\ue002"
+"""Marks that are written where blocks begin and end, to find them; a row whose text has one of them is refused."""
 _REMEDY = "give the tokenizer a chat template with {% generation %} blocks, or set loss_on=completion"
 
 Span = tuple[int, int]
@@ -51,15 +54,16 @@ class _Rendered:
         return mask
 
 
-def with_loss_masks(tokenizer: PreTrainedTokenizerBase, pair: Pair, encoded: EncodedPair) -> EncodedPair:
+def with_loss_masks(template: ChatTemplate, pair: Pair, encoded: EncodedPair) -> EncodedPair:
     """Return a tokenized pair, not yet truncated, with a loss mask for each completion that needs one.
 
-    A completion that is text or a single assistant turn needs none, as all of its tokens are targets. Raises RowError
-    if the turns of a row cannot be found, and DataError if the tokenizer cannot say where in a text its tokens are.
+    `encoded` must come from this template, which has the pair's tools and template arguments. A completion that is text
+    or a single assistant turn needs no mask, as all of its tokens are targets. Raises RowError if the turns of a row
+    cannot be found, and DataError if the tokenizer cannot say where in a text its tokens are.
     """
     if not pair.conversational:
         return encoded
-    chosen, rejected = (_Completion(tokenizer, pair, side) for side in ("chosen", "rejected"))
+    chosen, rejected = (_Completion(template, pair, side) for side in ("chosen", "rejected"))
     return replace(
         encoded,
         chosen_mask=chosen.loss_mask(encoded.prompt_ids, encoded.chosen_ids),
@@ -71,10 +75,14 @@ def with_loss_masks(tokenizer: PreTrainedTokenizerBase, pair: Pair, encoded: Enc
 class _Completion:
     """The chosen or rejected completion of a conversational pair."""
 
-    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
     pair: Pair
     side: str
     """chosen or rejected."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.template.tokenizer
 
     @property
     def messages(self) -> Messages:
@@ -109,45 +117,34 @@ class _Completion:
 
     def render(self, count: int, *, generation_prompt: bool = False) -> str:
         """Return the rendered prompt with the first `count` messages of the completion."""
-        try:
-            return render_conversations(self.tokenizer, self.pair, [self.conversation(count)], generation_prompt)[0]
-        except TEMPLATE_ERRORS as error:
-            raise self._refused(count, error) from error
+        return self._rendered_by(self.template, count, generation_prompt=generation_prompt)
 
-    def _refused(self, count: int, error: Exception) -> RowError:
-        return RowError(
-            "refused by the chat template",
-            f"the first {count} turns of {self.side} raise {type(error).__name__}: {error}; {_REMEDY}",
-        )
+    def _rendered_by(self, template: ChatTemplate, count: int, *, generation_prompt: bool = False) -> str:
+        try:
+            return template.render([self.conversation(count)], generation_prompt=generation_prompt)[0]
+        except TEMPLATE_ERRORS as error:
+            raise RowError(
+                "refused by the chat template",
+                f"the first {count} turns of {self.side} raise {type(error).__name__}: {error}; {_REMEDY}",
+            ) from error
 
     def _differs(self) -> RowError:
         return RowError("turns not found", f"the chat template renders {self.side} differently each time; {_REMEDY}")
 
     def _spans_of_blocks(self, text: str) -> list[Span] | None:
         """Return the spans of the template's `{% generation %}` blocks in the text; None if it has no blocks."""
-        variables = dict(self.pair.chat_template_kwargs)
-        template = self.tokenizer.get_chat_template(variables.pop("chat_template", None), self.pair.tools)
-        if not _GENERATION_BLOCK.search(template):
+        source = self.template.text
+        if not _BLOCK_TAG.search(source):
             return None
-        messages = [  # without nulls, as apply_chat_template passes them on
-            {name: value for name, value in message.items() if value is not None}
-            for message in self.conversation(len(self.messages))
-        ]
-        # apply_chat_template marks tokens by these spans, but none where a span begins with a space that no token has.
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[messages],
-                tools=self.pair.tools,
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **{**self.tokenizer.special_tokens_map, **variables},
-            )
-        except TEMPLATE_ERRORS as error:
-            raise self._refused(len(self.messages), error) from error
-        (again,), (spans,) = rendered
-        if again != text:
+        marked = replace(
+            self.template, variables={**self.template.variables, "chat_template": _BLOCK_TAG.sub(_with_mark, source)}
+        )
+        # Parts of the text at even places are outside of blocks, and each one at an odd place is a block.
+        parts = re.split(f"[{_OPEN}{_CLOSE}]", self._rendered_by(marked, len(self.messages)))
+        if "".join(parts) != text or len(parts) % 2 == 0:
             raise self._differs()
-        return [(start, stop) for start, stop in spans]
+        edges = [0, *accumulate(map(len, parts))]
+        return list(zip(edges[1:-1:2], edges[2::2], strict=True))
 
     def _spans_by_rendering(self, rendered: _Rendered) -> list[Span]:
         """Return the spans of the assistant turns, from renderings of the conversation up to each of them."""
@@ -225,6 +222,14 @@ class _Completion:
         words = _words(self.messages[number])
         found = cut >= 0 and bool(words) and all(word in part[cut:] for word in words)
         return opening + len(part) - cut if found else None
+
+
+def _with_mark(tag: re.Match[str]) -> str:
+    """Return a tag of a block with a mark inside of it, where the whitespace around the tag is treated as before."""
+    before, end, after = tag.groups()
+    if end:
+        return f"{{%{before} if true %}}{{{{ '{_CLOSE}' }}}}{{% endif %}}{{% endgeneration {after}%}}"
+    return f"{{%{before} generation %}}{{% if true %}}{{{{ '{_OPEN}' }}}}{{% endif {after}%}}"
 
 
 def _words(message: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import BoolArray
+from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Messages, Pair, RowError
 
 TokenIds = npt.NDArray[np.int32]
@@ -186,8 +187,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[t
         )
         return [fault for _ in pairs]
 
+    template = ChatTemplate(tokenizer, pairs[0].tools, pairs[0].chat_template_kwargs)
+
     def render(conversations: list[Messages], generation_prompt: bool) -> list[str]:
-        return render_conversations(tokenizer, pairs[0], conversations, generation_prompt)
+        return template.render(conversations, generation_prompt=generation_prompt)
 
     prompts: list[Any] = [pair.prompt for pair in pairs]
     try:
@@ -203,23 +206,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[t
         if len(pairs) > 1:  # find the rows at fault by rendering one at a time
             return [part for pair in pairs for part in _render(tokenizer, [pair])]
         return [RowError("refused by the chat template", f"{type(error).__name__}: {error}")]
-
-
-def render_conversations(
-    tokenizer: PreTrainedTokenizerBase, like: Pair, conversations: list[Messages], generation_prompt: bool
-) -> list[str]:
-    """Render conversations to texts, with the tools and template arguments of the pair `like`.
-
-    Raises one of `TEMPLATE_ERRORS` if the template refuses one of them.
-    """
-    rendered: Any = tokenizer.apply_chat_template(
-        conversations,
-        tools=like.tools,
-        tokenize=False,
-        add_generation_prompt=generation_prompt,
-        **like.chat_template_kwargs,
-    )
-    return list(rendered)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> Iterator[TokenIds]:

@@ -13,6 +13,7 @@ from raydpo.blocks import schema
 from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
 from raydpo.data.assistant_spans import with_loss_masks
+from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
@@ -135,7 +136,7 @@ def _tokenized_rows(
             if isinstance(tokenized, RowError):
                 raise tokenized
             if recipe.assistant_only:
-                tokenized = with_loss_masks(tokenizer, pair, tokenized)
+                tokenized = with_loss_masks(_template(tokenizer, pair), pair, tokenized)
             cut = recipe.truncation.apply(tokenized)
             scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
             good.append(_GoodRow(row.number, cut, scores))
@@ -144,6 +145,10 @@ def _tokenized_rows(
     reasons.sort(key=lambda item: item[0].number)
     bad = [quarantine.bad_row(raw.shard.name, row, reason) for row, reason in reasons]
     return good, bad, len(good) + len(bad)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> ChatTemplate:
+    return ChatTemplate(tokenizer, pair.tools, pair.chat_template_kwargs)
 
 
 def _check_tokenizer(pair: Pair, tokenizer: PreTrainedTokenizerBase, shard: Shard) -> None:

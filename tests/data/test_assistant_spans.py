@@ -9,6 +9,7 @@ from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from raydpo.data.assistant_spans import with_loss_masks
+from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
@@ -49,7 +50,7 @@ FORGETS = TEMPLATE.replace(
 def masked(tokenizer: Any, pair: Pair) -> EncodedPair:
     (encoded,) = tokenize(tokenizer, [pair])
     assert isinstance(encoded, EncodedPair)
-    return with_loss_masks(tokenizer, pair, encoded)
+    return with_loss_masks(ChatTemplate(tokenizer, pair.tools, pair.chat_template_kwargs), pair, encoded)
 
 
 def learned(tokenizer: PreTrainedTokenizerFast, ids: Any, mask: Any) -> list[str]:
@@ -199,7 +200,7 @@ def test_odd_messages_are_refused_as_rows(content: Any, calls: Any) -> None:
     for encoded in tokenize(tokenizer, [pair]):
         if isinstance(encoded, EncodedPair):
             with pytest.raises(RowError, match="turns not found"):
-                with_loss_masks(tokenizer, pair, encoded)
+                with_loss_masks(ChatTemplate(tokenizer), pair, encoded)
 
 
 def test_completions_without_a_token_to_learn_are_refused(chat_tokenizer: PreTrainedTokenizerFast) -> None:
