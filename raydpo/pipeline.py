@@ -32,7 +32,7 @@ def run(job: JobConfig) -> dict[str, Any]:
     """
     watch = Stopwatch()
     plan = plan_run(job, cluster_nodes())
-    plan.run_dir.start(job)
+    plan.run_dir.start(plan.job)
     print_line("Policy", plan.policy.summary_line)
     if job.scores_reference and plan.reference.summary_line != plan.policy.summary_line:
         print_line("Reference", plan.reference.summary_line)
@@ -58,7 +58,7 @@ def score_only(job: JobConfig) -> dict[str, Any]:
     check_scores_reference(job)
     watch = Stopwatch()
     plan = plan_run(job, cluster_nodes())
-    plan.run_dir.start(job)
+    plan.run_dir.start(plan.job)
     print_line("Reference", plan.reference.summary_line)
 
     data = tokenize(plan)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -46,6 +47,17 @@ def above(low: float) -> Rule:
 def within(low: float, high: float) -> Rule:
     """Return the rule low <= value < high."""
     return Rule(f"at least {low} and below {high}", lambda value: low <= value < high)
+
+
+def date() -> Rule:
+    """Return the rule that text is a date, year first."""
+
+    def holds(value: str) -> bool:
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(value, "%Y-%m-%d").strftime("%Y-%m-%d") == value
+        return False
+
+    return Rule("a date as YYYY-MM-DD", holds)
 
 
 def one_of(*choices: Any) -> Rule:

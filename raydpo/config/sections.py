@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from raydpo.config.fields import Section, above, at_least, one_of, option, within
+from raydpo.config.columns import check_column_mapping
+from raydpo.config.fields import Section, above, at_least, date, one_of, option, within
 from raydpo.errors import ConfigError
 
 DEFAULT_ZERO_STAGE = 2
@@ -73,6 +74,31 @@ class DataConfig(Section):
         "Dialect of the rows. auto: detected from the rows and reported in the log.",
         one_of("auto", "preference", "hh", "sharegpt", "openai"),
     )
+    column_mapping: dict[str, str] = option(
+        {},
+        "Columns of the rows by the names that are read, such as prompt=question chosen=answers.0.text; the better of "
+        "several by completions=response_0+response_1 with best=better_response_id, scores=... or ranks=.... Unset: "
+        "the columns of the dialects, and question, query, instruction with input.",
+    )
+    on_template_loss: str = option(
+        "quarantine",
+        "What to do with a row some of whose words the model's chat template drops: tool calls, reasoning of an "
+        "answer, a system message. quarantine: the row goes to quarantine; keep: it is trained on without the words, "
+        "and counted. TRL: keep, uncounted.",
+        one_of("quarantine", "keep"),
+    )
+    add_special_tokens: str = option(
+        "auto",
+        "BOS and EOS of prompts and completions that are text. auto: text that begins with BOS, or ends with EOS or "
+        "the chat template's end of turn, gets no second one; always: as in TRL.",
+        one_of("auto", "always"),
+    )
+    chat_template_date: str | None = option(
+        None,
+        "Date that a chat template which writes today's date is given, as YYYY-MM-DD. Unset: the day on which "
+        "output_dir was first used, so that tokens stay the same; config.yaml records it.",
+        date(),
+    )
     max_length: int | None = option(
         1024, "Maximum length of prompt + completion; longer ones are truncated. none: no limit.", at_least(2), "tokens"
     )
@@ -112,6 +138,10 @@ class DataConfig(Section):
         "~/.cache/raydpo",
         "Folder or URL where tokenized and scored blocks are kept across runs; every node must have access to it.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_column_mapping(self.column_mapping)
 
 
 @dataclass(frozen=True, kw_only=True)

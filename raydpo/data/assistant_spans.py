@@ -20,7 +20,11 @@ from raydpo.blocks.schema import BoolArray
 from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.messages import is_from_model
 from raydpo.data.dialects.pair import Messages, Pair, RowError
-from raydpo.data.tokenization import TEMPLATE_ERRORS, EncodedPair, TokenIds
+from raydpo.data.encoding import TokenIds
+from raydpo.data.rendering import for_template, template_of
+from raydpo.data.row_errors import ROW_ERRORS
+from raydpo.data.text_options import TextOptions
+from raydpo.data.tokenization import EncodedPair
 from raydpo.errors import DataError
 
 _BLOCK_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -54,15 +58,19 @@ class _Rendered:
         return mask
 
 
-def with_loss_masks(template: ChatTemplate, pair: Pair, encoded: EncodedPair) -> EncodedPair:
+def with_loss_masks(
+    tokenizer: PreTrainedTokenizerBase, pair: Pair, encoded: EncodedPair, options: TextOptions | None = None
+) -> EncodedPair:
     """Return a tokenized pair, not yet truncated, with a loss mask for each completion that needs one.
 
-    `encoded` must come from this template, which has the pair's tools and template arguments. A completion that is text
-    or a single assistant turn needs no mask, as all of its tokens are targets. Raises RowError if the turns of a row
-    cannot be found, and DataError if the tokenizer cannot say where in a text its tokens are.
+    The pair must have been tokenized with the same options. A completion that is text or a single assistant turn needs
+    no mask, as all of its tokens are targets. Raises RowError if the turns of a row cannot be found, and DataError if
+    the tokenizer cannot say where in a text its tokens are.
     """
     if not pair.conversational:
         return encoded
+    options = options or TextOptions()
+    template, pair = template_of(tokenizer, pair, options), for_template(tokenizer, pair, options)
     chosen, rejected = (_Completion(template, pair, side) for side in ("chosen", "rejected"))
     return replace(
         encoded,
@@ -122,7 +130,7 @@ class _Completion:
     def _rendered_by(self, template: ChatTemplate, count: int, *, generation_prompt: bool = False) -> str:
         try:
             return template.render([self.conversation(count)], generation_prompt=generation_prompt)[0]
-        except TEMPLATE_ERRORS as error:
+        except ROW_ERRORS as error:
             raise RowError(
                 "refused by the chat template",
                 f"the first {count} turns of {self.side} raise {type(error).__name__}: {error}; {_REMEDY}",

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
+from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
 from raydpo.data.shards import Shard
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
@@ -30,6 +33,8 @@ class TokenizationRequest:
     """Folder or URL for bad rows, reachable from every node. `prepare` removes its previous contents."""
     dialect: str = "auto"
     """One of `detect.DIALECTS` for all shards, or auto: detected from the first rows of each shard."""
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    """The columns of the rows by the names of the dialects."""
     truncation: Truncation = field(default_factory=Truncation)
     """Length limits of the pairs."""
     block_pairs: int = 4096
@@ -40,6 +45,8 @@ class TokenizationRequest:
     """Whether these must be one value per token instead of a sum per completion."""
     assistant_only: bool = False
     """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
+    text: TextOptions = field(default_factory=TextOptions)
+    """What happens where a chat template drops words, and to special tokens of text."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class PreparedData:
     """Path or URL by shard name."""
     dropped_prompt_tails: int
     """Number of pairs whose prompt lost its last tokens because prompt + completion is tokenized differently there."""
+    template_losses: Mapping[str, int]
+    """Number of pairs that are trained on although the chat template drops words of them, by kind of words."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
 
@@ -84,14 +93,16 @@ def prepare(
     storage.remove_folder(request.quarantine_dir)
     tally = _Tally()
     recipe = BlockRecipe(
-        request.truncation,
-        request.cache_dir,
-        request.quarantine_dir,
-        request.dataset_logps,
-        request.per_token,
+        truncation=request.truncation,
+        cache_dir=request.cache_dir,
+        quarantine_dir=request.quarantine_dir,
+        mapping=request.mapping,
+        dataset_logps=request.dataset_logps,
+        per_token=request.per_token,
         assistant_only=request.assistant_only,
+        text=request.text,
     )
-    slicing = Slicing(request.dialect, request.block_pairs)
+    slicing = Slicing(request.dialect, request.block_pairs, request.mapping)
     stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
     try:
         for outcome in stream:
@@ -103,8 +114,9 @@ def prepare(
         stream.close()  # stops the tasks that are still running
     if not any(outcome.block for outcome in tally.outcomes):
         if tally.bad:
-            raise _too_many_bad_rows(tally, shards, request, "and no good row is left")
+            raise _no_good_rows(tally, shards, request)
         raise DataError(f"there are no rows in {', '.join(shard.url for shard in shards[:5])}; check dataset_name")
+    _warn_of_bad_shards(tally, shards)
     return _summary(tally, shards)
 
 
@@ -144,21 +156,32 @@ def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], request: Tokeniza
     )
 
 
+def _no_good_rows(tally: _Tally, shards: Sequence[Shard], request: TokenizationRequest) -> DataError:
+    """Return the error for data without any good row. Its first reason names the columns, if these are at fault."""
+    outcome = tally.first_bad()
+    assert outcome.first_bad is not None
+    return DataError(
+        f"no row of {tally.rows} is a preference pair. Row {outcome.first_bad.row} of "
+        f"{shards[outcome.shard_index].url}: {outcome.first_bad.reason}. See {request.quarantine_dir}"
+    )
+
+
+def _warn_of_bad_shards(tally: _Tally, shards: Sequence[Shard]) -> None:
+    """Log a warning for each shard without any good row, as its columns are probably not those that are read."""
+    for index, shard in enumerate(shards):
+        outcomes = [outcome for outcome in tally.outcomes if outcome.shard_index == index]
+        first = min((part for part in outcomes if part.first_bad), key=lambda part: part.index, default=None)
+        if first and first.first_bad and not any(outcome.block for outcome in outcomes):
+            _log.warning("No row of %s is a preference pair; the first: %s", shard.url, first.first_bad.reason)
+
+
 def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
     outcomes = sorted(tally.outcomes, key=lambda part: (part.shard_index, part.index))
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
         reasons.update(outcome.bad_reasons)
-    tails = sum(outcome.dropped_tails for outcome in outcomes)
-    if tails:
-        example = next(outcome.tail for outcome in outcomes if outcome.tail)
-        _log.warning(
-            "The prompts of %d pairs lose their last tokens, for example %r, because prompt + completion is tokenized "
-            "differently there: tokens merge across the boundary, or the chat template renders a prompt differently "
-            "on its own. End prompts on a token boundary, or use a template that renders both alike.",
-            tails,
-            example,
-        )
+    remarks = merged(outcome.remarks for outcome in outcomes)
+    log_remarks(remarks)
     return PreparedData(
         blocks=tuple(outcome.block for outcome in outcomes if outcome.block),
         rows_read=tally.rows,
@@ -166,6 +189,7 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         bad_reasons=dict(reasons.most_common()),
         dialects={shards[outcome.shard_index].name: outcome.dialect for outcome in outcomes},
         files={shard.name: shard.url for shard in shards},
-        dropped_prompt_tails=tails,
+        dropped_prompt_tails=sum(rows_of(remarks, topic).get("", 0) for topic in (GENERATION_TAIL, MERGED_TAIL)),
+        template_losses=rows_of(remarks, LOSS),
         longest=max(outcome.longest for outcome in outcomes),
     )

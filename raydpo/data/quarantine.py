@@ -1,12 +1,14 @@
 """Write bad rows to the quarantine folder: one JSONL file per raw block that has any."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from raydpo.data.dialects.pair import RowError
 from raydpo.data.files.rows import ReadRow
+from raydpo.data.row_errors import attempt, reason_text
 from raydpo.runtime import storage
 
 CONTENT_CHARACTERS = 4096
@@ -19,7 +21,8 @@ class BadRow:
 
     shard: str
     row: int
-    """Number of the row, from 1: the line of a JSONL file, the element of a JSON array, or the Parquet or Arrow row."""
+    """Number of the row, from 1: the line of a JSONL file, the element of a JSON array or of a sequence of
+    objects, or the Parquet or Arrow row."""
     reason: str
     content: str
     """The row as text; undecodable bytes are escaped, and long rows are shortened."""
@@ -27,9 +30,17 @@ class BadRow:
 
 def bad_row(shard: str, row: ReadRow, reason: str) -> BadRow:
     """Return the record of a bad row; its content is the JSON of the file, or the columns as JSON."""
-    raw = row.raw if row.columns is None or row.raw else json.dumps(row.columns, ensure_ascii=False, default=repr)
-    content = raw.decode("utf-8", errors="backslashreplace") if isinstance(raw, bytes) else raw
+    if row.columns is None or row.raw:
+        content = row.raw.decode("utf-8", errors="backslashreplace")
+    else:
+        content = _as_json(row.columns)
     return BadRow(shard, row.number, reason, shorten(content))
+
+
+def _as_json(columns: Mapping[str, Any]) -> str:
+    """Return the columns as JSON text, or why they cannot be written as such."""
+    written = attempt(lambda: json.dumps(columns, ensure_ascii=False, default=repr), "the row cannot be written")
+    return reason_text(written) if isinstance(written, RowError) else written
 
 
 def shorten(content: str) -> str:

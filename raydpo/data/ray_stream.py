@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from ray.data.block import BlockMetadata
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.data.dialects import detect
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.files.rows import RowSlice, parse, read_slices
 from raydpo.data.shards import Shard
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, RawBlock, tokenize_block
@@ -42,6 +43,8 @@ class Slicing:
     """One of `detect.DIALECTS`, or auto: detected from the first rows of each shard."""
     block_pairs: int
     """Maximum number of rows per raw block."""
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    """The columns of the rows by the names of the dialects."""
 
 
 def block_outcomes(
@@ -124,14 +127,15 @@ def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[
 def raw_blocks(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[RawBlock]:
     """Yield the raw blocks of a shard, reading lazily."""
     dialect = None if slicing.dialect == "auto" else slicing.dialect
-    for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, detect.COLUMNS)):
-        dialect = dialect or _dialect(rows)
+    wanted = detect.COLUMNS | slicing.mapping.columns
+    for index, rows in enumerate(read_slices(shard.url, slicing.block_pairs, wanted)):
+        dialect = dialect or _dialect(rows, slicing.mapping)
         yield RawBlock(shard, shard_index, index, dialect or detect.DIALECTS[0], rows)
 
 
-def _dialect(rows: RowSlice) -> str | None:
+def _dialect(rows: RowSlice, mapping: ColumnMapping) -> str | None:
     readable = (row.columns for row in parse(rows) if row.columns is not None)
-    return detect.dialect_of(itertools.islice(readable, _DIALECT_ROWS))
+    return detect.dialect_of(itertools.islice(readable, _DIALECT_ROWS), mapping)
 
 
 def _payload(content: RawBlock | BlockOutcome | RaydpoError) -> pa.Table:

@@ -5,36 +5,35 @@ whole, because tokens may merge across the boundary and a template may render a 
 follows. The completions begin at the first token where one of the sequences differs from the prompt's own tokens;
 prompt tokens after that point (the tail) are dropped. EOS is appended to text that does not end with it, but never to
 conversations, whose template ends turns in its own way.
+
+Where text holds special tokens of its own, and where a chat template drops words, `TextOptions` decides; see
+`special_tokens.py` and `rendering_check.py`.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import BoolArray
-from raydpo.data.chat_template import ChatTemplate
-from raydpo.data.dialects.pair import Messages, Pair, RowError
-
-TokenIds = npt.NDArray[np.int32]
+from raydpo.data.dialects.pair import Pair, RowError
+from raydpo.data.encoding import REFUSED, Encoder, PairIds, TokenIds
+from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, OWN_TOKENS, Remark
+from raydpo.data.rendered import Loss, Rendered
+from raydpo.data.rendering import render_conversations
+from raydpo.data.rendering_check import DROPPED
+from raydpo.data.row_errors import attempt
+from raydpo.data.special_tokens import SpecialTokens, special_tokens
+from raydpo.data.template_loss import missing, tool_pieces
+from raydpo.data.template_probe import TOOLS
+from raydpo.data.text_options import TextOptions
 
 _BATCH_PAIRS = 256
 _BATCH_CHARACTERS = 1 << 20
 """Limits per tokenizer call. Its result takes about 100 bytes per token, so a whole block per call is too much."""
-
-TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""Exceptions that an arbitrary Jinja template may raise on a row that it does not support."""
-
-_CALL_ARGUMENTS = frozenset(
-    "conversation tools add_generation_prompt continue_final_message tokenize padding truncation max_length "
-    "return_tensors return_dict return_assistant_tokens_mask sanitize_control_tokens tokenizer_kwargs".split()
-)
-"""Parameters of `apply_chat_template` itself, which `chat_template_kwargs` of a row must not set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,8 @@ class EncodedPair:
     rejected_ids: TokenIds
     dropped_tail: TokenIds
     """Last tokens of the prompt that were dropped at the boundary to the completions; usually empty."""
+    remarks: tuple[Remark, ...] = ()
+    """What the user should know of this pair; the rows with each remark are counted."""
     chosen_mask: BoolArray | None = None
     """Whether each token of `chosen_ids` is a target of the loss; None: every token is (see `assistant_spans`)."""
     rejected_mask: BoolArray | None = None
@@ -100,7 +101,8 @@ class Truncation:
             cause = f"after truncation to max_length={limit}" if excess > 0 else "although the row's texts differ"
             raise RowError("chosen and rejected are the same", f"their tokens are identical {cause}")
         masks = (_cut_mask(pair.chosen_mask, len(chosen), limit), _cut_mask(pair.rejected_mask, len(rejected), limit))
-        return EncodedPair(prompt, chosen, rejected, pair.dropped_tail, *masks)
+        cut = replace(pair, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
+        return replace(cut, chosen_mask=masks[0], rejected_mask=masks[1])
 
 
 def _cut_mask(mask: BoolArray | None, length: int, limit: int) -> BoolArray | None:
@@ -112,27 +114,54 @@ def _cut_mask(mask: BoolArray | None, length: int, limit: int) -> BoolArray | No
     return mask[:length]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> Iterator[EncodedPair | RowError]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], options: TextOptions | None = None
+) -> Iterator[EncodedPair | RowError]:
     """Tokenize pairs without truncation; yield in order the encoded pair, or a RowError if it cannot be tokenized.
 
-    The tokenizer must have a chat template if any pair is conversational, and an EOS token if any pair is text.
+    The tokenizer must have a chat template if any pair is conversational, and an EOS token if any pair is text. Raises
+    DataError if the chat template fails on any conversation.
     """
+    options = options or TextOptions()
     for batch in _batches(pairs):
-        texts = _texts(tokenizer, batch)
-        encoded: list[EncodedPair | RowError | None] = [part if isinstance(part, RowError) else None for part in texts]
-        for conversational in (False, True):
-            wanted = {
-                i: part
-                for i, part in enumerate(texts)
-                if not isinstance(part, RowError) and batch[i].conversational == conversational
-            }
-            if wanted:
-                flat = [text for part in wanted.values() for text in part]
-                # A chat template writes special tokens itself; for text, the tokenizer adds them.
-                ids = _encode(tokenizer, flat, add_special_tokens=not conversational)
-                for i in wanted:
-                    encoded[i] = _join(next(ids), next(ids), next(ids))
-        yield from (part for part in encoded if part is not None)
+        found: dict[int, EncodedPair | RowError] = {}
+        for conversational in {pair.conversational for pair in batch}:
+            places = [i for i, pair in enumerate(batch) if pair.conversational == conversational]
+            # A chat template writes special tokens itself; for text, the tokenizer adds them.
+            special = None if conversational else special_tokens(tokenizer, options)
+            texts = _texts(tokenizer, [batch[i] for i in places], special, options)
+            found.update(zip(places, _encode(Encoder(tokenizer, special), texts), strict=True))
+        yield from (found[i] for i in range(len(batch)))
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], special: SpecialTokens | None, options: TextOptions
+) -> list[Rendered | RowError]:
+    if special is None:
+        return render_conversations(tokenizer, pairs, options)
+    return [attempt(partial(_plain_texts, pair, special, options), REFUSED) for pair in pairs]
+
+
+def _encode(encoder: Encoder, texts: Sequence[Rendered | RowError]) -> Iterator[EncodedPair | RowError]:
+    """Yield the encoded pair of each text, in order, or the reason why it has none."""
+    ids = iter(encoder.encode([text for text in texts if not isinstance(text, RowError)]))
+    for text in texts:
+        if isinstance(text, RowError):
+            yield text
+            continue
+        found = next(ids)
+        yield found if isinstance(found, RowError) else attempt(partial(_pair, encoder, text, found), REFUSED)
+
+
+def _pair(encoder: Encoder, text: Rendered, ids: PairIds) -> EncodedPair:
+    pair = _join(*ids)
+    remarks = [Remark(LOSS, loss.kind, loss.example) for loss in text.losses]
+    if len(pair.dropped_tail):
+        topic = MERGED_TAIL if text.begins_with_prompt else GENERATION_TAIL
+        remarks.append(Remark(topic, "", repr(encoder.tokenizer.decode(pair.dropped_tail.tolist()))))
+    if encoder.special is not None and (own := encoder.special.own(text)):
+        remarks.append(Remark(OWN_TOKENS, "", repr(own)))
+    return replace(pair, remarks=tuple(remarks))
 
 
 def _batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
@@ -148,85 +177,43 @@ def _batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
 
 def _size(pair: Pair) -> int:
     return sum(
-        len(part) if isinstance(part, str) else sum(len(message.get("content") or "") for message in part)
+        len(part) if isinstance(part, str) else sum(_characters(message.get("content")) for message in part)
         for part in (pair.prompt, pair.chosen, pair.rejected)
     )
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[tuple[str, str, str] | RowError]:
-    """Return (prompt, prompt + chosen, prompt + rejected) of each pair as text for the model, or a RowError."""
-    texts: list[tuple[str, str, str] | RowError | None] = [None] * len(pairs)
-    groups: dict[str, list[int]] = {}  # indices of conversations that one call of the template can render
-    for i, pair in enumerate(pairs):
-        if pair.conversational:
-            alike = json.dumps([pair.tools, pair.chat_template_kwargs], default=repr) if _has_extras(pair) else ""
-            groups.setdefault(alike, []).append(i)
-        else:
-            texts[i] = _plain_texts(pair, tokenizer.eos_token)
-    for places in groups.values():
-        for i, rendered in zip(places, _render(tokenizer, [pairs[i] for i in places]), strict=True):
-            texts[i] = rendered
-    return [part for part in texts if part is not None]
+def _characters(content: Any) -> int:
+    if isinstance(content, list):
+        return sum(len(str(part.get("text"))) for part in content if isinstance(part, dict))
+    return len(content) if isinstance(content, str) else 0
 
 
-def _has_extras(pair: Pair) -> bool:
-    return pair.tools is not None or bool(pair.chat_template_kwargs)
+def _plain_texts(pair: Pair, special: SpecialTokens, options: TextOptions) -> Rendered:
+    """Return the texts of a text pair, each completion with an end of its own or EOS.
 
-
-def _plain_texts(pair: Pair, eos: str) -> tuple[str, str, str]:
+    Raises RowError if the row has tools that the prompt does not name: only a chat template presents tools.
+    """
     prompt, chosen, rejected = (str(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    chosen, rejected = (part if part.endswith(eos) else part + eos for part in (chosen, rejected))
-    return prompt, prompt + chosen, prompt + rejected
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[tuple[str, str, str] | RowError]:
-    """Render conversations that have the same tools and template arguments to texts; see `_texts`."""
-    if reserved := _CALL_ARGUMENTS & pairs[0].chat_template_kwargs.keys():
-        fault = RowError(
-            "wrong chat_template_kwargs", f"{sorted(reserved)} are not variables of the chat template; remove them"
-        )
-        return [fault for _ in pairs]
-
-    template = ChatTemplate(tokenizer, pairs[0].tools, pairs[0].chat_template_kwargs)
-
-    def render(conversations: list[Messages], generation_prompt: bool) -> list[str]:
-        return template.render(conversations, generation_prompt=generation_prompt)
-
-    prompts: list[Any] = [pair.prompt for pair in pairs]
-    try:
-        return list(
-            zip(
-                render(prompts, True),
-                render([prompt + pair.chosen for prompt, pair in zip(prompts, pairs, strict=True)], False),
-                render([prompt + pair.rejected for prompt, pair in zip(prompts, pairs, strict=True)], False),
-                strict=True,
+    losses: tuple[Loss, ...] = ()
+    if lost := missing(tool_pieces(pair.tools), prompt):
+        if options.on_template_loss != "keep":
+            raise RowError(
+                DROPPED,
+                f"tools of the prompt, for example {lost[0].example}; the row is text, and tools reach a model through "
+                "the chat template of messages; use messages, drop the column, or set on_template_loss=keep",
             )
-        )
-    except TEMPLATE_ERRORS as error:
-        if len(pairs) > 1:  # find the rows at fault by rendering one at a time
-            return [part for pair in pairs for part in _render(tokenizer, [pair])]
-        return [RowError("refused by the chat template", f"{type(error).__name__}: {error}")]
+        losses = (Loss(TOOLS, lost[0].example),)
+    chosen, rejected = special.ended(chosen), special.ended(rejected)
+    return Rendered(prompt, prompt + chosen, prompt + rejected, losses)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> Iterator[TokenIds]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=add_special_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: Iterable[Sequence[int]] = encoded["input_ids"]
-    return (np.asarray(part, dtype=np.int32) for part in ids)
-
-
-def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair | RowError:
+def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair:
     boundary = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
     chosen, rejected = with_chosen[boundary:], with_rejected[boundary:]
     if not boundary:
-        return RowError("no prompt", "no prompt token precedes both completions, so nothing predicts their first token")
+        raise RowError("no prompt", "no prompt token precedes both completions, so nothing predicts their first token")
     if not (len(chosen) and len(rejected)):
-        return RowError("empty completion", "it adds no tokens to the prompt")
+        raise RowError("empty completion", "it adds no tokens to the prompt")
     return EncodedPair(prompt[:boundary], chosen, rejected, prompt[boundary:])
 
 

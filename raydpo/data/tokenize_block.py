@@ -3,7 +3,8 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +14,21 @@ from raydpo.blocks import schema
 from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
 from raydpo.data.assistant_spans import with_loss_masks
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
+from raydpo.data.encoding import TokenIds
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
+from raydpo.data.remarks import LOSS, Remark, Remarks, counted
+from raydpo.data.row_errors import attempt, reason_text
 from raydpo.data.shards import Shard
-from raydpo.data.tokenization import EncodedPair, TokenIds, Truncation, tokenize
+from raydpo.data.text_options import TextOptions
+from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
 from raydpo.runtime import storage
+
+_UNREADABLE = "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,16 @@ class BlockRecipe:
     """Folder or URL for tokenized blocks, reachable from every node."""
     quarantine_dir: str
     """Folder or URL for bad rows, reachable from every node."""
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    """The columns of the rows by the names of the dialects."""
     dataset_logps: bool = False
     """Whether the reference log-probs come from the rows; if so, the tokenized block contains them."""
     per_token: bool = False
     """Whether the objective needs one reference log-prob per token, so that a sum per completion is not enough."""
     assistant_only: bool = False
     """Whether only tokens of assistant turns are targets (`loss_on` assistant), which the block's loss masks tell."""
+    text: TextOptions = field(default_factory=TextOptions)
+    """What happens where a chat template drops words, and to special tokens of text."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,8 @@ class BlockOutcome:
     """Number of bad rows by kind of fault."""
     first_bad: quarantine.BadRow | None
     """The bad row with the lowest number; None if all rows were good."""
-    dropped_tails: int
-    """Number of good pairs whose prompt lost its last tokens at the boundary to the completions."""
-    tail: str
-    """Example of dropped prompt tokens, decoded; empty if there are none."""
+    remarks: Remarks
+    """What the user should know of the good rows, counted."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
 
@@ -94,7 +103,6 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
     if bad:
         quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad)
-    tails = [row.pair.dropped_tail for row in good if len(row.pair.dropped_tail)]
     return BlockOutcome(
         shard_index=raw.shard_index,
         index=raw.index,
@@ -103,52 +111,67 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         rows=total,
         bad_reasons=Counter(kind_of(row.reason) for row in bad),
         first_bad=bad[0] if bad else None,
-        dropped_tails=len(tails),
-        tail=str(tokenizer.decode(tails[0].tolist())) if tails else "",
+        remarks=counted(_placed(remark, row, raw.shard) for row in good for remark in row.pair.remarks),
         longest=max((row.pair.length for row in good), default=0),
     )
+
+
+def _placed(remark: Remark, row: _GoodRow, shard: Shard) -> Remark:
+    """Return a remark whose example names the row, where words of it were lost."""
+    example = f"{remark.example} in row {row.number} of {shard.url}" if remark.topic == LOSS else remark.example
+    return replace(remark, example=example)
 
 
 def _tokenized_rows(
     raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> tuple[list[_GoodRow], list[quarantine.BadRow], int]:
     """Return the good rows and the bad rows, both in order, and the total number of rows."""
-    reasons: list[tuple[ReadRow, str]] = []
+    reasons: list[tuple[ReadRow, RowError]] = []
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
     dataset_logps: list[DatasetLogps | None] = []
     for row in parse(raw.rows):
-        try:
-            if row.columns is None:
-                raise RowError(row.reason)
-            pair = to_pair(row.columns, raw.dialect, chat=bool(tokenizer.chat_template))
-            logps = read_dataset_logps(row.columns) if recipe.dataset_logps else None
-        except RowError as reason:
-            reasons.append((row, str(reason)))
+        read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), _UNREADABLE)
+        if isinstance(read, RowError):
+            reasons.append((row, read))
             continue
+        pair, logps = read
         _check_tokenizer(pair, tokenizer, raw.shard)
         rows.append(row)
         pairs.append(pair)
         dataset_logps.append(logps)
     good: list[_GoodRow] = []
-    for row, pair, logps, tokenized in zip(rows, pairs, dataset_logps, tokenize(tokenizer, pairs), strict=True):
-        try:
-            if isinstance(tokenized, RowError):
-                raise tokenized
-            if recipe.assistant_only:
-                tokenized = with_loss_masks(_template(tokenizer, pair), pair, tokenized)
-            cut = recipe.truncation.apply(tokenized)
-            scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
-            good.append(_GoodRow(row.number, cut, scores))
-        except RowError as reason:
-            reasons.append((row, str(reason)))
+    encoded = tokenize(tokenizer, pairs, recipe.text)
+    for row, pair, logps, tokenized in zip(rows, pairs, dataset_logps, encoded, strict=True):
+        if recipe.assistant_only and isinstance(tokenized, EncodedPair):
+            tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), _UNREADABLE)
+        cut = attempt(partial(_cut, row, logps, tokenized, recipe), _UNREADABLE)
+        if isinstance(cut, RowError):
+            reasons.append((row, cut))
+        else:
+            good.append(cut)
     reasons.sort(key=lambda item: item[0].number)
-    bad = [quarantine.bad_row(raw.shard.name, row, reason) for row, reason in reasons]
+    bad = [quarantine.bad_row(raw.shard.name, row, reason_text(reason)) for row, reason in reasons]
     return good, bad, len(good) + len(bad)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> ChatTemplate:
-    return ChatTemplate(tokenizer, pair.tools, pair.chat_template_kwargs)
+def _read(
+    row: ReadRow, dialect: str, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
+) -> tuple[Pair, DatasetLogps | None]:
+    """Return the pair of a row, and its reference log-probs where they come from the rows. Raises RowError."""
+    if row.columns is None:
+        raise RowError(row.reason)
+    pair = to_pair(row.columns, dialect, bool(tokenizer.chat_template), recipe.mapping)
+    return pair, read_dataset_logps(row.columns) if recipe.dataset_logps else None
+
+
+def _cut(row: ReadRow, logps: DatasetLogps | None, tokenized: EncodedPair | RowError, recipe: BlockRecipe) -> _GoodRow:
+    """Return the truncated pair of a row with its scores. Raises RowError."""
+    if isinstance(tokenized, RowError):
+        raise tokenized
+    cut = recipe.truncation.apply(tokenized)
+    scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
+    return _GoodRow(row.number, cut, scores)
 
 
 def _check_tokenizer(pair: Pair, tokenizer: PreTrainedTokenizerBase, shard: Shard) -> None:

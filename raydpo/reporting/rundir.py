@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,23 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(str(self.config), to_yaml(job).encode())
 
+    def first_day(self, *, start_over: bool) -> str:
+        """Return the day on which the folder was first used, as YYYY-MM-DD: today in a new one, or to start over.
+
+        It is the `chat_template_date` in config.yaml. A run of an earlier version has none there, and made its tokens
+        on the day on which it last wrote the file.
+        """
+        if start_over or not self.config.exists():
+            return date.today().isoformat()
+        recorded = from_flat(fields.read_yaml(str(self.config))).data.chat_template_date
+        return recorded or date.fromtimestamp(self.config.stat().st_mtime).isoformat()
+
     def _check_same(self, job: JobConfig) -> None:
         """Raise ResumeError if an option that must not change differs from the run in the folder."""
         before = to_flat(from_flat(fields.read_yaml(str(self.config))))
         for name, value in to_flat(job).items():
+            if name == "chat_template_date" and before[name] is None:
+                continue  # a run of an earlier version; the blocks of its data show whether its tokens are the same
             if name not in MAY_CHANGE and before[name] != value:
                 raise ResumeError(
                     f"{self.path} holds a run with {name}={before[name]}, but this run has {name}={value}; choose "

@@ -3,6 +3,7 @@
 Plans are plain records. Nothing here needs Ray: the cluster's nodes are an argument.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
+from raydpo.data.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
 from raydpo.models.loading import load_config, load_tokenizer
@@ -113,7 +115,16 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
     )
     tokenizer = load_tokenizer(source, trust_remote_code=trust)
-    return RunPlan(job, RunDir(job.run.output_dir), tokenizer, policy, reference, pipelined, deepspeed)
+    run_dir = RunDir(job.run.output_dir)
+    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+
+
+def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:
+    """Return the job with `chat_template_date` set where a chat template writes the date and the job names none."""
+    if job.data.chat_template_date or not writes_date(tokenizer):
+        return job
+    first_day = run_dir.first_day(start_over=job.run.resume_from_checkpoint == "none")
+    return dataclasses.replace(job, data=dataclasses.replace(job.data, chat_template_date=first_day))
 
 
 def is_pipelined(job: JobConfig, train: WorkerGroup, reference: WorkerGroup, nodes: Sequence[Node]) -> bool:

@@ -104,6 +104,7 @@ def _rows(data: RunData) -> dict[str, Any]:
         "quarantined": train.rows_quarantined,
         "pairs": train.pairs,
         "reasons": dict(train.bad_reasons),
+        "template_losses": dict(train.template_losses),
         "held_out_read": held_out.rows_read if held_out else 0,
         "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
         "held_out_pairs": held_out.pairs if held_out else 0,
@@ -162,6 +163,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print(f"{'Rows':<12} {rows['read']:,} read = {rows['pairs']:,} pairs + {rows['quarantined']:,} in quarantine")
     if rows["reasons"]:
         print(f"{'':<12} reasons: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
+    if rows["template_losses"]:
+        losses = ", ".join(f"{kind} of {count:,}" for kind, count in rows["template_losses"].items())
+        print(f"{'':<12} trained on without what the chat template drops: {losses} pairs")
     if reference["identity"] == ZeroReference.digest:
         print(f"{'Reference':<12} none: the objective takes no reference")
     elif reference["identity"] == DatasetReference.digest:

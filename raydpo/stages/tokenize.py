@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raydpo.config import JobConfig
+from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
@@ -76,10 +78,12 @@ def _prepare(
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
         dialect=data.dataset_format,
+        mapping=ColumnMapping.parse(data.column_mapping),
         truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         block_pairs=data.block_pairs,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
         assistant_only=plan.job.loss.loss_on == "assistant",
+        text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
     )
     return prepare(shards, request, data.max_bad_rows, on_progress)

@@ -14,12 +14,14 @@ OURS = {
     "reference_drift_tolerance",
     "reference_quantization",
     "reference_dtype", "reference_from_dataset", "reference_schedule",
-    "block_pairs", "cache_dir", "cpus_per_worker", "dataset_format", "eval_dataset_name", "gpus_per_worker",
-    "max_bad_rows", "max_failures", "num_workers", "offload", "reference_cpus_per_worker", "reference_gpus_per_worker",
-    "reference_label_selector", "reference_model", "reference_num_workers", "reference_resources", "shuffle_window",
-    "storage_path", "verbose", "worker_label_selector", "worker_resources", "zero_stage",
+    "block_pairs", "cache_dir", "column_mapping", "cpus_per_worker", "dataset_format", "eval_dataset_name",
+    "gpus_per_worker", "max_bad_rows", "max_failures", "num_workers", "offload", "reference_cpus_per_worker",
+    "reference_gpus_per_worker", "reference_label_selector", "reference_model", "reference_num_workers",
+    "reference_resources", "shuffle_window", "storage_path", "verbose", "worker_label_selector", "worker_resources",
+    "zero_stage",
     "bco_running_mean",
     "loss_on",
+    "add_special_tokens", "chat_template_date", "on_template_loss",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
     "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had these
     "rpo_alpha",  # and this one until 0.28

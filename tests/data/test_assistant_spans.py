@@ -9,14 +9,15 @@ from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from raydpo.data.assistant_spans import with_loss_masks
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Pair, RowError
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
 from tests.data.conversations import CHOSEN, CHOSEN_PIECES, REJECTED, REJECTED_PIECES, USER, ids_and_mask, turns
 from tests.data.tokenizers import TEMPLATE, build_tokenizer
 
 YES = turns(("assistant", "hello"))
+KEEP = TextOptions(on_template_loss="keep")
 PLAIN = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -47,10 +48,10 @@ FORGETS = TEMPLATE.replace(
 """A template that leaves out answers before the last one."""
 
 
-def masked(tokenizer: Any, pair: Pair) -> EncodedPair:
-    (encoded,) = tokenize(tokenizer, [pair])
+def masked(tokenizer: Any, pair: Pair, options: TextOptions | None = None) -> EncodedPair:
+    (encoded,) = tokenize(tokenizer, [pair], options)
     assert isinstance(encoded, EncodedPair)
-    return with_loss_masks(ChatTemplate(tokenizer, pair.tools, pair.chat_template_kwargs), pair, encoded)
+    return with_loss_masks(tokenizer, pair, encoded, options)
 
 
 def learned(tokenizer: PreTrainedTokenizerFast, ids: Any, mask: Any) -> list[str]:
@@ -79,13 +80,6 @@ def test_a_single_turn_and_text_have_no_mask(
     assert pair.rejected_mask is not None
     texts = Pair("a: ", "b\nuser: c\nassistant: d", "e")
     assert masked(text_tokenizer, texts).chosen_mask is None
-
-
-def test_turns_of_a_role_called_model_are_the_models(chat_tokenizer: PreTrainedTokenizerFast) -> None:
-    chosen = turns(("model", "he"), ("function", "we"), ("ipython", "she"), ("model", "no"))
-    chat_tokenizer = build_tokenizer(TEMPLATE.replace("<|assistant|>{% endif", "<|model|>{% endif"))
-    pair = masked(chat_tokenizer, Pair([USER], chosen, turns(("model", "we"))))
-    assert learned(chat_tokenizer, pair.chosen_ids, pair.chosen_mask) == ["he<|end|>", "no<|end|>"]
 
 
 def test_tools_and_calls_are_rendered_as_for_training(chat_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -179,7 +173,7 @@ def test_a_template_that_renders_a_turn_by_what_follows_it_is_refused_with_the_r
     with pytest.raises(
         RowError, match=r"turns not found: .* turn \d of chosen.* depending on what follows.*loss_on=completion"
     ):
-        masked(tokenizer, Pair([USER], CHOSEN, YES))
+        masked(tokenizer, Pair([USER], CHOSEN, YES), KEEP)
     # A single turn needs no search, and a template with blocks says itself where its turns are.
     assert masked(tokenizer, Pair([USER], YES, turns(("assistant", "no")))).chosen_mask is None
     blocks = build_tokenizer(
@@ -187,7 +181,7 @@ def test_a_template_that_renders_a_turn_by_what_follows_it_is_refused_with_the_r
             "{% endfor %}", "{% endgeneration %}{% endfor %}"
         )
     )
-    pair = masked(blocks, Pair([USER], REJECTED, YES))
+    pair = masked(blocks, Pair([USER], REJECTED, YES), KEEP)
     assert pair.chosen_mask is not None
 
 
@@ -200,7 +194,7 @@ def test_odd_messages_are_refused_as_rows(content: Any, calls: Any) -> None:
     for encoded in tokenize(tokenizer, [pair]):
         if isinstance(encoded, EncodedPair):
             with pytest.raises(RowError, match="turns not found"):
-                with_loss_masks(ChatTemplate(tokenizer), pair, encoded)
+                with_loss_masks(tokenizer, pair, encoded)
 
 
 def test_completions_without_a_token_to_learn_are_refused(chat_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -17,6 +17,7 @@ from raydpo.reference.readers import DatasetReference
 from raydpo.runtime import storage
 from raydpo.stages.feeds import data_digest
 from tests.data.conversations import CHOSEN, CHOSEN_PIECES, REJECTED, REJECTED_PIECES, USER, ids_and_mask, turns
+from tests.data.tokenizers import TEMPLATE, build_tokenizer
 
 YES, NO = turns(("assistant", "hello")), turns(("assistant", "no"))
 
@@ -90,9 +91,13 @@ def test_other_turns_with_the_same_tokens_are_other_data(
     assert data_digest(blocks[:1]) != data_digest(blocks[1:])
 
 
-def test_rows_without_a_target_go_to_quarantine(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> None:
-    outcome = outcome_of(tmp_path, chat_tokenizer, [row(YES, turns(("user", "no"))), row(YES, NO)], assistant_only=True)
-    assert (outcome.rows, dict(outcome.bad_reasons)) == (2, {"empty completion": 1})
+def test_rows_whose_turns_cannot_be_found_go_to_quarantine(tmp_path: Path) -> None:
+    last = "{% if loop.last and message.role == 'assistant' %}<eos>{% else %}<|end|>{% endif %}"
+    tokenizer = build_tokenizer(TEMPLATE.replace("<|end|>", last))
+    rows = [row(YES, REJECTED), row(YES, NO)]
+    outcome = outcome_of(tmp_path, tokenizer, rows, assistant_only=True)
+    assert (outcome.rows, dict(outcome.bad_reasons)) == (2, {"turns not found": 1})
+    assert not outcome_of(tmp_path, tokenizer, rows).bad_reasons
 
 
 def test_log_probs_of_the_rows_are_kept_with_their_masks(

@@ -110,7 +110,7 @@ def test_every_kind_of_bad_row_is_quarantined(tmp_path: Path, chat_tokenizer: Pr
             json.dumps(
                 {"prompt": [{"role": "forbidden", "content": "x"}], "chosen": user, "rejected": answer}
             ).encode(),
-            "refused by the chat template",
+            "unknown role",
         ),
     ]
     content = b"\n".join(line for line, _ in lines) + b"\n" + good
@@ -162,10 +162,10 @@ def test_shards_without_a_good_row_are_an_error(tmp_path: Path, text_tokenizer: 
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "chosen": "a"}\n' * 3)
     (tmp_path / "empty.jsonl").touch()
     tokenization = request(tmp_path, text_tokenizer)
-    with pytest.raises(
-        DataError, match=r"3 bad rows in the first 3 read, and no good row is left. The first is row 1 of"
-    ):
+    with pytest.raises(DataError, match=r"no row of 3 is a preference pair. Row 1 of .*rows.jsonl: missing") as caught:
         prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), tokenization)
+    assert "the row has 'question', 'chosen'; map them with --column_mapping prompt=question" in str(caught.value)
+    assert "max_bad_rows" not in str(caught.value)
     with pytest.raises(DataError, match="there are no rows in"):
         prepare(find_shards([str(tmp_path / "empty.jsonl")], "train"), tokenization)
 

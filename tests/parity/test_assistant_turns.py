@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from raydpo.data.assistant_spans import with_loss_masks
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Pair
 from raydpo.data.tokenization import EncodedPair, tokenize
 from tests.data.conversations import REJECTED, USER, turns
@@ -28,7 +27,7 @@ def test_turns_found_by_rendering_are_those_of_the_blocks(name: str) -> None:
     tokenizer = build_tokenizer(without)
     (encoded,) = tokenize(tokenizer, [pair])
     assert isinstance(encoded, EncodedPair)
-    found = with_loss_masks(ChatTemplate(tokenizer), pair, encoded).chosen_mask
+    found = with_loss_masks(tokenizer, pair, encoded).chosen_mask
     theirs = build_tokenizer(template).apply_chat_template(
         [USER, *REJECTED], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )

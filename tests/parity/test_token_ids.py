@@ -44,7 +44,7 @@ def answers(i: int, history: list[Row]) -> dict[str, list[Row]]:
 
 def call(i: int) -> list[Row]:
     """Return a user turn, a tool call and its result."""
-    function = {"name": "f", "arguments": json.dumps({"x": i})}
+    function = {"name": "f", "arguments": {"x": i}}
     return [
         turn("user", i, 0),
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},

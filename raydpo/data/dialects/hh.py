@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.data.dialects.implicit_prompt import common_turns, split_turns
 from raydpo.data.dialects.pair import Messages, RowError
+from raydpo.data.dialects.turns import split_turns
 
 _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _START = re.compile(r"\s*Human:")
@@ -21,8 +21,11 @@ class _Turn:
 
 
 def is_transcript(value: Any) -> bool:
-    """Return whether a value is text that begins with a human turn and contains an assistant turn."""
-    return isinstance(value, str) and _START.match(value) is not None and "Assistant:" in value
+    """Return whether a value is text that begins with a human turn and contains an assistant turn after a blank line.
+
+    Text with `Human:` and `Assistant:` on consecutive lines is not a transcript of this format.
+    """
+    return isinstance(value, str) and _START.match(value) is not None and "\n\nAssistant:" in value
 
 
 def split(chosen: str, rejected: str, chat: bool) -> tuple[Any, Any, Any]:
@@ -35,11 +38,11 @@ def split(chosen: str, rejected: str, chat: bool) -> tuple[Any, Any, Any]:
     if chat:
         return split_turns(_conversation(turns[0]), _conversation(turns[1]))
     good, bad = ([{"role": turn.role, "content": turn.text} for turn in side] for side in turns)
-    common = common_turns(good, bad)
+    common = len(split_turns(good, bad)[0])
     if not common:
-        return [], chosen, rejected
+        return "", chosen, rejected
     start = turns[0][common].start
-    return chosen[:start], chosen[start:], rejected[start:]
+    return chosen[:start], chosen[start:], rejected[turns[1][common].start :]
 
 
 def _turns(text: str, name: str) -> list[_Turn]:

@@ -1,10 +1,37 @@
-"""Split the shared prompt off chosen and rejected when a row has no prompt column."""
+"""Split the shared prompt off two texts when a row has no prompt column."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from raydpo.data.dialects.messages import is_from_model
-from raydpo.data.dialects.pair import Messages
+from raydpo.data.dialects.pair import ColumnError
+
+_ABOUT_THE_ROW = re.compile(
+    r"(.*_)?(id|ids|uuid|hash|index|idx|source|origin|dataset|subset|split|model|models|policy|category|categories|label"
+    r"|labels|tag|tags|type|kind|domain|topic|language|lang|url|license|date|time|timestamp|created_at|annotator"
+    r"|rating|ratings|score|scores|reward|rewards|rank|logps|rationale|explanation|critique|comment|comments|feedback"
+    r"|reason|metadata|meta|info|extra|stats|version|messages)(_.*)?",
+    re.IGNORECASE,
+)
+"""Names of columns that describe a row and that the model does not read."""
+
+
+def check_no_other_prompt(row: Mapping[str, Any], known: frozenset[str], chosen: str, rejected: str) -> None:
+    """Raise ColumnError where a row without a prompt column has another column that may be its prompt.
+
+    That is a column of text or messages whose name is not in `known` and does not describe the row, unless both
+    completions contain its text. The common beginning of two answers is not their prompt.
+    """
+    for name, value in row.items():
+        if name in known or _ABOUT_THE_ROW.fullmatch(name) or not isinstance(value, str | list | dict) or not value:
+            continue
+        if isinstance(value, str) and (not value.strip() or (value.strip() in chosen and value.strip() in rejected)):
+            continue
+        raise ColumnError(
+            "no prompt column",
+            f"column {name!r} may be the prompt, and is not read (if chosen and rejected contain the prompt, write "
+            "--column_mapping prompt=none)",
+        )
 
 
 def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -38,29 +65,3 @@ def _common_length(one: str, other: str) -> int:
         else:
             high = middle - 1
     return low
-
-
-def split_turns(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """Split two conversations into prompt, chosen and rejected; see `common_turns` for the position.
-
-    The prompt is empty if the conversations share no leading turns.
-    """
-    cut = common_turns(chosen, rejected)
-    return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def common_turns(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of turns in the shared prompt.
-
-    This is the longest common prefix after which both conversations continue with a turn of the model.
-    """
-    shortest = min(len(chosen), len(rejected))
-    cut = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
-    while cut and not (cut < shortest and is_from_model(chosen[cut]) and is_from_model(rejected[cut])):
-        cut -= 1
-    return cut
-
-
-def is_full_conversation(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether neither conversation begins with a turn of the model, so that each contains its prompt."""
-    return bool(chosen and rejected) and not is_from_model(chosen[0]) and not is_from_model(rejected[0])

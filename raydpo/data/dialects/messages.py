@@ -1,27 +1,40 @@
-"""Convert the messages of a row (OpenAI or ShareGPT format) to `{"role": ..., "content": ...}`."""
+"""Convert the messages of a row (OpenAI's or ShareGPT's format) to `{"role": ..., "content": ...}`.
 
+Roles become those that chat templates know: system, developer, user, assistant and tool. Tool calls become
+`{"type": "function", "function": {"name": ..., "arguments": {...}}}`: arguments are an object, also if the row has them
+as JSON text.
+"""
+
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from raydpo.data.dialects.pair import Messages, RowError, type_name
+from raydpo.data.files.json_text import parse_json_text
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "assistant",
+ASSISTANT = "assistant"
+ROLES = {
+    **dict.fromkeys(("system", "system_prompt"), "system"),
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "bot", "chatbot", "chatgpt", "bing", "bard", "model", "ai", "agent"), ASSISTANT
+    ),
+    **dict.fromkeys(
+        ("tool", "tool_response", "tool_result", "observation", "function", "function_response", "ipython"), "tool"
+    ),
+    **dict.fromkeys(("tool_call", "function_call"), ASSISTANT),
 }
-_PROMPT_ROLES = frozenset({"system", "developer", "user", "tool", "function", "ipython"})
+"""Roles of the rows, in lower case, and what chat templates call them."""
+_CALL_ROLES = ("tool_call", "function_call")
+"""Roles whose content is the JSON of tool calls."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which a message may have the model's reasoning, apart from its content."""
+_PAYLOAD_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
+_LOOKS_LIKE_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|from)["']\s*:""")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def is_message(value: Any) -> bool:
@@ -30,73 +43,155 @@ def is_message(value: Any) -> bool:
 
 
 def is_from_model(message: Mapping[str, Any]) -> bool:
-    """Return whether a message is a turn of the model, with which a completion can begin.
+    """Return whether a converted message is a turn of the model, with which a completion can begin."""
+    return message.get("role") == ASSISTANT
 
-    Every role that is not known as a prompt role counts, because some templates call the model's role `model`.
+
+def unwrap_messages(value: Any) -> Any:
+    """Return the messages where a value holds them as JSON text or under the key `messages`; else the value itself.
+
+    Raises RowError for text that begins as messages do and cannot be parsed.
     """
-    return message.get("role", SHAREGPT_ROLES.get(message.get("from", ""))) not in _PROMPT_ROLES
+    if isinstance(value, str):
+        parsed = _messages_in_text(value)
+        return value if parsed is None else parsed
+    if isinstance(value, Mapping) and not is_message(value) and _are_messages(value.get("messages")):
+        return value["messages"]
+    return value
 
 
-def as_messages(value: Any, column: str, role: str = "assistant") -> Messages:
+def _messages_in_text(text: str) -> Any:
+    """Return the list of messages that text is the JSON of (or Python's notation of); None for any other text.
+
+    Raises RowError for text that begins as messages do and cannot be parsed.
+    """
+    stripped = text.strip()
+    if not (stripped.startswith(("[", "{")) and stripped.endswith(("]", "}"))):
+        return None
+    if not ("role" in stripped or "from" in stripped):
+        return None
+    try:
+        value = _parsed(stripped)
+    except RowError:
+        if _LOOKS_LIKE_MESSAGES.match(stripped):
+            raise
+        return None
+    if isinstance(value, Mapping) and not is_message(value):
+        value = value.get("messages")
+    return value if _are_messages(value) else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_json_text(text)
+    except RowError as error:
+        try:
+            return parse_json_text(json.dumps(ast.literal_eval(text)))  # Python's notation, with the limits of JSON
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            raise error from None
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_message(part) for part in value)
+
+
+def as_messages(value: Any, column: str, role: str = ASSISTANT) -> Messages:
     """Convert a column to a conversation; text becomes one message of role `role`. Raises RowError for other types."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if isinstance(value, list):
-        return [_message(part, column) for part in value]
-    return [_message(value, column)]
+    return [_message(part, column) for part in (value if isinstance(value, list) else [value])]
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
     if not is_message(value):
         raise RowError("wrong type", f"column {column!r} holds {type_name(value)}, not a message with role and content")
-    if "role" not in value:
-        return _sharegpt_message(value, column)
-    if not isinstance(value["role"], str):
-        raise RowError("wrong type", f"a role in column {column!r} is {type_name(value['role'])}, not a string")
-    content = value.get("content")
-    if content is not None and not isinstance(content, str | list):
-        raise RowError("wrong type", f"a content in column {column!r} is {type_name(content)}, not a string")
-    if content is None and _without_payload(value):
-        raise RowError("wrong type", f"a message of role {value['role']!r} in column {column!r} has no content")
-    return dict(value)
+    given = value["role"] if value.get("role") is not None else value.get("from")
+    if not isinstance(given, str):
+        raise RowError("wrong type", f"a role in column {column!r} is {type_name(given)}, not a string")
+    name = given.strip().lower()
+    if name not in ROLES:
+        raise RowError("unknown role", f"{given!r} in column {column!r}; known roles are {', '.join(ROLES)}")
+    content = value["content"] if value.get("content") is not None else value.get("value")
+    message = {key: part for key, part in value.items() if key not in ("role", "from", "content", "value")}
+    message = {"role": ROLES[name], "content": _content(content, column), **_with_calls(message, column)}
+    if name in _CALL_ROLES:
+        message |= {"content": "", "tool_calls": _calls_in_text(content, column)}
+    if message["content"] is None:
+        if _without_payload(message):
+            raise RowError("wrong type", f"a message of role {given!r} in column {column!r} has no content")
+        message["content"] = ""
+    return message
+
+
+def _content(content: Any, column: str) -> Any:
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return [_part(part, column) for part in content]
+    raise RowError("wrong type", f"a content in column {column!r} is {type_name(content)}, not a string")
+
+
+def _part(part: Any, column: str) -> dict[str, Any]:
+    """Return a part of a content as `{"type": "text", "text": ...}`. Raises RowError where it is not text."""
+    text = part.get("text") if isinstance(part, Mapping) else part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+    if kind not in _TEXT_PARTS:
+        raise RowError("not text", f"a content in column {column!r} has a part of type {kind!r}; only text is read")
+    if not isinstance(text, str):
+        raise RowError("wrong type", f"a part of a content in column {column!r} is {type_name(text)}, not text")
+    return {"type": "text", "text": text}
+
+
+def _with_calls(message: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return the further fields of a message, with its tool calls in one form."""
+    calls = message.pop("tool_calls", None)
+    old = message.pop("function_call", None)  # OpenAI's form before tool calls
+    if calls is None and old is not None:
+        calls = [old]
+    if isinstance(calls, str):
+        calls = parse_json_text(calls, f"tool_calls in column {column!r}")
+    if not calls:
+        return message
+    if not isinstance(calls, list):
+        raise RowError("wrong type", f"tool_calls in column {column!r} are {type_name(calls)}, not a list")
+    return {**message, "tool_calls": [_call(call, column) for call in calls]}
+
+
+def _calls_in_text(content: Any, column: str) -> list[dict[str, Any]]:
+    if not isinstance(content, str):
+        raise RowError("wrong type", f"a tool call in column {column!r} is {type_name(content)}, not JSON text")
+    calls = parse_json_text(content, f"a tool call in column {column!r}")
+    return [_call(call, column) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _call(call: Any, column: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not (isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"].strip()):
+        raise RowError("wrong type", f"a tool call in column {column!r} has no name")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = parse_json_text(arguments, f"arguments in column {column!r}") if arguments.strip() else {}
+    if not isinstance(arguments, Mapping):
+        raise RowError(
+            "wrong type", f"the arguments of a tool call in column {column!r} are {type_name(arguments)}, not an object"
+        )
+    outer = call if "function" in call else {"type": "function"}
+    return {**outer, "function": {**function, "arguments": arguments}}
 
 
 def _without_payload(message: Mapping[str, Any]) -> bool:
-    """Return whether a message has no fields other than role, content and name, such as tool calls."""
-    return not any(part for name, part in message.items() if name not in ("role", "content", "name"))
+    """Return whether a message has neither tool calls nor reasoning."""
+    return not any(message.get(key) for key in _PAYLOAD_KEYS)
 
 
-def _sharegpt_message(value: Mapping[str, Any], column: str) -> dict[str, Any]:
-    origin, content = value["from"], value.get("value")
-    if not isinstance(origin, str) or origin not in SHAREGPT_ROLES:
-        known = ", ".join(SHAREGPT_ROLES)
-        raise RowError("unknown role", f"{origin!r} in column {column!r}; known roles are {known}")
-    if not isinstance(content, str):
-        raise RowError("wrong type", f"a value in column {column!r} is {type_name(content)}, not a string")
-    if origin == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(content, column)}
-    return {"role": SHAREGPT_ROLES[origin], "content": content}
-
-
-def _tool_calls(text: str, column: str) -> list[dict[str, Any]]:
-    try:
-        calls = json.loads(text)
-    except ValueError as error:
-        raise RowError("broken JSON", f"{error} in a function_call in column {column!r}") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise RowError("wrong type", f"a function_call in column {column!r} has no name")
-    return [{"type": "function", "function": call} for call in calls]
+def content_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a converted message's content: the content itself, or the texts of its parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def is_blank(completion: str | Messages) -> bool:
-    """Return whether a completion has nothing to learn from: only whitespace, and no tool call."""
+    """Return whether a completion has nothing to learn from: only whitespace, and no tool call or reasoning."""
     if isinstance(completion, str):
         return not completion.strip()
-    return all(_blank_content(message.get("content")) and _without_payload(message) for message in completion)
-
-
-def _blank_content(content: Any) -> bool:
-    if isinstance(content, list):
-        return all(isinstance(part, Mapping) and not (part.get("text", "text") or "").strip() for part in content)
-    return not (content or "").strip()
+    return all(not content_text(message).strip() and _without_payload(message) for message in completion)

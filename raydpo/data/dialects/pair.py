@@ -13,6 +13,14 @@ class RowError(Exception):
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.detail = kind, detail
+
+    def __reduce__(self) -> tuple[type["RowError"], tuple[str, str]]:
+        return type(self), (self.kind, self.detail)
+
+
+class ColumnError(RowError):
+    """The columns of a row are not those of its dialect; `to_pair` adds which they are and how to map them."""
 
 
 def kind_of(reason: str) -> str:

@@ -9,8 +9,13 @@ from raydpo.data.files.streams import Damaged
 MAX_ROW_BYTES = 8 << 20
 """Maximum size of a row in bytes. Longer rows are bad: tokenizing a single one would take gigabytes."""
 
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8, which some programs write at the beginning of a file."""
+
 _TOO_LONG = f"the row is longer than {MAX_ROW_BYTES >> 20} MiB"
-_KEPT_BYTES = 1 << 13
+KEPT_BYTES = 1 << 13
+"""Size of what is kept of a row that is too long, for the quarantine."""
+
 _BRACKET = re.compile(rb'["\[\]{},]')
 _STRING_RUN = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
@@ -20,7 +25,7 @@ class RawRow:
     """The unparsed content of one row of a file."""
 
     number: int
-    """Line number, or position in the array, from 1."""
+    """Line number, or position in the array or in the sequence of objects, from 1."""
     content: bytes
     reason: str | None = None
     """Reason why the row is bad; None if it is still to be parsed."""
@@ -42,52 +47,78 @@ def lines(chunks: Iterator[bytes]) -> Iterator[RawRow]:
                 yield from _line(number, parts)
                 parts, size = [following], len(following)
     except Damaged as damage:
-        yield RawRow(number + 1, b"".join(parts)[:_KEPT_BYTES], str(damage))
+        yield RawRow(number + 1, b"".join(parts)[:KEPT_BYTES], str(damage))
         return
     yield from _line(number + 1, parts)
 
 
 def _line(number: int, parts: list[bytes]) -> Iterator[RawRow]:
-    content = b"".join(parts).rstrip(b"\r")
-    if number == 1:
-        content = content.removeprefix(b"\xef\xbb\xbf")
+    content = b"".join(parts).rstrip(b"\r").removeprefix(BOM)  # `cat` leaves the one of each file
     if len(content) > MAX_ROW_BYTES:
-        yield RawRow(number, content[:_KEPT_BYTES], _TOO_LONG)
+        yield RawRow(number, content[:KEPT_BYTES], _TOO_LONG)
     elif content and not content.isspace():
         yield RawRow(number, content)
 
 
-class _ArrayCutter:
+class Cutter:
+    """A buffer in which a subclass looks for the ends of rows, and which drops the middle of rows that are too long."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+        self.at = 0  # position up to which the buffer is scanned
+        self.start = 0  # of the current, incomplete row
+        self.depth = 0
+        self.in_string = False
+        self.number = 0
+        self.overlong = False
+
+    def append(self, chunk: bytes) -> None:
+        """Add a chunk, and forget the rows before the current one."""
+        kept = self.buffer[self.start :]
+        self.at -= self.start
+        self.start = 0
+        if len(kept) > MAX_ROW_BYTES:
+            self.overlong = True
+            head = kept[: min(KEPT_BYTES, self.at)]
+            kept, self.at = head + kept[self.at :], len(head)
+        self.buffer = kept + chunk
+
+    def cut(self, end: int, reason: str | None = None) -> RawRow:
+        """Return the current row, which ends at `end`, where the next begins."""
+        content = self.buffer[self.start : end].strip()
+        self.start = end
+        self.number += 1
+        overlong, self.overlong = self.overlong or len(content) > MAX_ROW_BYTES, False
+        if overlong:
+            return RawRow(self.number, content[:KEPT_BYTES], _TOO_LONG)
+        return RawRow(self.number, content, reason)
+
+
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_WRAPPER_END = re.compile(rb"(?:\s*,\s*" + _TEXT + rb"\s*:\s*(?:" + _TEXT + rb"|[-+.\w]+))*\s*\}\s*", re.DOTALL)
+"""Matches the rest of an object after its array, if that rest holds nothing but texts, numbers and the like."""
+_KEY_OF_PARTS = re.compile(rb"(" + _TEXT + rb")\s*:\s*[\[{]", re.DOTALL)
+
+
+class _ArrayCutter(Cutter):
     """An incremental splitter of one JSON array, which looks only at brackets, commas and strings.
 
     Everything between two commas of the outermost level is an element, valid JSON or not, so that one broken element
     does not hide the next.
     """
 
-    def __init__(self) -> None:
-        self.buffer = b""
-        self.at = 0  # position up to which the buffer is scanned
-        self.start = 0  # of the current, incomplete element
-        self.depth = 0
-        self.in_string = False
-        self.number = 0
-        self.overlong = False
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        self.wrapped = wrapped
         self.closed = False
 
     def feed(self, chunk: bytes) -> Iterator[RawRow]:
         """Yield the elements that end in this chunk."""
         if self.closed:
-            self.buffer = (self.buffer[self.start :] + chunk).strip()[:_KEPT_BYTES]
+            self.buffer = (self.buffer[self.start :] + chunk).strip()[:KEPT_BYTES]
             self.start = 0
             return
-        kept = self.buffer[self.start :]
-        self.at -= self.start
-        self.start = 0
-        if len(kept) > MAX_ROW_BYTES:
-            self.overlong = True
-            head = kept[: min(_KEPT_BYTES, self.at)]
-            kept, self.at = head + kept[self.at :], len(head)
-        self.buffer = kept + chunk
+        self.append(chunk)
         while not self.closed and self._step():
             yield from self._element()
 
@@ -122,28 +153,20 @@ class _ArrayCutter:
                         return True
 
     def _element(self) -> Iterator[RawRow]:
-        content = self.buffer[self.start : self.at - 1].strip()
-        self.start = self.at
         self.closed = self.depth == 0
-        if not content and self.closed:
-            return  # an empty array, or a comma before the closing bracket
-        self.number += 1
-        overlong, self.overlong = self.overlong or len(content) > MAX_ROW_BYTES, False
-        if overlong:
-            yield RawRow(self.number, content[:_KEPT_BYTES], _TOO_LONG)
-        else:
-            yield RawRow(self.number, content, None if content else "broken JSON: an element of the array is empty")
+        content = self.buffer[self.start : self.at - 1].strip()
+        if content or not self.closed:  # else an empty array, or a comma before the closing bracket
+            yield self.cut(self.at - 1, None if content else "broken JSON: an element of the array is empty")
+        self.start = self.at
 
     def finish(self, damage: Damaged | None) -> Iterator[RawRow]:
         """Yield the last rows, after the last chunk was fed."""
         rest = self.buffer[self.start :].strip()
         if damage is not None:
-            yield RawRow(self.number + 1, rest[:_KEPT_BYTES], str(damage))
+            yield RawRow(self.number + 1, rest[:KEPT_BYTES], str(damage))
         elif self.closed:
-            if rest:
-                yield RawRow(
-                    self.number + 1, rest[:_KEPT_BYTES], "broken JSON: there is text after the end of the array"
-                )
+            if reason := self._fault_after_end(rest):
+                yield RawRow(self.number + 1, rest[:KEPT_BYTES], reason)
         elif self.depth == 1 and not self.in_string:
             if rest:
                 yield RawRow(self.number + 1, rest)
@@ -153,12 +176,27 @@ class _ArrayCutter:
             reason = (
                 "broken JSON: the array ends inside a row, so the file was cut off or the row's brackets do not match"
             )
-            yield RawRow(self.number + 1, rest[:_KEPT_BYTES], reason)
+            yield RawRow(self.number + 1, rest[:KEPT_BYTES], reason)
+
+    def _fault_after_end(self, rest: bytes) -> str:
+        if not self.wrapped:
+            return "broken JSON: there is text after the end of the array" if rest else ""
+        if _WRAPPER_END.fullmatch(rest):
+            return ""
+        if following := _KEY_OF_PARTS.search(rest):
+            key = following[1].decode(errors="replace")
+            return f"not read: after its list of rows, the object has {key}; save each list as a file of its own"
+        if rest.endswith(b"}"):
+            return "broken JSON: there is text after the end of the object around the array"
+        return "broken JSON: the object around the array is not closed, so the file was cut off"
 
 
-def elements(chunks: Iterator[bytes]) -> Iterator[RawRow]:
-    """Yield the elements of the array. If the stream is damaged or cut off, the last row carries the reason."""
-    cutter = _ArrayCutter()
+def elements(chunks: Iterator[bytes], wrapped: bool = False) -> Iterator[RawRow]:
+    """Yield the elements of the array. If the stream is damaged or cut off, the last row carries the reason.
+
+    `wrapped` is whether the array is the value of an object's key, so that the object goes on after its end.
+    """
+    cutter = _ArrayCutter(wrapped)
     damage = None
     try:
         for chunk in chunks:

@@ -1,29 +1,20 @@
 """Read the rows of one shard in order, in slices of numbered rows, with only one slice in memory at a time."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from raydpo.data.dialects.pair import type_name
+from raydpo.data.dialects.pair import RowError
 from raydpo.data.files import columnar
-from raydpo.data.files.json_rows import RawRow, elements, lines
-from raydpo.data.files.streams import (
-    COLUMNAR_NAMES,
-    LINE_NAMES,
-    Damaged,
-    ShardStream,
-    content_kind,
-    text_chunks,
-    uncompressed_name,
-)
+from raydpo.data.files.json_rows import RawRow
+from raydpo.data.files.json_text import parse_json_row
+from raydpo.data.files.layout import text_rows
+from raydpo.data.files.streams import COLUMNAR_NAMES, Damaged, ShardStream, content_kind, uncompressed_name
 
 MAX_SLICE_BYTES = 64 << 20
 """Maximum size of a slice in bytes. A slice of very long rows gets fewer rows, so that memory stays bounded."""
-
-_ESCAPED_SURROGATES = (b"\\ud", b"\\uD")
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,9 @@ class ReadRow:
 def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
     """Yield the shard's rows in slices of up to `slice_rows` rows.
 
-    Columnar files are reduced to `columns`, if they have any of them. Bad rows are yielded in order like the good ones.
-    Raises DataError if the file cannot be opened or its store fails.
+    Columnar files are reduced to `columns` if one of theirs is named `prompt`, else to these and all other readable
+    ones (see `columnar.wanted_columns`). Bad rows are yielded in order like the good ones. Raises DataError if the file
+    cannot be opened or its store fails.
     """
     with ShardStream(url) as stream:
         kind = content_kind(stream.read(8))
@@ -67,20 +59,7 @@ def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[
             )
             yield RowSlice(1, (RawRow(1, stream.read(64), reason),))
         else:
-            yield from _text_slices(_text_rows(stream), slice_rows)
-
-
-def _text_rows(stream: ShardStream) -> Iterator[RawRow]:
-    """Return the elements of the array if the content begins with `[` and the name is not of JSONL, else the lines."""
-    if uncompressed_name(stream.url).endswith(LINE_NAMES):
-        return lines(text_chunks(stream))
-    try:
-        head = next((chunk for chunk in text_chunks(stream) if chunk.removeprefix(b"\xef\xbb\xbf").strip()), b"")
-    except Damaged:
-        head = b""
-    stream.seek(0)
-    is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    return (elements if is_array else lines)(text_chunks(stream))
+            yield from _text_slices(text_rows(stream), slice_rows)
 
 
 def _text_slices(rows: Iterator[RawRow], slice_rows: int) -> Iterator[RowSlice]:
@@ -141,19 +120,9 @@ def parse(part: RowSlice) -> Iterator[ReadRow]:
 
 
 def _parse_json(raw: RawRow) -> ReadRow:
-    reason, row = raw.reason, None
-    if reason is None:
-        try:
-            row = json.loads(raw.content.decode("utf-8"))
-            if any(escape in raw.content for escape in _ESCAPED_SURROGATES):
-                json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeDecodeError as error:
-            reason = f"bad UTF-8: {error.reason} at byte {error.start} of the row"
-        except UnicodeEncodeError:
-            reason = "bad Unicode: half of a surrogate pair, escaped as \\ud..., stands alone"
-        except (ValueError, RecursionError) as error:
-            reason = f"broken JSON: {error}"
-        else:
-            if not isinstance(row, dict):
-                reason = f"not a JSON object: the row is {type_name(row)}"
-    return ReadRow(raw.number, row if reason is None else None, reason or "", raw.content)
+    if raw.reason is not None:
+        return ReadRow(raw.number, None, raw.reason, raw.content)
+    try:
+        return ReadRow(raw.number, parse_json_row(raw.content), "", raw.content)
+    except RowError as error:
+        return ReadRow(raw.number, None, str(error), raw.content)

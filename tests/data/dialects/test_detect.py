@@ -65,6 +65,12 @@ def test_dialects_are_detected_and_give_the_same_pair(case: str) -> None:
     assert to_pair(row, dialect, chat=True) == Pair([USER], [YES], [NO])
 
 
+def test_a_row_of_another_conversational_dialect_than_its_file_is_read_by_its_own_columns() -> None:
+    for name in ("explicit", "openai", "sharegpt"):
+        for dialect in ("preference", "openai", "sharegpt"):
+            assert to_pair(CONVERSATIONS[name][1], dialect, chat=True) == Pair([USER], [YES], [NO])
+
+
 def test_text_pairs_have_an_explicit_or_implicit_prompt() -> None:
     explicit = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
     implicit = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
@@ -102,7 +108,8 @@ def test_tools_calls_and_template_arguments_are_kept() -> None:
         "tools": json.dumps(TOOLS),
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    expected = Pair([SYSTEM, USER], [CALL, RESULT, YES], [NO], TOOLS, {"enable_thinking": False})
+    called = {**CALL, "content": ""}
+    expected = Pair([SYSTEM, USER], [called, RESULT, YES], [NO], TOOLS, {"enable_thinking": False})
     assert to_pair(row, "preference", chat=True) == expected
     assert to_pair({**row, "tools": TOOLS}, "preference", chat=True) == expected
     assert to_pair({**row, "tools": None, "chat_template_kwargs": None}, "preference", chat=True).tools is None
@@ -112,11 +119,8 @@ def test_implicit_prompts_end_before_a_turn_of_the_assistant() -> None:
     def split(chosen: list[Any], rejected: list[Any]) -> Pair:
         return to_pair({"chosen": chosen, "rejected": rejected}, "preference", chat=True)
 
-    assert split([USER, CALL, RESULT, YES], [USER, CALL, RESULT, NO]) == Pair([USER, CALL, RESULT], [YES], [NO])
-    other_user = {"role": "user", "content": "ho"}
-    assert split([USER, YES, USER, YES], [USER, YES, other_user, NO]) == Pair(
-        [USER], [YES, USER, YES], [YES, other_user, NO]
-    )
+    called = {**CALL, "content": ""}
+    assert split([USER, CALL, RESULT, YES], [USER, CALL, RESULT, NO]) == Pair([USER, called, RESULT], [YES], [NO])
     assert split([USER, YES], [USER, YES, USER, NO]) == Pair([USER], [YES], [YES, USER, NO])
 
 
@@ -207,7 +211,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "empty completion: chosen",
     ),
     "empty list": ("preference", {"prompt": [USER], "chosen": [], "rejected": [NO]}, "empty completion: chosen"),
-    "nothing in common": ("preference", {"chosen": [USER, YES], "rejected": [SYSTEM, NO]}, "no prompt: "),
+    "nothing in common": ("preference", {"chosen": [USER, YES], "rejected": [SYSTEM, NO]}, "prompts differ: "),
     "empty prompt": ("preference", {"prompt": [], "chosen": [YES], "rejected": [NO]}, "no prompt: "),
     "tools": ("preference", {"prompt": [USER], "chosen": [YES], "rejected": [NO], "tools": "[1"}, "broken JSON: "),
     "tools object": (
@@ -228,7 +232,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "value": (
         "sharegpt",
         {"conversations": [human("x")], "chosen": {"from": "gpt"}, "rejected": gpt("b")},
-        "wrong type: a value",
+        "wrong type: a message of role 'gpt' in column 'chosen' has no content",
     ),
     "call": (
         "sharegpt",
@@ -270,6 +274,7 @@ def test_rows_without_a_pair_are_refused_with_the_reason(case: str) -> None:
         "broken JSON",
         "unknown role",
         "no transcript",
+        "prompts differ",
     }
 
 

@@ -1,0 +1,131 @@
+"""Find out what a chat template can render by giving it small conversations of words that no template contains."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from raydpo.data.chat_template import ChatTemplate
+from raydpo.data.dialects.pair import Messages, RowError
+from raydpo.data.row_errors import attempt
+
+SYSTEM, TOOLS, TOOL_CALLS = "system message", "tools", "tool calls"
+TOOL_RESULTS, REASONING, TURNS = "tool results", "reasoning", "turns"
+"""The kinds of words in a row that a template may drop."""
+
+_LACKS = {
+    SYSTEM: "has no place for a system message",
+    TOOLS: "presents no tools",
+    TOOL_CALLS: "writes no tool calls",
+    TOOL_RESULTS: "writes no tool results",
+    REASONING: "drops the reasoning of an answer",
+    TURNS: "drops turns of this role",
+}
+THINK_TAGS = "content"
+"""Source of reasoning that stands in the content, between <think> and </think>."""
+
+_QUESTION, _ANSWER, _WORD = "probequestion", "probeanswer", "probeword"
+_USER = {"role": "user", "content": _QUESTION}
+_REPLY = {"role": "assistant", "content": _ANSWER}
+
+
+def _call(name: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": {"probekey": "probevalue"}}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "probeid00", "type": "function", "function": function}],
+    }
+
+
+def _tool(name: str) -> dict[str, Any]:
+    properties = {"probekey": {"type": "string", "description": "probekey"}}
+    parameters = {"type": "object", "properties": properties, "required": ["probekey"]}
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+def _conversation(kind: str, source: str) -> Messages:
+    """Return a conversation in which `_WORD` is of this kind; see `TemplateProbe.lacks` for the source."""
+    if kind == SYSTEM:
+        return [{"role": source, "content": _WORD}, _USER, _REPLY]
+    if kind == TOOL_CALLS:
+        return [_USER, _call(_WORD)]
+    if kind == TOOL_RESULTS:
+        result = {"role": source, "name": "probecall", "tool_call_id": "probeid00", "content": _WORD}
+        return [_USER, _call("probecall"), result, _REPLY]
+    if kind == REASONING and source == THINK_TAGS:
+        return [_USER, {**_REPLY, "content": f"<think>\n{_WORD}\n</think>\n\n{_ANSWER}"}]
+    if kind == REASONING:
+        return [_USER, {**_REPLY, source: _WORD}]
+    return [_USER, {"role": source, "content": _WORD}, _REPLY] if kind == TURNS else [_USER, _REPLY]
+
+
+@dataclass(frozen=True)
+class TemplateProbe:
+    """What a chat template renders, each question answered once; see `probe_of`."""
+
+    template: ChatTemplate
+
+    def _render(self, messages: Messages) -> str | RowError:
+        return attempt(lambda: self.template.render([messages], generation_prompt=False)[0], "")
+
+    @cached_property
+    def fault(self) -> str:
+        """The error of a template that cannot render one question and its answer; empty if it can."""
+        rendered = self._render([_USER, _REPLY])
+        return str(rendered).removeprefix(": ") if isinstance(rendered, RowError) else ""
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The text that the template writes after an answer; empty if it is unknown."""
+        rendered = self._render([_USER, _REPLY])
+        return "" if isinstance(rendered, RowError) else rendered.rpartition(_ANSWER)[2].strip()
+
+    @cached_property
+    def renders_parts(self) -> bool:
+        """Whether a content that is a list of text parts is rendered as its text."""
+        parts = [{"type": "text", "text": _WORD}]
+        rendered = self._render([{**_USER, "content": parts}, {**_REPLY, "content": parts}])
+        if isinstance(rendered, RowError):
+            return False
+        quoted = f"'{_WORD}'" in rendered or f'"{_WORD}"' in rendered
+        return rendered.count(_WORD) == 2 and not quoted
+
+    def lacks(self, kind: str, source: str) -> bool:
+        """Return whether the template drops words of this kind, silently; False if it refuses them or that is unknown.
+
+        `source` is where the words are: the role of the message, or the message's key or THINK_TAGS for reasoning.
+        """
+        return _lacks(self, kind, source)
+
+    def lack_text(self, kind: str, source: str) -> str:
+        """Return, as the end of a sentence, what the template lacks; empty if it lacks nothing of this kind."""
+        return _LACKS[kind] if self.lacks(kind, source) else ""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@lru_cache(maxsize=256)
+def _lacks(probe: TemplateProbe, kind: str, source: str) -> bool:
+    if kind == TURNS and source in ("user", "assistant"):
+        return False
+    template, messages = probe.template, _conversation(kind, source)
+    if kind in (TOOLS, TOOL_CALLS, TOOL_RESULTS):
+        template = replace(template, tools=[_tool(_WORD if kind == TOOLS else "probetool")])
+    rendered = attempt(lambda: template.render([messages], generation_prompt=False)[0], "")
+    if isinstance(rendered, RowError):
+        return False
+    moved = kind == SYSTEM and _WORD not in rendered.partition(_ANSWER)[0]
+    return moved or _WORD not in rendered
+
+
+@lru_cache(maxsize=16)
+def _probe(tokenizer: PreTrainedTokenizerBase, source: str, date: str | None) -> TemplateProbe:
+    return TemplateProbe(ChatTemplate(tokenizer, None, {"chat_template": source}, date))
+
+
+def probe_of(template: ChatTemplate) -> TemplateProbe:
+    """Return the probe of a template, whatever a row gives it; one per tokenizer, template and process."""
+    return _probe(template.tokenizer, template.text, template.date)

@@ -1,0 +1,193 @@
+"""Rows are read by what their columns are called, by `column_mapping`, or refused with the mapping to use."""
+
+from typing import Any
+
+import pytest
+
+from raydpo.config import from_flat
+from raydpo.data.dialects.columns import ColumnMapping
+from raydpo.data.dialects.detect import dialect_of, to_pair
+from raydpo.data.dialects.pair import Pair, RowError
+from raydpo.errors import ConfigError
+
+Row = dict[str, Any]
+GOOD, BAD = "The capital is Rome.", "The capital is Pisa."
+
+
+def pair_of(row: Row, mapping: str = "", chat: bool = False) -> Pair:
+    """Return the pair of a row as a run with this `column_mapping` reads it."""
+    job = from_flat({"column_mapping": mapping.replace(" ", ",")} if mapping else {})
+    parsed = ColumnMapping.parse(job.data.column_mapping)
+    dialect = dialect_of([row], parsed)
+    assert dialect is not None
+    return to_pair(row, dialect, chat, parsed)
+
+
+def refusal(row: Row, mapping: str = "", chat: bool = False) -> str:
+    """Return the reason why a row is refused."""
+    with pytest.raises(RowError) as caught:
+        pair_of(row, mapping, chat)
+    return str(caught.value)
+
+
+COMMON_NAMES: dict[str, tuple[Row, str]] = {
+    "Orca": ({"question": "Capital of Italy?"}, "Capital of Italy?"),
+    "Alpaca": ({"instruction": "Name the capital.", "input": "Italy"}, "Name the capital.\nItaly"),
+    "Alpaca without input": ({"instruction": "Name it.", "input": ""}, "Name it."),
+    "query": ({"query": "Capital of Italy?", "source": "a quiz of ours"}, "Capital of Italy?"),
+}
+
+
+@pytest.mark.parametrize("case", COMMON_NAMES)
+def test_a_prompt_under_a_common_name_is_read_and_not_guessed_from_the_answers(case: str) -> None:
+    columns, prompt = COMMON_NAMES[case]
+    assert pair_of({**columns, "chosen": GOOD, "rejected": BAD}) == Pair(prompt, GOOD, BAD)
+
+
+def test_rows_of_ms_swift_are_read() -> None:
+    conversation = [{"role": "user", "content": "Capital?"}, {"role": "assistant", "content": GOOD}]
+    row = {"messages": conversation, "rejected_response": BAD}
+    expected = Pair(conversation[:1], conversation[1:], [{"role": "assistant", "content": BAD}])
+    assert pair_of(row, chat=True) == expected
+    text = {"query": "Capital?", "response": GOOD, "rejected_response": BAD, "system": None, "history": []}
+    assert pair_of(text, chat=True) == expected
+    assert pair_of(text) == Pair("Capital?", GOOD, BAD)
+
+
+def test_earlier_turns_stand_before_the_prompt() -> None:
+    row = {
+        "instruction": "And of Italy?",
+        "history": [["Capital of France?", "Paris."]],
+        "chosen": GOOD,
+        "rejected": BAD,
+    }
+    contents = [turn["content"] for turn in pair_of(row, chat=True).prompt]  # type: ignore[union-attr, index]
+    assert contents == ["Capital of France?", "Paris.", "And of Italy?"]
+    assert refusal(row).startswith("no chat template")
+
+
+@pytest.mark.parametrize("column", ["trajectory", "dialogue_history", "task", "context", "ask"])
+def test_a_column_that_may_be_the_prompt_is_never_ignored(column: str) -> None:
+    row = {column: "User: what is the capital of Italy?", "chosen": GOOD, "rejected": BAD}
+    reason = refusal(row)
+    assert reason.startswith(f"no prompt column: column {column!r} may be the prompt")
+    assert f"'{column}', 'chosen', 'rejected'" in reason
+    assert pair_of(row, f"prompt={column}").prompt == row[column]
+    assert pair_of(row, "prompt=none").prompt == "The capital is"
+
+
+def test_columns_that_describe_a_row_do_not_hinder_an_implicit_prompt() -> None:
+    about = {
+        "id": "row 1 of 2", "source": "a quiz of ours", "chosen_model": "some big model", "score_chosen": 4.0,
+        "excerpt": "The capital is", "tags": ["x"], "blank": " ",
+    }  # fmt: skip
+    assert pair_of({**about, "chosen": GOOD, "rejected": BAD}).prompt == "The capital is"
+
+
+MAPPED: dict[str, tuple[Row, str]] = {
+    "PKU-SafeRLHF": (
+        {
+            "prompt": "Capital?",
+            "response_0": BAD,
+            "response_1": GOOD,
+            "is_response_0_safe": True,
+            "better_response_id": 1,
+        },
+        "completions=response_0+response_1 best=better_response_id",
+    ),
+    "Nectar": (
+        {
+            "prompt": "Capital?",
+            "answers": [{"answer": "?", "rank": 2}, {"answer": BAD, "rank": 3}, {"answer": GOOD, "rank": 1}],
+        },
+        "completions=answers.answer ranks=answers.rank",
+    ),
+    "UltraFeedback": (
+        {
+            "instruction": "Capital?",
+            "completions": [
+                {"response": BAD, "overall_score": 1.5},
+                {"response": "Rome?", "overall_score": 7},
+                {"response": GOOD, "overall_score": "8.5"},
+            ],
+        },
+        "prompt=instruction completions=completions.response scores=completions.overall_score",
+    ),
+    "two scores": (
+        {"question": "Capital?", "answer_0": GOOD, "answer_1": BAD, "score_0": 0.5, "score_1": -0.5},
+        "prompt=question completions=answer_0+answer_1 scores=score_0+score_1",
+    ),
+    "a named winner": (
+        {"prompt": "Capital?", "response_a": BAD, "response_b": GOOD, "winner": "model_b"},
+        "completions=response_a+response_b best=winner",
+    ),
+    "other names": ({"question": "Capital?", "accepted": GOOD, "rejected": BAD}, "prompt=question chosen=accepted"),
+}
+
+
+@pytest.mark.parametrize("case", MAPPED)
+def test_the_mapping_in_the_refusal_reads_the_rows(case: str) -> None:
+    row, mapping = MAPPED[case]
+    reason = refusal(row)
+    assert all(repr(name) in reason for name in row)
+    assert reason.endswith(f"map them with --column_mapping {mapping}")
+    assert pair_of(row, mapping) == Pair("Capital?", GOOD, BAD)
+
+
+def test_nested_columns_lists_and_joined_texts_are_mapped() -> None:
+    row = {"data": {"ask": "Capital?", "of": "Italy"}, "answers": [{"text": GOOD}, {"text": BAD}], "a.b": "be brief"}
+    mapping = "prompt=data.ask+data.of chosen=answers.0.text rejected=answers.1.text system=a.b"
+    assert pair_of(row, mapping) == Pair("be brief\n\nCapital?\nItaly", GOOD, BAD)
+    assert "'data.question' of column_mapping" in refusal(row, mapping.replace("data.ask", "data.question"))
+
+
+def test_completions_of_which_none_is_better_are_refused() -> None:
+    row = {"prompt": "Capital?", "response_a": GOOD, "response_b": BAD, "winner": "tie", "s": [1, 1]}
+    assert refusal(row, "completions=response_a+response_b best=winner").startswith("no preference: 'winner' is 'tie'")
+    assert refusal(row, "completions=response_a+response_b scores=s").startswith("no preference: scores are 1, 1")
+    assert refusal({**row, "s": [1]}, "completions=response_a+response_b scores=s").startswith("no preference: ")
+    assert refusal({**row, "s": None}, "completions=response_a+response_b scores=s").startswith("no preference: ")
+    assert refusal(row, "completions=response_a best=winner").startswith("no completions: ")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ("promt=question", "maps promt, which is not one of prompt, chosen"),
+        ("completions=a+b", "together with one of best, scores, ranks"),
+        ("best=a", "together with one of best, scores, ranks"),
+        ("completions=a+b,best=c,chosen=d", "maps completions and chosen"),
+        ("prompt=", "gives prompt no column"),
+    ],
+)
+def test_a_mapping_that_cannot_be_followed_is_an_error_at_start(mapping: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        from_flat({"column_mapping": mapping})
+
+
+SYSTEM = {"role": "system", "content": "Answer in French."}
+
+
+def test_system_is_used_in_every_dialect() -> None:
+    user, yes, no = (
+        {"role": role, "content": text}
+        for role, text in (("user", "Capital?"), ("assistant", GOOD), ("assistant", BAD))
+    )
+    conversation = Pair([SYSTEM, user], [yes], [no])
+    rows: list[Row] = [
+        {"prompt": [user], "chosen": [yes], "rejected": [no]},
+        {"prompt": "Capital?", "chosen": GOOD, "rejected": BAD},
+        {"chosen": [user, yes], "rejected": [user, no]},
+        {"messages": [user], "chosen": yes, "rejected": no},
+        {"conversations": [{"from": "human", "value": "Capital?"}], "chosen": yes, "rejected": no},
+        {"chosen": f"\n\nHuman: Capital?\n\nAssistant: {GOOD}", "rejected": f"\n\nHuman: Capital?\n\nAssistant: {BAD}"},
+        {"question": "Capital?", "chosen": GOOD, "rejected": BAD},
+    ]
+    for row in rows:
+        assert pair_of({**row, "system": SYSTEM["content"]}, chat=True) == conversation, row
+        assert pair_of({**row, "system_prompt": SYSTEM["content"]}, chat=True) == conversation, row
+    assert pair_of({**rows[1], "system": SYSTEM["content"]}) == Pair("Answer in French.\n\nCapital?", GOOD, BAD)
+    # Rows without a system message are conversations too where others of the file have one.
+    assert pair_of({**rows[1], "system": None}, chat=True) == Pair([user], [yes], [no])
+    other = {**rows[0], "prompt": [{"role": "system", "content": "Be brief."}, user], "system": SYSTEM["content"]}
+    assert refusal(other, chat=True).startswith("two system messages")
