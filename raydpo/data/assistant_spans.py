@@ -2,7 +2,8 @@
 
 A chat template says where its assistant turns are with `{% generation %}` blocks. For other templates, a turn is what
 the rendered conversation gains by it: from the generation prompt in front of it to the end of its own rendering, marks
-of the end of the turn included. That needs a template that renders a turn alike whatever follows.
+of the end of the turn included. That needs a template that renders a turn alike whatever follows, except that it may
+write more into the last turn of a conversation, or end that one in another way.
 """
 
 import re
