@@ -24,12 +24,22 @@ class Program:
     """Options with another default than the others have."""
     loss_types: tuple[str, ...] = tuple(LOSS_TYPES)
     """The values of loss_type that it accepts."""
+    arguments: str = ""
+    """What follows its name on the command line, before the options."""
+    sections: tuple[str, ...] = tuple(SECTIONS)
+    """The sections of options that `--help` lists; those of the others are accepted without effect."""
 
 
 JOBS = {
     "dpo": Program("Direct preference optimisation, with any loss_type", {}),
     "orpo": Program("Odds-ratio preference optimisation, like TRL's ORPOTrainer", {"loss_type": ("orpo",)}, ("orpo",)),
     "score_reference": Program("Score the reference log-probs ahead of training, for jobs/dpo.py to reuse", {}),
+    "inspect_data": Program(
+        "Show what a model will see of preference data: texts, token ids, what is cut, quarantined, and lengths",
+        {},
+        arguments=" FILES",
+        sections=("model", "data"),
+    ),
     "cpo": Program(
         "Contrastive preference optimisation and SimPO, like TRL's CPOTrainer",
         {"reference_free": True, "cpo_alpha": 1.0},
@@ -139,11 +149,12 @@ def to_yaml(config: JobConfig) -> str:
 def help_text(program: str = "dpo") -> str:
     """Return the text of `--help`: usage, then every option by section with its default, unit and rule."""
     usage = (
-        f"usage: python jobs/{program}.py [--config run.yaml] [--name value ...]\n\n{JOBS[program].title}.\n\n"
+        f"usage: python jobs/{program}.py{JOBS[program].arguments} [--config run.yaml] [--name value ...]\n\n"
+        f"{JOBS[program].title}.\n\n"
         "Flags override the config file, whose keys are the same names. Dashes may replace underscores; --name alone\n"
         "sets a boolean and --no_name clears it; lists are separated by spaces or commas; mappings are name=value,...\n"
         "or JSON; `none` unsets an option that may be unset. jobs/README.md says which other keys of TRL's commands\n"
         "are accepted."
     )
-    sections = (help_section(title, section, JOBS[program].defaults) for title, section in SECTIONS.items())
+    sections = (help_section(title, SECTIONS[title], JOBS[program].defaults) for title in JOBS[program].sections)
     return "\n\n".join([usage, *sections])

@@ -1,5 +1,6 @@
 """Convert shards to tokenized blocks on the Ray cluster. The tokenize stage calls this."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,10 @@ from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
+from raydpo.data.settings_digest import settings_digest
 from raydpo.data.shards import Shard
 from raydpo.data.text_options import TextOptions
+from raydpo.data.token_index import TokenIndex
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
@@ -71,6 +74,8 @@ class PreparedData:
     """Number of pairs that are trained on although the chat template drops words of them, by kind of words."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
+    rows_reused: int = field(default=0, compare=False)
+    """Number of good and bad rows that an earlier run has tokenized."""
 
     @property
     def pairs(self) -> int:
@@ -78,20 +83,8 @@ class PreparedData:
         return sum(block.pairs for block in self.blocks)
 
 
-def prepare(
-    shards: Sequence[Shard],
-    request: TokenizationRequest,
-    max_bad_rows: int | None = None,
-    on_progress: Callable[[int], None] = lambda rows: None,
-) -> PreparedData:
-    """Read and tokenize every row of the shards on the running Ray cluster.
-
-    `on_progress` is called with the number of rows done so far whenever a block finishes. Raises DataError if there are
-    more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a shard cannot
-    be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
-    """
-    storage.remove_folder(request.quarantine_dir)
-    tally = _Tally()
+def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
+    """Return the settings for cutting shards into raw blocks, and those for tokenizing raw blocks."""
     recipe = BlockRecipe(
         truncation=request.truncation,
         cache_dir=request.cache_dir,
@@ -102,16 +95,34 @@ def prepare(
         assistant_only=request.assistant_only,
         text=request.text,
     )
-    slicing = Slicing(request.dialect, request.block_pairs, request.mapping)
-    stream = block_outcomes(shards, slicing, request.tokenizer, recipe)
-    try:
-        for outcome in stream:
-            tally.add(outcome)
-            on_progress(tally.rows)
+    return Slicing(request.dialect, request.block_pairs, request.mapping), recipe
+
+
+def prepare(
+    shards: Sequence[Shard],
+    request: TokenizationRequest,
+    max_bad_rows: int | None = None,
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> PreparedData:
+    """Read and tokenize every row of the shards on the running Ray cluster, but for shards that are in the index.
+
+    `on_progress` is called with the number of rows done so far whenever a block was tokenized. Raises DataError if
+    there are more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a
+    shard cannot be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
+    """
+    storage.remove_folder(request.quarantine_dir)
+    tally = _Tally()
+    slicing, recipe = recipes(request)
+    settings = settings_digest(request.tokenizer, recipe, slicing)
+    index = TokenIndex(shards, settings, recipe.cache_dir, recipe.quarantine_dir)
+    stream = index.outcomes(lambda missing: block_outcomes(missing, slicing, request.tokenizer, recipe))
+    with contextlib.closing(stream):  # stops the tasks that are still running
+        for outcome, reused in stream:
+            tally.add(outcome, reused)
+            if not reused:
+                on_progress(tally.rows)
             if max_bad_rows is not None and tally.bad > max_bad_rows and tally.first_bad_is_known():
                 raise _too_many_bad_rows(tally, shards, request, f"more than max_bad_rows={max_bad_rows}")
-    finally:
-        stream.close()  # stops the tasks that are still running
     if not any(outcome.block for outcome in tally.outcomes):
         if tally.bad:
             raise _no_good_rows(tally, shards, request)
@@ -127,10 +138,12 @@ class _Tally:
     outcomes: list[BlockOutcome] = field(default_factory=list)
     rows: int = 0
     bad: int = 0
+    reused: int = 0
 
-    def add(self, outcome: BlockOutcome) -> None:
+    def add(self, outcome: BlockOutcome, reused: bool) -> None:
         self.outcomes.append(outcome)
         self.rows += outcome.rows
+        self.reused += outcome.rows if reused else 0
         self.bad += sum(outcome.bad_reasons.values())
 
     def first_bad(self) -> BlockOutcome:
@@ -192,4 +205,5 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         dropped_prompt_tails=sum(rows_of(remarks, topic).get("", 0) for topic in (GENERATION_TAIL, MERGED_TAIL)),
         template_losses=rows_of(remarks, LOSS),
         longest=max(outcome.longest for outcome in outcomes),
+        rows_reused=tally.reused,
     )

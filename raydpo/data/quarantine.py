@@ -50,15 +50,22 @@ def shorten(content: str) -> str:
     return f"{content[:CONTENT_CHARACTERS]}... ({len(content)} characters)"
 
 
-def write(folder: str, first_row: int, file: str, rows: Sequence[BadRow]) -> None:
-    """Write the bad rows of one raw block; a file of an earlier attempt is overwritten.
+def write(folder: str, first_row: int, file: str, rows: Sequence[BadRow]) -> str:
+    """Write the bad rows of one raw block and return the file's name; a file of an earlier attempt is overwritten.
 
     The file is named after the shard and `first_row`, the number of the raw block's first row. Each line has the fields
     `file` (the shard's path or URL), `shard`, `row`, `reason` and `content`.
     """
     lines = [json.dumps(_record(file, row), ensure_ascii=True) for row in rows]
-    url = storage.join(folder, f"{quote(rows[0].shard, safe='')}.from-row-{first_row:09d}.jsonl")
-    storage.write_bytes(url, ("\n".join(lines) + "\n").encode())
+    name = f"{quote(rows[0].shard, safe='')}.from-row-{first_row:09d}.jsonl"
+    storage.write_bytes(storage.join(folder, name), ("\n".join(lines) + "\n").encode())
+    return name
+
+
+def with_file(content: str, file: str) -> str:
+    """Return the content of a quarantine file with another path or URL of the shard."""
+    lines = [json.dumps({**json.loads(line), "file": file}, ensure_ascii=True) for line in content.splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def _record(file: str, row: BadRow) -> dict[str, Any]:

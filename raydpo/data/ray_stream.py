@@ -47,10 +47,20 @@ class Slicing:
     """The columns of the rows by the names of the dialects."""
 
 
+@dataclass(frozen=True)
+class ShardEnd:
+    """The end of a shard that was read completely, from which it is known when all of its outcomes have arrived."""
+
+    shard_index: int
+    """Position of the shard in the dataset, from 0."""
+    blocks: int
+    """Number of its raw blocks."""
+
+
 def block_outcomes(
     shards: Sequence[Shard], slicing: Slicing, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
-) -> Generator[BlockOutcome, None, None]:
-    """Yield the outcomes of all raw blocks of the shards, in the order in which they finish.
+) -> Generator[BlockOutcome | ShardEnd, None, None]:
+    """Yield the outcomes of all raw blocks of the shards, and the end of each shard, in the order in which they finish.
 
     Closing the generator stops the tasks that are still running. Raises the RaydpoError that a task has raised.
     """
@@ -117,9 +127,12 @@ class _ShardSource(Datasource):
 def _raw_payloads(shard: Shard, shard_index: int, slicing: Slicing) -> Iterator[pa.Table]:
     # Errors that the user can fix are returned as values: for an exception in a task, Ray Data prints pages of its own
     # stack frames.
+    blocks = 0
     try:
         for raw in raw_blocks(shard, shard_index, slicing):
             yield _payload(raw)
+            blocks += 1
+        yield _payload(ShardEnd(shard_index, blocks))
     except RaydpoError as error:
         yield _payload(error)
 
@@ -138,7 +151,7 @@ def _dialect(rows: RowSlice, mapping: ColumnMapping) -> str | None:
     return detect.dialect_of(itertools.islice(readable, _DIALECT_ROWS), mapping)
 
 
-def _payload(content: RawBlock | BlockOutcome | RaydpoError) -> pa.Table:
+def _payload(content: RawBlock | BlockOutcome | ShardEnd | RaydpoError) -> pa.Table:
     return pa.table({_PAYLOAD: pa.array([pickle.dumps(content, protocol=5)], pa.large_binary())})
 
 
@@ -146,8 +159,8 @@ def _tokenize_payload(batch: pa.Table, tokenizer: Any, recipe: BlockRecipe) -> p
     if not batch.num_rows:
         return batch  # a shard without rows
     raw = pickle.loads(batch[_PAYLOAD][0].as_buffer())
-    if isinstance(raw, RaydpoError):
-        return _payload(raw)
+    if not isinstance(raw, RawBlock):
+        return batch
     try:
         return _payload(tokenize_block(raw, _fetch(tokenizer), recipe))
     except RaydpoError as error:

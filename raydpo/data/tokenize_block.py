@@ -20,6 +20,7 @@ from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.encoding import TokenIds
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
+from raydpo.data.index_entries import block_url
 from raydpo.data.remarks import LOSS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
 from raydpo.data.shards import Shard
@@ -28,7 +29,7 @@ from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
 from raydpo.runtime import storage
 
-_UNREADABLE = "cannot be read"
+UNREADABLE = "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class BlockOutcome:
     """The bad row with the lowest number; None if all rows were good."""
     remarks: Remarks
     """What the user should know of the good rows, counted."""
+    quarantine_file: str
+    """Name of the file with the bad rows in the quarantine folder; empty if all rows were good."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
 
@@ -100,9 +103,8 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     Raises DataError if the tokenizer lacks what the rows need: a chat template for conversations, or an EOS token for
     text.
     """
-    good, bad, total = _tokenized_rows(raw, tokenizer, recipe)
-    if bad:
-        quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad)
+    good, bad, total = tokenized_rows(raw, tokenizer, recipe)
+    quarantined = quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad) if bad else ""
     return BlockOutcome(
         shard_index=raw.shard_index,
         index=raw.index,
@@ -112,6 +114,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         bad_reasons=Counter(kind_of(row.reason) for row in bad),
         first_bad=bad[0] if bad else None,
         remarks=counted(_placed(remark, row, raw.shard) for row in good for remark in row.pair.remarks),
+        quarantine_file=quarantined,
         longest=max((row.pair.length for row in good), default=0),
     )
 
@@ -122,7 +125,7 @@ def _placed(remark: Remark, row: _GoodRow, shard: Shard) -> Remark:
     return replace(remark, example=example)
 
 
-def _tokenized_rows(
+def tokenized_rows(
     raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
 ) -> tuple[list[_GoodRow], list[quarantine.BadRow], int]:
     """Return the good rows and the bad rows, both in order, and the total number of rows."""
@@ -130,22 +133,28 @@ def _tokenized_rows(
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
     dataset_logps: list[DatasetLogps | None] = []
+    lacks: list[RowError] = []
     for row in parse(raw.rows):
-        read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), _UNREADABLE)
+        read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), UNREADABLE)
         if isinstance(read, RowError):
             reasons.append((row, read))
             continue
         pair, logps = read
-        _check_tokenizer(pair, tokenizer, raw.shard)
+        if lack := _lack_of(tokenizer, pair):
+            reasons.append((row, lack))
+            lacks.append(lack)
+            continue
         rows.append(row)
         pairs.append(pair)
         dataset_logps.append(logps)
+    if lacks and not pairs:  # then it is no fault of single rows
+        raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
     good: list[_GoodRow] = []
     encoded = tokenize(tokenizer, pairs, recipe.text)
     for row, pair, logps, tokenized in zip(rows, pairs, dataset_logps, encoded, strict=True):
         if recipe.assistant_only and isinstance(tokenized, EncodedPair):
-            tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), _UNREADABLE)
-        cut = attempt(partial(_cut, row, logps, tokenized, recipe), _UNREADABLE)
+            tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), UNREADABLE)
+        cut = attempt(partial(_cut, row, logps, tokenized, recipe), UNREADABLE)
         if isinstance(cut, RowError):
             reasons.append((row, cut))
         else:
@@ -174,17 +183,21 @@ def _cut(row: ReadRow, logps: DatasetLogps | None, tokenized: EncodedPair | RowE
     return _GoodRow(row.number, cut, scores)
 
 
-def _check_tokenizer(pair: Pair, tokenizer: PreTrainedTokenizerBase, shard: Shard) -> None:
+def _lack_of(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> RowError | None:
+    """Return what the tokenizer lacks for a pair, as the reason of its row; None if it lacks nothing."""
     if pair.conversational and not tokenizer.chat_template:
-        raise DataError(
-            f"{shard.url} has conversations, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-            "use a model that has one (usually named Instruct or Chat), or data whose prompt and completions are text"
+        return RowError(
+            "no chat template",
+            f"the pair is a conversation, and the tokenizer of {tokenizer.name_or_path!r} has no chat template; use a "
+            "model that has one (usually named Instruct or Chat), or data whose prompt and completions are text",
         )
     if not pair.conversational and tokenizer.eos_token is None:
-        raise DataError(
-            f"{shard.url} has text pairs, which must end with EOS, but the tokenizer of {tokenizer.name_or_path!r} has "
-            "no eos_token; set it in tokenizer_config.json"
+        return RowError(
+            "no EOS token",
+            f"the pair is text, which must end with EOS, and the tokenizer of {tokenizer.name_or_path!r} has no "
+            "eos_token; set it in tokenizer_config.json",
         )
+    return None
 
 
 def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> schema.Block:
@@ -203,7 +216,7 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     masks = _loss_masks(good)
     masks_digest = _masks_digest(masks)
     name = hashlib.sha256("\n".join([content, *pair_ids, *filter(None, [masks_digest])]).encode()).hexdigest()
-    url = storage.join(cache_dir, "tokenized", f"{name}.parquet")
+    url = block_url(cache_dir, f"{name}.parquet")
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
         arrays += [_list_array(side) for side in zip(*scores, strict=True)]

@@ -62,6 +62,18 @@ def resolve_model(name: str, revision: str | None, *, trust_remote_code: bool = 
     return source
 
 
+def resolve_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> ModelSource:
+    """Return the source of a model on this node as `resolve_model` does, but without its weights.
+
+    That is enough for `load_tokenizer`. Raises ModelError if the model does not exist or cannot be reached.
+    """
+    folder = os.path.abspath(os.path.expanduser(name))
+    if os.path.isdir(folder):
+        return ModelSource(name, folder, None)
+    folder = _fetch(name, revision, SIDE_FILES + (("*.py",) if trust_remote_code else ()))
+    return ModelSource(name, folder, os.path.basename(folder))
+
+
 def local_folder(source: ModelSource, *, trust_remote_code: bool = False) -> str:
     """Return the model's folder on this node; a hub model that is not there yet is downloaded at the same commit.
 

@@ -1,10 +1,11 @@
-"""Maintenance of a reference store over all its references: list, verify, prune."""
+"""Maintenance of cache_dir, over all references and all tokenized blocks: list, verify, prune."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from raydpo.data import index_entries
 from raydpo.errors import DamagedFile
 from raydpo.reference.store import IDENTITY_FILE, READERS, SCORED
 from raydpo.runtime import storage
@@ -27,9 +28,34 @@ class StoredReference:
     """Files of the scored blocks, the oldest first."""
 
     @property
+    def files(self) -> tuple[File, ...]:
+        """All files that pruning may remove."""
+        return self.blocks
+
+    @property
     def bytes(self) -> int:
         """Size of all blocks in bytes."""
         return sum(block.bytes for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """The tokenized blocks of all data sets, and the entries of the index by which later runs find them."""
+
+    blocks: tuple[File, ...]
+    """Files of the tokenized blocks, the oldest first."""
+    entries: tuple[File, ...]
+    """Files of the index entries, one per shard, the oldest first."""
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """All files that pruning may remove."""
+        return self.blocks + self.entries
+
+    @property
+    def bytes(self) -> int:
+        """Size of all blocks and entries in bytes."""
+        return sum(file.bytes for file in self.files)
 
 
 def stored_references(cache_dir: str) -> list[StoredReference]:
@@ -50,6 +76,11 @@ def stored_references(cache_dir: str) -> list[StoredReference]:
     ]
 
 
+def stored_tokens(cache_dir: str) -> StoredTokens:
+    """Return the tokenized blocks and the index entries in cache_dir; no file is opened."""
+    return StoredTokens(tuple(index_entries.block_files(cache_dir)), tuple(index_entries.entry_files(cache_dir)))
+
+
 def damaged(blocks: Sequence[File]) -> list[tuple[File, str]]:
     """Read the blocks, and return the damaged ones with a message."""
     with ThreadPoolExecutor(READERS) as threads:
@@ -65,10 +96,13 @@ def _fault(block: File) -> str:
 
 
 def prunable(
-    found: Sequence[StoredReference], *, older_than_days: float | None = None, max_bytes: int | None = None
+    found: Sequence[StoredReference | StoredTokens],
+    *,
+    older_than_days: float | None = None,
+    max_bytes: int | None = None,
 ) -> list[File]:
-    """Return the blocks that are too old, and the oldest of those beyond a total size (None: no limit)."""
-    blocks = sorted((block for stored in found for block in stored.blocks), key=lambda block: block.modified)
+    """Return the files that are too old, and the oldest of those beyond a total size (None: no limit)."""
+    blocks = sorted((file for stored in found for file in stored.files), key=lambda file: file.modified)
     oldest = time.time() - older_than_days * DAY_S if older_than_days is not None else float("-inf")
     kept = sum(block.bytes for block in blocks)
     chosen = []
@@ -80,15 +114,33 @@ def prunable(
 
 
 def prune(cache_dir: str, blocks: Iterable[File]) -> None:
-    """Remove blocks, unfinished files of killed jobs, and the folders of references that have no block left."""
+    """Remove these files, and what is then of no use.
+
+    That is unfinished files of killed jobs, the folders of references that have no block left, and index entries that
+    name a block which is gone.
+    """
     for block in blocks:
         storage.remove(block.url)
-    for file in _files(cache_dir):
+    folders = (SCORED, index_entries.TOKENIZED, index_entries.TOKEN_INDEX)
+    for file in [file for folder in folders for file in storage.files(storage.join(cache_dir, folder))]:
         if file.url.endswith(".part") and file.modified < time.time() - LEFT_OVER_S:
             storage.remove(file.url)
     for stored in stored_references(cache_dir):
         if not stored.blocks:
             storage.remove_folder(storage.join(cache_dir, SCORED, stored.identity))
+    tokens = stored_tokens(cache_dir)
+    existing = {block.url.rpartition("/")[2] for block in tokens.blocks}
+    for entry in tokens.entries:
+        if not _names_only(entry, existing):
+            storage.remove(entry.url)
+
+
+def _names_only(entry: File, existing: Collection[str]) -> bool:
+    """Return whether an index entry is whole and all blocks that it names exist."""
+    try:
+        return all(name in existing for name in index_entries.read_entry(entry.url).block_bytes)
+    except DamagedFile:
+        return False
 
 
 def _files(cache_dir: str) -> list[File]:

@@ -46,6 +46,12 @@ class Stage:
         self._print(f"{text} in {duration(seconds)}", end=True)
         return seconds
 
+    def clear(self) -> None:
+        """Remove the line of progress from a terminal, where other output follows."""
+        if self._terminal:
+            self._stream.write("\r\033[K")
+            self._stream.flush()
+
     def _print(self, text: str, *, end: bool) -> None:
         line = f"{self._title:<12} {text}"
         if self._terminal:

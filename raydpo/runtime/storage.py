@@ -48,6 +48,15 @@ def exists(url: str) -> bool:
     return bool(filesystem.exists(path))
 
 
+def size(url: str) -> int | None:
+    """Return the size of a file in bytes; None if it does not exist."""
+    filesystem, path = _filesystem(url)
+    try:
+        return int(filesystem.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
 def read_bytes(url: str) -> bytes:
     """Return the content of a file. Raises FileNotFoundError if it does not exist."""
     filesystem, path = _filesystem(url)

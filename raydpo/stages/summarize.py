@@ -101,11 +101,13 @@ def _rows(data: RunData) -> dict[str, Any]:
     train, held_out = data.train, data.held_out
     return {
         "read": train.rows_read,
+        "reused": train.rows_reused,
         "quarantined": train.rows_quarantined,
         "pairs": train.pairs,
         "reasons": dict(train.bad_reasons),
         "template_losses": dict(train.template_losses),
         "held_out_read": held_out.rows_read if held_out else 0,
+        "held_out_reused": held_out.rows_reused if held_out else 0,
         "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
         "held_out_pairs": held_out.pairs if held_out else 0,
     }

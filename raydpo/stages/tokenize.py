@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
@@ -13,7 +16,9 @@ from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
-from raydpo.stages.plan import RunPlan
+
+if TYPE_CHECKING:
+    from raydpo.stages.plan import RunPlan
 
 HELD_OUT = "held_out"
 """Folder of the held-out pairs' bad rows in quarantine/."""
@@ -28,7 +33,7 @@ class RunData:
     """The pairs to evaluate on; None with eval_strategy=no."""
 
 
-def tokenize(plan: RunPlan) -> RunData:
+def tokenize(plan: "RunPlan") -> RunData:
     """Tokenize the training pairs and, if the run evaluates, the held-out pairs. Raises DataError where it cannot."""
     shards, held_out_shards = find_data(plan.job)
     stage = Stage("Tokenizing", "rows")
@@ -38,7 +43,9 @@ def tokenize(plan: RunPlan) -> RunData:
     parts = [part for part in (train, held_out) if part]
     rows, bad = sum(part.rows_read for part in parts), sum(part.rows_quarantined for part in parts)
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
-    stage.done(f"{rows:,} rows ({', '.join(dialects)}), {bad:,} to quarantine")
+    reused = sum(part.rows_reused for part in parts)
+    cached = f", {reused:,} from the cache" if reused else ""
+    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine")
     return RunData(train, held_out)
 
 
@@ -70,10 +77,27 @@ def find_held_out(job: JobConfig, train: Sequence[Shard]) -> tuple[Shard, ...]:
 
 
 def _prepare(
-    plan: RunPlan, shards: Sequence[Shard], quarantine: Path, on_progress: Callable[[int], None]
+    plan: "RunPlan", shards: Sequence[Shard], quarantine: Path, on_progress: Callable[[int], None]
 ) -> PreparedData:
+    return prepare(shards, tokenization_request(plan, quarantine), plan.job.data.max_bad_rows, on_progress)
+
+
+class Tokenizing(Protocol):
+    """What tokenization needs of a plan."""
+
+    @property
+    def job(self) -> JobConfig:
+        """The options of the run."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model."""
+
+
+def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequest:
+    """Return the settings of the tokenization that a job's options stand for."""
     data = plan.job.data
-    request = TokenizationRequest(
+    return TokenizationRequest(
         tokenizer=plan.tokenizer,
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
@@ -86,4 +110,3 @@ def _prepare(
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
     )
-    return prepare(shards, request, data.max_bad_rows, on_progress)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -229,25 +229,3 @@ def sides_of(row: Row, dialect: str) -> tuple[set[str], set[str]]:
     column = {"openai": "messages", "sharegpt": "conversations"}.get(dialect, "prompt")
     shared = said(row.get(column)) | words_of(row.get("tools"))
     return shared | said(row["chosen"]), shared | said(row["rejected"])
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _inside(part)
-
-
-def is_excluded(row: Row) -> bool:
-    """Return whether a row has a fault that the dialects do not handle yet, so that the fuzz test leaves it out.
-
-    These are content parts whose text is none, roles that are no text, messages with the keys of both OpenAI and
-    ShareGPT, and tools or template arguments of text pairs.
-    """
-    messages = [part for part in _inside(row) if isinstance(part, dict)]
-    if any(not isinstance(part.get(key, ""), str) for part in messages for key in ("text", "role", "from")):
-        return True
-    if any(("role" in part and "value" in part) or ("from" in part and "content" in part) for part in messages):
-        return True
-    columns = [row.get(name) for name in ("prompt", "chosen", "rejected")]
-    is_text = all(value is None or isinstance(value, str) for value in columns)
-    return is_text and ("tools" in row or "chat_template_kwargs" in row)

@@ -175,7 +175,8 @@ def test_conversations_need_a_chat_template(tmp_path: Path, text_tokenizer: PreT
     row["rejected"] = [row["chosen"][0], {"role": "assistant", "content": "c"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(
-        DataError, match=r"rows.jsonl has conversations, but the tokenizer of .* has no chat template; use"
+        DataError,
+        match=r"no pair of .*rows.jsonl can be tokenized: the pair is a conversation, and .* no chat template",
     ):
         prepare(find_shards([str(tmp_path / "rows.jsonl")], "train"), request(tmp_path, text_tokenizer))
 

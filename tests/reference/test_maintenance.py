@@ -12,8 +12,9 @@ import pytest
 from raydpo.blocks.block import write_scores
 from raydpo.blocks.schema import Block, FloatArray
 from raydpo.cli.reference_store import main
+from raydpo.data import index_entries
 from raydpo.reference.identity import ReferenceIdentity
-from raydpo.reference.maintenance import damaged, prunable, prune, stored_references
+from raydpo.reference.maintenance import damaged, prunable, prune, stored_references, stored_tokens
 from raydpo.reference.store import ReferenceStore
 
 DAY = 86_400
@@ -74,6 +75,63 @@ def test_blocks_are_pruned_by_age_and_by_size(tmp_path: Path) -> None:
     assert names(prunable(found, max_bytes=3 * block_bytes)) == ["block-3"]
     assert names(prunable(found, max_bytes=0)) == ["block-3", "block-2", "block-1", "block-0"]
     assert prunable(found) == []
+
+
+def fill_tokens(cache_dir: Path) -> None:
+    """Write three tokenized blocks, 5, 2 and 1 days old, and the entries of two shards: of the first two, of the last.
+
+    Both entries were written a day ago: the older blocks are of earlier runs over the same rows.
+    """
+    names = {"old": 5, "middle": 2, "new": 1}
+    for name, age in names.items():
+        write_scores(url := index_entries.block_url(str(cache_dir), f"{name}.parquet"), logps(-1.0), logps(-3.0))
+        os.utime(url, (time.time() - age * DAY - 60,) * 2)
+    for key, blocks in (("first", ("old", "middle")), ("second", ("new",))):
+        sizes = {f"{name}.parquet": 1 for name in blocks}
+        index_entries.write_entry(
+            url := index_entries.entry_url(str(cache_dir), key), index_entries.Entry("a", "/a", (), sizes, {})
+        )
+        os.utime(url, (time.time() - DAY - 60,) * 2)
+
+
+def test_tokenized_blocks_are_pruned_with_the_entries_that_name_them(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    fill_tokens(tmp_path)
+    tokens = stored_tokens(str(tmp_path))
+    assert names(tokens.blocks) == ["old", "middle", "new"]
+    assert len(tokens.entries) == 2
+    everything = [*stored_references(str(tmp_path)), tokens]
+    assert names(prunable(everything, older_than_days=2.5)) == ["old", "block-3"]
+    assert len(prunable(everything, max_bytes=0)) == 4 + 3 + 2
+    prune(str(tmp_path), prunable([tokens], older_than_days=2.5))
+    left = stored_tokens(str(tmp_path))
+    assert names(left.blocks) == ["middle", "new"]
+    assert names(left.entries) == ["second.json"], "the other names a block that is gone"
+    assert len(stored_references(str(tmp_path))) == 2
+
+
+def test_the_commands_cover_tokenized_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = fill(str(tmp_path))
+    fill_tokens(tmp_path)
+    cache_option = ["--cache_dir", str(tmp_path)]
+    assert main(["list", *cache_option]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tokenized ")]
+    assert line.split()[1] == "3"
+    assert line.endswith("2 shards in the index")
+
+    block = Path(index_entries.block_url(str(tmp_path), "middle.parquet"))
+    block.write_bytes(block.read_bytes()[:-9])
+    os.utime(block, (time.time() - 2 * DAY,) * 2)
+    assert main(["verify", *cache_option]) == 1
+    output = capsys.readouterr().out
+    assert str(block) in output
+    assert "and 3 tokenized blocks read, 1 damaged" in output
+
+    assert main(["prune", *cache_option, "--identity", stores["first"].digest]) == 0
+    assert len(stored_tokens(str(tmp_path)).files) == 5
+    assert main(["prune", *cache_option, "--older_than_days", "1.5"]) == 0
+    assert "2 tokenized files, 0.000 GB, were removed" in capsys.readouterr().out
+    assert names(stored_tokens(str(tmp_path)).files) == ["new", "second.json"]
 
 
 def test_only_old_partial_files_are_removed(tmp_path: Path) -> None:

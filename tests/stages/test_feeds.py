@@ -33,7 +33,7 @@ def plan_of(model: Path, folder: Path, **options: Any) -> RunPlan:
 
 
 def prepared(*blocks: Block) -> PreparedData:
-    return PreparedData(blocks, 0, 0, {}, {}, {}, 0, 0)
+    return PreparedData(blocks, 0, 0, {}, {}, {}, 0, {}, 0)
 
 
 def block(name: str) -> Block:

@@ -37,6 +37,8 @@ COLUMNS = frozenset(
     ).split()
 ) | frozenset({*columns.ALIASES, *_UNREAD})
 """All columns that any dialect reads."""
+_CONTEXT = ("system", "history", "tools")
+"""Columns of what stands before the prompt."""
 _NO_PROMPT = COLUMNS - columns.ALIASES
 """Columns of which none can be the prompt of a row without a prompt column."""
 
@@ -164,6 +166,8 @@ def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -
         raise RowError("wrong type", f"chosen is {type_name(chosen)} but rejected is {type_name(rejected)}")
     if isinstance(chosen, str) and prompt is None:
         check_no_other_prompt(row, _NO_PROMPT, chosen, rejected)
+        if context := next((name for name in _CONTEXT if row.get(name)), None):
+            raise ColumnError("no prompt column", f"column {context!r} needs a prompt that it stands before")
         return split_text(chosen, rejected)
     if isinstance(chosen, str) and isinstance(prompt, str):
         return prompt, chosen, rejected
@@ -201,7 +205,7 @@ def _with_context(
             raise RowError("no chat template", "columns 'history' and 'tools' need a tokenizer with a chat template")
         if not chat:
             return (f"{system}\n\n{prompt}" if system and system.strip() else prompt), chosen, rejected
-        if "system" not in row and not earlier and not tools:
+        if "prompt" not in row or not (earlier or tools or "system" in row):
             return pair
         prompt, chosen, rejected = turns.join(prompt, as_messages(chosen, "chosen"), as_messages(rejected, "rejected"))
     prompt = [*earlier, *prompt]

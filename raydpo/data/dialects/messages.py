@@ -105,13 +105,13 @@ def as_messages(value: Any, column: str, role: str = ASSISTANT) -> Messages:
 def _message(value: Any, column: str) -> dict[str, Any]:
     if not is_message(value):
         raise RowError("wrong type", f"column {column!r} holds {type_name(value)}, not a message with role and content")
-    given = value["role"] if value.get("role") is not None else value.get("from")
+    given = _one_of(value, "role", "from", column)
     if not isinstance(given, str):
         raise RowError("wrong type", f"a role in column {column!r} is {type_name(given)}, not a string")
     name = given.strip().lower()
     if name not in ROLES:
         raise RowError("unknown role", f"{given!r} in column {column!r}; known roles are {', '.join(ROLES)}")
-    content = value["content"] if value.get("content") is not None else value.get("value")
+    content = _one_of(value, "content", "value", column)
     message = {key: part for key, part in value.items() if key not in ("role", "from", "content", "value")}
     message = {"role": ROLES[name], "content": _content(content, column), **_with_calls(message, column)}
     if name in _CALL_ROLES:
@@ -121,6 +121,14 @@ def _message(value: Any, column: str) -> dict[str, Any]:
             raise RowError("wrong type", f"a message of role {given!r} in column {column!r} has no content")
         message["content"] = ""
     return message
+
+
+def _one_of(message: Mapping[str, Any], name: str, other: str, column: str) -> Any:
+    """Return the value that stands under OpenAI's or ShareGPT's key. Raises RowError if the two contradict."""
+    value, second = message.get(name), message.get(other)
+    if value is not None and second is not None and value != second:
+        raise RowError("two messages in one", f"a message in column {column!r} has both {name!r} and {other!r}")
+    return second if value is None else value
 
 
 def _content(content: Any, column: str) -> Any:

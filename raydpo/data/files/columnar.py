@@ -15,7 +15,8 @@ from raydpo.data.files.streams import CHUNK_BYTES, Damaged, ShardStream
 READ_ROWS = 256
 """Number of rows decoded at a time; this bounds memory for rows of any size."""
 
-PAIR_COLUMNS = {"prompt", "chosen", "rejected"}
+_PAIR = frozenset({"prompt", "chosen", "rejected"})
+"""Columns of a file that needs no others to be understood."""
 
 _UNREADABLE = (ValueError, OverflowError, LookupError, TypeError, NotImplementedError, pa.ArrowException)
 """Exceptions of pyarrow for a value that Python cannot hold, such as a date of the year 30000."""
@@ -48,14 +49,15 @@ def record_batches(stream: ShardStream, kind: str, columns: frozenset[str]) -> I
 
 
 def wanted_columns(schema: pa.Schema, columns: frozenset[str]) -> list[str]:
-    """Return the names of the columns to read: those in `columns`, or all readable ones if one of a pair is missing.
+    """Return the names of the columns to read: those in `columns`, and all readable ones if no pair is among these.
 
-    Without `prompt`, `chosen` or `rejected`, these stand in columns of other names, which an error must be able to
-    tell. Columns whose values are not text, numbers, or lists and objects of these are left out unless `columns` has
-    them. Raises Damaged if one that is wanted stands twice or is nested too deeply.
+    Without prompt, chosen or rejected, they stand in columns of other names, which an error must be able to tell.
+    Columns whose values are not text, numbers, or lists and objects of these are left out unless `columns` has them.
+    Raises Damaged if one that is wanted stands twice or is nested too deeply.
     """
     named = {name for name in schema.names if name in columns}
-    others = {field.name for field in schema if is_readable(field.type)} if PAIR_COLUMNS - named else set()
+    complete = named >= _PAIR
+    others = set() if complete else {field.name for field in schema if is_readable(field.type)}
     for name, times in Counter(schema.names).items():
         if name in named and times > 1:
             raise Damaged(f"duplicate column: the file has {times} columns named {name!r}; keep one of them")

@@ -44,9 +44,9 @@ class ReadRow:
 def read_slices(url: str, slice_rows: int, columns: frozenset[str]) -> Iterator[RowSlice]:
     """Yield the shard's rows in slices of up to `slice_rows` rows.
 
-    Columnar files are reduced to `columns` if one of theirs is named `prompt`, else to these and all other readable
-    ones (see `columnar.wanted_columns`). Bad rows are yielded in order like the good ones. Raises DataError if the file
-    cannot be opened or its store fails.
+    Columnar files are reduced to `columns` if they have prompt, chosen and rejected, else to these and all other
+    readable ones (see `columnar.wanted_columns`). Bad rows are yielded in order like the good ones. Raises DataError if
+    the file cannot be opened or its store fails.
     """
     with ShardStream(url) as stream:
         kind = content_kind(stream.read(8))

@@ -189,5 +189,8 @@ def test_system_is_used_in_every_dialect() -> None:
     assert pair_of({**rows[1], "system": SYSTEM["content"]}) == Pair("Answer in French.\n\nCapital?", GOOD, BAD)
     # Rows without a system message are conversations too where others of the file have one.
     assert pair_of({**rows[1], "system": None}, chat=True) == Pair([user], [yes], [no])
+    implicit = {"chosen": GOOD, "rejected": BAD}
+    assert refusal({**implicit, "system": "Be brief."}, chat=True).startswith("no prompt column: column 'system'")
+    assert pair_of({**implicit, "system": None}, chat=True).prompt == "The capital is"
     other = {**rows[0], "prompt": [{"role": "system", "content": "Be brief."}, user], "system": SYSTEM["content"]}
     assert refusal(other, chat=True).startswith("two system messages")

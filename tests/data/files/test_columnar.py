@@ -126,6 +126,8 @@ def test_a_file_without_the_columns_of_a_pair_is_read_with_all_its_columns_but_b
     for name in ("a.parquet", "a.arrow"):
         rows = read(write(tmp_path / name, {**columns, **others}))
         assert [row.columns for row in rows] == [{name: value[0] for name, value in columns.items()}]
+        rows = read(write(tmp_path / name, {**columns, **others, "prompt": ["p"]}))
+        assert "ask" in (rows[0].columns or {})
         rows = read(write(tmp_path / name, {**columns, **others, "prompt": ["p"], "rejected": ["b"]}))
         assert [row.columns for row in rows] == [{"chosen": "a", "prompt": "p", "rejected": "b"}]
         rows = read(write(tmp_path / name, others))
