@@ -72,14 +72,19 @@ def collate(
 def collate_scored(
     trees: Sequence[PromptTree], pairs: Sequence[ScoredPair], *, with_prompts: bool = False, multiple: int = 1
 ) -> MicroBatch:
-    """Return the pairs of the trees in one packed row, with their reference log-probs (see `collate`)."""
+    """Return the pairs of the trees in one packed row, with reference log-probs, weights, margins (see `collate`)."""
     batch = collate(trees, pairs, with_prompts=with_prompts, multiple=multiple)
     members = [pairs[index] for tree in trees for index in tree.pairs]
     if not members:
         return batch
     scores = np.concatenate([pair.ref_chosen_logps for pair in members] + [pair.ref_rejected_logps for pair in members])
     mask = joint_mask(members)
-    return replace(batch, ref_logps=scores if mask is None else scores[mask])
+    return replace(
+        batch,
+        ref_logps=scores if mask is None else scores[mask],
+        sample_weights=np.array([pair.weight for pair in members], dtype=np.float32),
+        margins=np.array([pair.margin for pair in members], dtype=np.float32),
+    )
 
 
 def split_by_completion(values: FloatArray, trees: Sequence[PromptTree]) -> list[list[FloatArray]]:

@@ -1,8 +1,14 @@
 """The packed row that is the input of one forward: its arrays, and the spans of prompts and completions in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from raydpo.blocks.schema import FloatArray, IntArray
+
+
+def _no_values() -> FloatArray:
+    return np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class MicroBatch:
     these."""
     pair_ids: tuple[str, ...]
     """Ids of the B pairs."""
+    sample_weights: FloatArray = field(default_factory=_no_values)
+    """[B]: weight of each pair's loss, from its row; [0] in a batch for the scoring workers."""
+    margins: FloatArray = field(default_factory=_no_values)
+    """[B]: margin of each pair, from its row; [0] in a batch for the scoring workers."""
 
     @property
     def pairs(self) -> int:

@@ -47,6 +47,13 @@ class TokenizedBlock:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
+    def extras(self, name: str, default: float) -> list[float]:
+        """Return the numbers in a column of `schema.EXTRA_FIELDS`, one per row; the default if the file lacks it."""
+        if name not in self.table.column_names:
+            return [default] * len(self)
+        values: list[float] = self.table.column(name).to_pylist()
+        return values
+
     def prompt(self, row: int) -> IntArray:
         """Return the token ids of the prompt in a row, [tokens]."""
         return self._prompts[row].astype(np.int64)
@@ -79,6 +86,7 @@ class ScoredBlock:
         self._url = url
         self._chosen = ListColumn(scores, schema.REF_CHOSEN_LOGPS)
         self._rejected = ListColumn(scores, schema.REF_REJECTED_LOGPS)
+        self._weights, self._margins = tokenized.extras(schema.WEIGHT, 1.0), tokenized.extras(schema.MARGIN, 0.0)
         if len(self._chosen) != len(tokenized):
             raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
 
@@ -107,6 +115,8 @@ class ScoredBlock:
             ref_rejected_logps=rejected,
             chosen_loss_mask=pair.chosen_loss_mask,
             rejected_loss_mask=pair.rejected_loss_mask,
+            weight=self._weights[row],
+            margin=self._margins[row],
         )
 
     def _mismatch(self, problem: str) -> ReferenceMismatch:

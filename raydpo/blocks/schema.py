@@ -17,6 +17,8 @@ REF_CHOSEN_LOGPS = "ref_chosen_logps"
 REF_REJECTED_LOGPS = "ref_rejected_logps"
 CHOSEN_LOSS_MASK = "chosen_loss_mask"
 REJECTED_LOSS_MASK = "rejected_loss_mask"
+WEIGHT = "weight"
+MARGIN = "margin"
 
 TOKENIZED_SCHEMA = pa.schema(
     [
@@ -44,6 +46,8 @@ LOSS_MASK_FIELDS = (
     pa.field(REJECTED_LOSS_MASK, pa.list_(pa.bool_()), nullable=False),
 )
 """Further columns of a block with masked tokens (`loss_on` assistant): whether each completion token is a target."""
+EXTRA_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
+"""Columns that a block's file has after the others where rows have a weight other than 1 or a margin other than 0."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -70,6 +74,10 @@ class Block:
     """Rows of the file that form the block, in order, if it is a part of another block (None: all rows)."""
     loss_masks: str = ""
     """SHA-256 (hex) of the file's loss masks, on which training depends and the scores do not; empty without any."""
+    weights: str = ""
+    """SHA-256 (hex) of the weights in the block's file; empty if all are 1. The scores do not depend on it."""
+    margins: str = ""
+    """SHA-256 (hex) of the margins in the block's file; empty if all are 0. The scores do not depend on it."""
 
     def part(self, rows: Sequence[int]) -> "Block":
         """Return some rows of the block, given in order, as a block with scores of its own.
@@ -113,3 +121,7 @@ class ScoredPair(TokenizedPair):
 
     ref_chosen_logps: FloatArray
     ref_rejected_logps: FloatArray
+    weight: float = 1.0
+    """Weight of the pair's loss, from its row."""
+    margin: float = 0.0
+    """Margin of the pair, from its row, before `margin_scale`."""

@@ -67,6 +67,26 @@ class LossConfig(Section):
     reference_free: bool = option(
         False, "Use a uniform reference: all its log-probs are 0, and no scoring pool starts."
     )
+    sample_weights: str = option(
+        "mean",
+        "How the column `weight` multiplies the losses of pairs. mean: divided by the global batch's mean weight, so "
+        "that the loss keeps its scale and a weight of 2 equals the row given twice; as_given: unchanged; ignore: the "
+        "column is not read. Rows without a weight have 1. Only the metrics loss and eval_loss are weighted.",
+        one_of("mean", "as_given", "ignore"),
+    )
+    use_margins: bool = option(
+        True,
+        "Use the column `margin`, by which a pair's reward difference should be above 0, in losses that have one "
+        "(ODPO: sigmoid). Rows without a margin have 0, a negative one asks for less than equal rewards. false: the "
+        "column is not read.",
+    )
+    margin_from_scores: str = option(
+        "none",
+        "Where a row has no `margin`, take it from its columns score_chosen and score_rejected. difference (true): "
+        "their difference; log: its natural logarithm, as in ODPO, which needs a difference above 0.",
+        one_of("none", "difference", "log"),
+    )
+    margin_scale: float = option(1.0, "Factor of every margin: alpha in ODPO, eta in rpo_bwd_kl's paper.", at_least(0))
     router_aux_loss_coef: float | None = option(
         None,
         "Weight of the load-balancing loss of a mixture-of-experts model. Unset: the value in the model's config.",
@@ -79,8 +99,12 @@ class LossConfig(Section):
     def __post_init__(self) -> None:
         named = convert(self.loss_type, tuple[str, ...]) or ("sigmoid",)
         object.__setattr__(self, "loss_type", tuple(OLD_NAMES.get(name, name) for name in named))
+        words = {"true": "difference", "false": "none", "null": "none"}
+        from_scores = str(self.margin_from_scores).lower()
+        object.__setattr__(self, "margin_from_scores", words.get(from_scores, from_scores))
         super().__post_init__()
         self._check_weights()
+        self._check_margins()
         self._check_reference()
         self._check_forms()
 
@@ -89,6 +113,21 @@ class LossConfig(Section):
             raise ConfigError(
                 f"loss_weights={show(self.loss_weights)} must contain one number per loss_type "
                 f"({show(self.loss_type)}); set {len(self.loss_type)}, or leave it out for 1 each"
+            )
+
+    def _check_margins(self) -> None:
+        formed = ", ".join(name for name, kind in LOSS_TYPES.items() if kind.supports_margin)
+        for name, unset in (("margin_from_scores", "none"), ("margin_scale", 1.0)):
+            value = getattr(self, name)
+            if value != unset and not self.takes_margin:
+                raise ConfigError(
+                    f"{name}={show(value)} has no effect, as loss_type {show(self.loss_type)} has no margin; leave it "
+                    f"out, or choose a loss_type of {formed}"
+                )
+        if self.needs_margin and not self.use_margins and self.margin_from_scores == "none":
+            raise ConfigError(
+                f"use_margins=false leaves loss_type {show(self.loss_type)} without the margins that it needs; leave "
+                "it out, or set margin_from_scores"
             )
 
     def _check_reference(self) -> None:
@@ -134,6 +173,16 @@ class LossConfig(Section):
     def needs_reference(self) -> bool:
         """Whether the objective depends on reference log-probs."""
         return not self.reference_free and all(LOSS_TYPES[name].needs_reference for name in self.loss_type)
+
+    @property
+    def takes_margin(self) -> bool:
+        """Whether one of the losses has a margin."""
+        return any(LOSS_TYPES[name].supports_margin for name in self.loss_type)
+
+    @property
+    def needs_margin(self) -> bool:
+        """Whether one of the losses is undefined for a pair without a margin."""
+        return any(LOSS_TYPES[name].needs_margin for name in self.loss_type)
 
     def smoothing(self, loss_type: str) -> float:
         """Return the label smoothing of a loss: the user's value, or by default that of the loss."""

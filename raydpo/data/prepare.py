@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
 from raydpo.data.dialects.columns import ColumnMapping
+from raydpo.data.extras import ExtraColumns, ExtraCounts, total_extras
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
@@ -50,6 +51,8 @@ class TokenizationRequest:
     """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
+    extras: ExtraColumns = field(default_factory=ExtraColumns)
+    """Columns that weights and margins come from."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class PreparedData:
     """Length of the longest sequence in tokens, after truncation."""
     rows_reused: int = field(default=0, compare=False)
     """Number of good and bad rows that an earlier run has tokenized."""
+    extras: ExtraCounts = field(default_factory=ExtraCounts)
+    """Numbers of good rows with a weight or a margin."""
 
     @property
     def pairs(self) -> int:
@@ -94,6 +99,7 @@ def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
         per_token=request.per_token,
         assistant_only=request.assistant_only,
         text=request.text,
+        extras=request.extras,
     )
     return Slicing(request.dialect, request.block_pairs, request.mapping), recipe
 
@@ -206,4 +212,5 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         template_losses=rows_of(remarks, LOSS),
         longest=max(outcome.longest for outcome in outcomes),
         rows_reused=tally.reused,
+        extras=total_extras(outcome.extras for outcome in outcomes),
     )

@@ -19,8 +19,10 @@ from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.encoding import TokenIds
+from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, count_extras, extra_columns, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice, parse
 from raydpo.data.index_entries import block_url
+from raydpo.data.loss_masks import digest_of_masks, loss_masks
 from raydpo.data.remarks import LOSS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
 from raydpo.data.shards import Shard
@@ -64,6 +66,8 @@ class BlockRecipe:
     """Whether only tokens of assistant turns are targets (`loss_on` assistant), which the block's loss masks tell."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
+    extras: ExtraColumns = field(default_factory=ExtraColumns)
+    """Columns that weights and margins come from."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class BlockOutcome:
     """Name of the file with the bad rows in the quarantine folder; empty if all rows were good."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
+    extras: ExtraCounts = field(default_factory=ExtraCounts)
+    """Numbers of good rows with a weight or a margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ class _GoodRow:
     pair: EncodedPair
     scores: tuple[FloatArray, FloatArray] | None
     """Reference log-probs of chosen and rejected, one per token, if they come from the rows."""
+    extras: Extras
 
 
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:
@@ -116,6 +123,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         remarks=counted(_placed(remark, row, raw.shard) for row in good for remark in row.pair.remarks),
         quarantine_file=quarantined,
         longest=max((row.pair.length for row in good), default=0),
+        extras=count_extras([row.extras for row in good]),
     )
 
 
@@ -134,12 +142,13 @@ def tokenized_rows(
     pairs: list[Pair] = []
     dataset_logps: list[DatasetLogps | None] = []
     lacks: list[RowError] = []
+    extras: list[Extras] = []
     for row in parse(raw.rows):
         read = attempt(partial(_read, row, raw.dialect, tokenizer, recipe), UNREADABLE)
         if isinstance(read, RowError):
             reasons.append((row, read))
             continue
-        pair, logps = read
+        pair, logps, extra = read
         if lack := _lack_of(tokenizer, pair):
             reasons.append((row, lack))
             lacks.append(lack)
@@ -147,14 +156,15 @@ def tokenized_rows(
         rows.append(row)
         pairs.append(pair)
         dataset_logps.append(logps)
+        extras.append(extra)
     if lacks and not pairs:  # then it is no fault of single rows
         raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
     good: list[_GoodRow] = []
     encoded = tokenize(tokenizer, pairs, recipe.text)
-    for row, pair, logps, tokenized in zip(rows, pairs, dataset_logps, encoded, strict=True):
+    for row, pair, logps, extra, tokenized in zip(rows, pairs, dataset_logps, extras, encoded, strict=True):
         if recipe.assistant_only and isinstance(tokenized, EncodedPair):
             tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), UNREADABLE)
-        cut = attempt(partial(_cut, row, logps, tokenized, recipe), UNREADABLE)
+        cut = attempt(partial(_cut, row, logps, extra, tokenized, recipe), UNREADABLE)
         if isinstance(cut, RowError):
             reasons.append((row, cut))
         else:
@@ -166,21 +176,27 @@ def tokenized_rows(
 
 def _read(
     row: ReadRow, dialect: str, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
-) -> tuple[Pair, DatasetLogps | None]:
-    """Return the pair of a row, and its reference log-probs where they come from the rows. Raises RowError."""
+) -> tuple[Pair, DatasetLogps | None, Extras]:
+    """Return the pair of a row, its reference log-probs where they come from the rows, and its weight and margin.
+
+    Raises RowError.
+    """
     if row.columns is None:
         raise RowError(row.reason)
     pair = to_pair(row.columns, dialect, bool(tokenizer.chat_template), recipe.mapping)
-    return pair, read_dataset_logps(row.columns) if recipe.dataset_logps else None
+    named = recipe.mapping.apply(row.columns)
+    return pair, read_dataset_logps(named) if recipe.dataset_logps else None, read_extras(named, recipe.extras)
 
 
-def _cut(row: ReadRow, logps: DatasetLogps | None, tokenized: EncodedPair | RowError, recipe: BlockRecipe) -> _GoodRow:
+def _cut(
+    row: ReadRow, logps: DatasetLogps | None, extras: Extras, tokenized: EncodedPair | RowError, recipe: BlockRecipe
+) -> _GoodRow:
     """Return the truncated pair of a row with its scores. Raises RowError."""
     if isinstance(tokenized, RowError):
         raise tokenized
     cut = recipe.truncation.apply(tokenized)
     scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
-    return _GoodRow(row.number, cut, scores)
+    return _GoodRow(row.number, cut, scores, extras)
 
 
 def _lack_of(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> RowError | None:
@@ -211,41 +227,36 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     scores = [row.scores for row in good if row.scores is not None]
     if scores:
         content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
-    # Another shard may have the same tokens with other pair ids. The file name depends on both, so that neither file
-    # overwrites the other; the scores depend on the tokens only.
-    masks = _loss_masks(good)
-    masks_digest = _masks_digest(masks)
-    name = hashlib.sha256("\n".join([content, *pair_ids, *filter(None, [masks_digest])]).encode()).hexdigest()
+    extras = extra_columns([row.extras for row in good])
+    digests = {column.name: column.digest for column in extras}
+    # Another shard may have the same tokens with other pair ids, weights, margins or masks. The file name depends on
+    # all, so that no file overwrites another; the scores depend on the tokens only.
+    masks = loss_masks([row.pair for row in good])
+    masks_digest = digest_of_masks(masks)
+    marks = [f"{name} {digest}" for name, digest in digests.items()]
+    marks += [f"loss masks {masks_digest}"] if masks else []
+    name = hashlib.sha256("\n".join([content, *marks, *pair_ids]).encode()).hexdigest()
     url = block_url(cache_dir, f"{name}.parquet")
     if not storage.exists(url):
         arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
         arrays += [_list_array(side) for side in zip(*scores, strict=True)]
-        table = pa.table(arrays, schema=schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
-        for mask_field, masks_of_side in zip(schema.LOSS_MASK_FIELDS, masks, strict=False):
-            table = table.append_column(mask_field, _list_array(masks_of_side))
-        storage.write_table(url, table)
-    tokens = sum(row.pair.tokens for row in good)
-    return schema.Block(content, raw.shard.name, raw.index, len(good), tokens, url, loss_masks=masks_digest)
-
-
-def _loss_masks(good: Sequence[_GoodRow]) -> list[list[BoolArray]]:
-    """Return the loss masks of all chosen and of all rejected completions; none if every token is a target."""
-    pairs = [row.pair for row in good]
-    if all(pair.chosen_mask is None and pair.rejected_mask is None for pair in pairs):
-        return []
-
-    def whole(mask: BoolArray | None, ids: TokenIds) -> BoolArray:
-        return np.ones(len(ids), dtype=np.bool_) if mask is None else mask
-
-    return [
-        [whole(pair.chosen_mask, pair.chosen_ids) for pair in pairs],
-        [whole(pair.rejected_mask, pair.rejected_ids) for pair in pairs],
-    ]
-
-
-def _masks_digest(masks: Sequence[Sequence[BoolArray]]) -> str:
-    """Return the SHA-256 (hex) of a block's loss masks, whose lengths are those of its tokens; empty without masks."""
-    return hashlib.sha256(b"".join(mask.tobytes() for side in masks for mask in side)).hexdigest() if masks else ""
+        fields = list(schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
+        arrays += [column.values for column in extras]
+        fields += [schema.EXTRA_FIELDS[column.name] for column in extras]
+        arrays += [_list_array(side) for side in masks]
+        fields += list(schema.LOSS_MASK_FIELDS) if masks else []
+        storage.write_table(url, pa.table(arrays, schema=pa.schema(fields)))
+    return schema.Block(
+        content=content,
+        shard=raw.shard.name,
+        index=raw.index,
+        pairs=len(good),
+        tokens=sum(row.pair.tokens for row in good),
+        url=url,
+        weights=digests.get(schema.WEIGHT, ""),
+        margins=digests.get(schema.MARGIN, ""),
+        loss_masks=masks_digest,
+    )
 
 
 def _digest(sides: tuple[FloatArray, FloatArray]) -> str:

@@ -70,8 +70,11 @@ class RankBatch:
     """Tokens of the global batch that forwards compute: each prompt, and each completion of it, once."""
     flops: float
     """Floating-point operations of the update over all ranks."""
-    nll_tokens: int
-    """Tokens of the global batch that a likelihood term counts: chosen completions, and their prompts if asked for."""
+    nll_tokens: float
+    """Tokens of the global batch that a likelihood term counts: chosen completions, and their prompts if asked for.
+    Those of a pair count by its weight."""
+    weight: float
+    """Sum of the weights of the global batch's pairs; without weights their number."""
     pair_ids: tuple[str, ...]
     """Pairs of the whole global batch in order, for rank 0, which writes the ledger; empty for other ranks."""
 
@@ -82,8 +85,13 @@ class RankBatch:
 
     @property
     def mean_nll_tokens(self) -> float:
-        """Mean of `nll_tokens` per pair."""
-        return self.nll_tokens / self.pairs
+        """Mean number of tokens of a pair that a likelihood term counts, weighted by the pairs' weights."""
+        return self.nll_tokens / self.weight if self.weight else 1.0  # without weights above 0 each term is 0
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight of a pair; 1 if all weights are 0, as the losses are divided by it."""
+        return self.weight / self.pairs if self.weight else 1.0
 
 
 class BatchSource:
@@ -128,8 +136,8 @@ class BatchSource:
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
         flops = sum(map(self._spec.update_flops.forward, all_trees))
         with_prompts = self._spec.with_prompts
-        nll_tokens = sum(pair.chosen_targets for pair in pairs)
-        nll_tokens += sum(len(pair.prompt_ids) - 1 for pair in pairs) if with_prompts else 0
+        nll_tokens = sum(pair.weight * pair.chosen_targets for pair in pairs)
+        nll_tokens += sum(pair.weight * (len(pair.prompt_ids) - 1) for pair in pairs) if with_prompts else 0
         return [
             RankBatch(
                 start=position,
@@ -142,6 +150,7 @@ class BatchSource:
                 computed_tokens=sum(tree.tokens for tree in all_trees),
                 flops=flops,
                 nll_tokens=nll_tokens,
+                weight=sum(pair.weight for pair in pairs),
                 pair_ids=tuple(pair.pair_id for pair in pairs) if rank == 0 else (),
             )
             for rank, micro_batches in enumerate(ranks)

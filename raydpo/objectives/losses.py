@@ -3,15 +3,19 @@
 Each function takes the parameters that its formula has and nothing else; `objective.LOSSES` fills them from the run's
 options. The objective of a batch is the mean over its pairs. Symbols in the formulas: a = log pi(y+|x) - log ref(y+|x),
 b the same for y-, h = a - b, s the logistic function, e the label smoothing. With an f-divergence other than the
-reverse KL, `f_prime` replaces the log-ratios a and b (see `divergences`).
+reverse KL, `f_prime` replaces the log-ratios a and b (see `divergences`). m is the pair's margin, 0 where its row has
+none: Amini et al. 2024 (Direct Preference Optimization with an Offset, arXiv 2402.10571) subtract it from beta h, as do
+all losses here that compare beta h with a threshold. A margin is a difference of scores, so with chosen and rejected
+exchanged, as by label smoothing, it changes its sign like h.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raydpo.objectives.divergences import FPrime
+from raydpo.objectives.divergences import FPrime, reverse_kl
 from raydpo.objectives.pairs import PairLogps
+from raydpo.objectives.quantiles import integrate_quantiles
 
 
 def _gap(pairs: PairLogps, f_prime: FPrime) -> Tensor:
@@ -31,20 +35,20 @@ def _smoothed(x: Tensor, label_smoothing: float) -> Tensor:
 
 
 def sigmoid(pairs: PairLogps, *, beta: float, label_smoothing: float, f_prime: FPrime) -> Tensor:
-    """Return -(1 - e) log s(beta h) - e log s(-beta h).
+    """Return -(1 - e) log s(beta h - m) - e log s(m - beta h).
 
     Rafailov et al. 2023 (Direct Preference Optimization), eq. 7. With e > 0 it is conservative DPO: Mitchell 2023 (A
-    note on DPO with noisy preferences), eq. 3, which TRL 1.x ignores.
+    note on DPO with noisy preferences), eq. 3, which TRL 1.x ignores. With a margin it is ODPO.
     """
-    return _smoothed(beta * _gap(pairs, f_prime), label_smoothing)
+    return _smoothed(beta * _gap(pairs, f_prime) - pairs.margins, label_smoothing)
 
 
 def hinge(pairs: PairLogps, *, beta: float, f_prime: FPrime) -> Tensor:
-    """Return max(0, 1 - beta h).
+    """Return max(0, 1 - (beta h - m)).
 
     Liu et al. 2023 (Statistical Rejection Sampling), the hinge loss on normalised likelihoods.
     """
-    return torch.relu(1 - beta * _gap(pairs, f_prime))
+    return torch.relu(1 - (beta * _gap(pairs, f_prime) - pairs.margins))
 
 
 def ipo(pairs: PairLogps, *, beta: float, f_prime: FPrime) -> Tensor:
@@ -79,12 +83,12 @@ def nca_pair(pairs: PairLogps, *, beta: float) -> Tensor:
 
 
 def robust(pairs: PairLogps, *, beta: float, label_smoothing: float, f_prime: FPrime) -> Tensor:
-    """Return (-(1 - e) log s(beta h) + e log s(-beta h)) / (1 - 2 e).
+    """Return (-(1 - e) log s(beta h - m) + e log s(m - beta h)) / (1 - 2 e).
 
     Chowdhury et al. 2024 (Provably Robust DPO): where a share e of the labels is flipped, its expectation is the loss
     on clean labels.
     """
-    x = beta * _gap(pairs, f_prime)
+    x = beta * _gap(pairs, f_prime) - pairs.margins
     return (-(1 - label_smoothing) * F.logsigmoid(x) + label_smoothing * F.logsigmoid(-x)) / (1 - 2 * label_smoothing)
 
 
@@ -112,17 +116,23 @@ def aot(pairs: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     """Return -(1 - e) log s(beta d) - e log s(-beta d) for each quantile d of the batch, in the order of quantiles.
 
     Melnyk et al. 2024 (Distributional Preference Alignment via Optimal Transport), paired: d is the difference between
-    the sorted log pi(y+|x) - log pi(y-|x) and the sorted log ref(y+|x) - log ref(y-|x).
+    the sorted log pi(y+|x) - log pi(y-|x) and the sorted log ref(y+|x) - log ref(y-|x). A pair's weight is the mass of
+    its value in both distributions.
     """
-    policy = torch.sort(pairs.chosen - pairs.rejected).values
-    reference = torch.sort(pairs.ref_chosen - pairs.ref_rejected).values
-    return _smoothed(beta * (policy - reference), label_smoothing)
+    return _transport(
+        pairs, pairs.chosen - pairs.rejected, pairs.ref_chosen - pairs.ref_rejected, beta, label_smoothing
+    )
+
+
+def _transport(pairs: PairLogps, one: Tensor, other: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """Return the loss of the differences between the quantiles of `one` and of `other`, times their weights [B]."""
+    parts = integrate_quantiles(one, other, pairs.sample_weights, lambda gap: _smoothed(beta * gap, label_smoothing))
+    return parts / pairs.mean_weight
 
 
 def aot_unpaired(pairs: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     """Return the loss of `aot`, where d is the difference between the sorted a and the sorted b (unpaired)."""
-    chosen, rejected = torch.sort(pairs.chosen_logratios).values, torch.sort(pairs.rejected_logratios).values
-    return _smoothed(beta * (chosen - rejected), label_smoothing)
+    return _transport(pairs, pairs.chosen_logratios, pairs.rejected_logratios, beta, label_smoothing)
 
 
 def apo_zero(pairs: PairLogps, *, beta: float) -> Tensor:
@@ -164,17 +174,30 @@ def sft(pairs: PairLogps) -> Tensor:
 
 
 def sigmoid_norm(pairs: PairLogps, *, beta: float, f_prime: FPrime) -> Tensor:
-    """Return -log s(beta (a / |y+| - b / |y-|)). Lambert et al. 2024 (Tulu 3), length-normalised DPO."""
-    return -F.logsigmoid(beta * _mean_gap(pairs, f_prime))
+    """Return -log s(beta (a / |y+| - b / |y-|) - m). Lambert et al. 2024 (Tulu 3), length-normalised DPO."""
+    return -F.logsigmoid(beta * _mean_gap(pairs, f_prime) - pairs.margins)
+
+
+def rpo_bwd_kl(pairs: PairLogps, *, beta: float) -> Tensor:
+    """Return s(m) (log s(m) - log s(beta h)) + s(-m) (log s(-m) - log s(-beta h)).
+
+    NVIDIA 2024 (Nemotron-4 340B, arXiv 2406.11704), reward-aware preference optimisation: the KL divergence between two
+    preferences, that of the rewards (m = eta (r+ - r-)) and that of the policy. It is 0 at beta h = m, so that the
+    policy also learns by how much a completion is better. NeMo calls it rpo_bwd_kl.
+    """
+    x, margins = beta * _gap(pairs, reverse_kl), pairs.margins
+    right = torch.sigmoid(margins) * (F.logsigmoid(margins) - F.logsigmoid(x))
+    wrong = torch.sigmoid(-margins) * (F.logsigmoid(-margins) - F.logsigmoid(-x))
+    return right + wrong
 
 
 def simpo(pairs: PairLogps, *, beta: float, gamma: float, label_smoothing: float) -> Tensor:
-    """Return -(1 - e) log s(x) - e log s(-x), with x = beta (log pi(y+|x) / |y+| - log pi(y-|x) / |y-|) - gamma.
+    """Return -(1 - e) log s(x) - e log s(-x), with x = beta (log pi(y+|x) / |y+| - log pi(y-|x) / |y-|) - gamma - m.
 
-    Meng et al. 2024 (SimPO), eq. 6.
+    Meng et al. 2024 (SimPO), eq. 6, whose target margin gamma is the same for all pairs.
     """
     gap = pairs.chosen_mean - pairs.rejected_mean
-    return _smoothed(beta * gap - gamma, label_smoothing)
+    return _smoothed(beta * gap - gamma - pairs.margins, label_smoothing)
 
 
 def orpo(pairs: PairLogps, *, beta: float) -> Tensor:

@@ -40,6 +40,7 @@ LOSSES: dict[str, Callable[[PairLogps, LossConfig], Tensor]] = {
     "discopop": lambda pairs, o: losses.discopop(pairs, beta=o.beta, tau=o.discopop_tau, f_prime=_f_prime(o)),
     "sft": lambda pairs, o: losses.sft(pairs),
     "sigmoid_norm": lambda pairs, o: losses.sigmoid_norm(pairs, beta=o.beta, f_prime=_f_prime(o)),
+    "rpo_bwd_kl": lambda pairs, o: losses.rpo_bwd_kl(pairs, beta=o.beta),
     "simpo": lambda pairs, o: losses.simpo(
         pairs, beta=o.beta, gamma=o.simpo_gamma, label_smoothing=o.smoothing("simpo")
     ),
@@ -52,14 +53,19 @@ def pair_losses(pairs: PairLogps, loss: LossConfig) -> Tensor:
     """Return the objective's part for each pair [B]; the objective of a batch is their mean.
 
     Where `needs_global_batch` is true, the parts are right only if `pairs` is the whole global batch. WPO's weights
-    multiply the preference losses (Zhou et al. 2024, arXiv 2406.11827, eq. 2) and leave the likelihood term alone.
+    multiply the preference losses (Zhou et al. 2024, arXiv 2406.11827, eq. 2) and leave the likelihood term alone; the
+    weights of rows multiply both. Losses over quantiles belong to no single pair, and apply the weights themselves.
     """
     total = torch.zeros_like(pairs.chosen)
     for name, weight in zip(loss.loss_type, loss.loss_weights or [1.0] * len(loss.loss_type), strict=True):
         values = LOSSES[name](pairs, loss)
-        total = total + weight * (values if name == "sft" else values * pairs.weights)
+        if name != "sft":
+            values = values * pairs.weights
+        if not LOSS_TYPES[name].needs_global_batch:
+            values = values * pairs.relative_weights
+        total = total + weight * values
     likelihood = (loss.rpo_alpha or 0.0) + loss.cpo_alpha
-    return total + likelihood * losses.sft(pairs) if likelihood else total
+    return total + likelihood * (losses.sft(pairs) * pairs.relative_weights) if likelihood else total
 
 
 def needs_global_batch(loss: LossConfig) -> bool:
@@ -78,9 +84,12 @@ def has_likelihood(loss: LossConfig) -> bool:
 
 
 def loss_at_reference(loss: LossConfig) -> float | None:
-    """Return the objective's value where the policy equals its reference; None where it depends on the data."""
-    if has_likelihood(loss) or loss.use_weighting or not loss.needs_reference:
+    """Return the objective's value where the policy equals its reference; None where it depends on the data.
+
+    It is the value for pairs without margins, and with weights as `sample_weights=mean` uses them.
+    """
+    if has_likelihood(loss) or loss.use_weighting or not loss.needs_reference or loss.needs_margin:
         return None
     zeros, ones = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    same = PairLogps(zeros, zeros, zeros, zeros, ones, ones, zeros, ones, ones, mean_nll_tokens=1.0)
+    same = PairLogps(zeros, zeros, zeros, zeros, ones, ones, zeros, ones, ones, ones, zeros, mean_nll_tokens=1.0)
     return pair_losses(same, loss).item()

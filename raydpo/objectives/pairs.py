@@ -33,10 +33,17 @@ class PairLogps:
     """Number of tokens summed in `nll`; the first token of x is not counted, as nothing predicts it."""
     weights: Tensor
     """WPO's weight of the pair, without gradient; 1 without `use_weighting`."""
+    sample_weights: Tensor
+    """Weight of the pair from its row; 1 without."""
+    margins: Tensor
+    """Margin of the pair from its row, times `margin_scale`; 0 without."""
     mean_nll_tokens: float
-    """Mean of `nll_tokens` over the whole global batch, of which these B pairs may be a part."""
+    """Mean of `nll_tokens`, weighted by `sample_weights`, over the whole global batch, of which these B pairs may be a
+    part."""
     reward_mean: float = 0.0
     """BCO's delta: the mean of all rewards so far, or 0."""
+    mean_weight: float = 1.0
+    """What `sample_weights` are divided by: their mean over the whole global batch; 1 with `as_given`."""
 
     @property
     def chosen_logratios(self) -> Tensor:
@@ -58,12 +65,17 @@ class PairLogps:
         """Mean of log pi over the tokens of y-, [B]."""
         return self.rejected / self.rejected_tokens
 
+    @property
+    def relative_weights(self) -> Tensor:
+        """What the loss of each pair is multiplied by, [B]."""
+        return self.sample_weights / self.mean_weight
+
     def detached(self) -> "PairLogps":
         """Return the same numbers without gradient."""
         return replace(self, **{name: getattr(self, name).detach() for name in COLUMNS})
 
     def table(self) -> Tensor:
-        """Return the vectors as the columns of a table [B, 9], which can be sent to other ranks."""
+        """Return the vectors as the columns of a table [B, 11], which can be sent to other ranks."""
         return torch.stack([getattr(self, name) for name in COLUMNS], dim=1)
 
     def with_reward_mean(self, mean: float) -> "PairLogps":
@@ -81,14 +93,24 @@ COLUMNS = (
     "nll",
     "nll_tokens",
     "weights",
+    "sample_weights",
+    "margins",
 )
 """Names of the vectors of `PairLogps`, in the order of the columns of its table."""
 
 
-def from_table(table: Tensor) -> PairLogps:
-    """Return the pairs of a table [B, 9] that holds a whole global batch."""
+def from_table(table: Tensor, sample_weights: str = "mean") -> PairLogps:
+    """Return the pairs of a table [B, 11] that holds a whole global batch; `sample_weights` is the option's value."""
     values: dict[str, Any] = dict(zip(COLUMNS, table.unbind(dim=1), strict=True))
-    return PairLogps(**values, mean_nll_tokens=float(values["nll_tokens"].detach().mean()))
+    weights = values["sample_weights"] = values["sample_weights"].detach()
+    total = weights.sum()
+    # Without any weight above 0 each term is 0, whatever it is divided by.
+    some = bool(total)
+    return PairLogps(
+        **values,
+        mean_nll_tokens=float((weights * values["nll_tokens"].detach()).sum() / total) if some else 1.0,
+        mean_weight=float(total / len(weights)) if some and sample_weights == "mean" else 1.0,
+    )
 
 
 def tail_weights(sequence_index: Tensor, pairs: int, ld_alpha: float) -> Tensor:

@@ -2,11 +2,12 @@
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from raydpo.blocks.schema import Block
 from raydpo.objectives.objective import loss_at_reference
 from raydpo.reference.pool import ScoringReport
 from raydpo.reference.readers import DatasetReference, ZeroReference
@@ -73,7 +74,7 @@ def summarize(
             **_reference(plan, prepared),
             **_syncs(report),
             "first_loss": first.get("loss"),
-            "first_loss_warning": check_first_loss(plan, first.get("loss")),
+            "first_loss_warning": check_first_loss(plan, first.get("loss"), prepared.data.train.blocks),
             "drift_mean": first.get("reference_drift/mean"),
             "drift_max": first.get("reference_drift/max"),
         },
@@ -106,6 +107,8 @@ def _rows(data: RunData) -> dict[str, Any]:
         "pairs": train.pairs,
         "reasons": dict(train.bad_reasons),
         "template_losses": dict(train.template_losses),
+        "weights": train.extras.weights,
+        "margins": train.extras.margins,
         "held_out_read": held_out.rows_read if held_out else 0,
         "held_out_reused": held_out.rows_reused if held_out else 0,
         "held_out_quarantined": held_out.rows_quarantined if held_out else 0,
@@ -137,13 +140,20 @@ def _environment(seconds: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def check_first_loss(plan: RunPlan, first_loss: float | None) -> str:
+def check_first_loss(plan: RunPlan, first_loss: float | None, blocks: Sequence[Block] = ()) -> str:
     """Return a warning if a policy that equals its reference does not start with the loss that it must have, else "".
 
     For sigmoid that loss is -log sigmoid(0) = ln 2, for any beta and label_smoothing (Rafailov et al. 2023, eq. 7).
+    With margins in the blocks, or weights as they are given, it depends on the data.
     """
     expected = loss_at_reference(plan.job.loss)
     if first_loss is None or expected is None or not plan.starts_from_reference:
+        return ""
+    weighted = any(block.weights for block in blocks)
+    # A loss of exactly 0 is that of pairs which all have a weight of 0.
+    if any(block.margins for block in blocks) or (
+        weighted and (first_loss == 0 or plan.job.loss.sample_weights == "as_given")
+    ):
         return ""
     if plan.job.reference.reference_quantization:  # it is close to the policy, but not equal
         return ""

@@ -1,5 +1,6 @@
 """Preference shards to tokenized blocks, for training and for evaluation."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
+from raydpo.data.extras import total_extras
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.text_options import TextOptions
@@ -16,12 +18,16 @@ from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
+from raydpo.stages.extra_columns import describe_extras, extra_columns_of, unused_margins
 
 if TYPE_CHECKING:
     from raydpo.stages.plan import RunPlan
 
 HELD_OUT = "held_out"
 """Folder of the held-out pairs' bad rows in quarantine/."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ def tokenize(plan: "RunPlan") -> RunData:
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
     reused = sum(part.rows_reused for part in parts)
     cached = f", {reused:,} from the cache" if reused else ""
-    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine")
+    extras = total_extras(part.extras for part in parts)
+    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine{describe_extras(extras)}")
+    if unused := unused_margins(plan.job.loss, extras):
+        _log.warning(unused)
     return RunData(train, held_out)
 
 
@@ -109,4 +118,5 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         per_token=plan.job.loss.ld_alpha is not None,
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
+        extras=extra_columns_of(plan.job.loss),
     )

@@ -17,7 +17,8 @@ from raydpo.training.step import Objective, add_router_sums, forward
 def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objective) -> dict[str, float]:
     """Make one pass over the held-out pairs and return TRL's metrics (`eval_loss`, `eval_rewards/...`).
 
-    The loss is computed on all held-out pairs as one batch, which for most objectives is the mean over pairs.
+    The loss is computed on all held-out pairs as one batch, which for most objectives is the mean over pairs, in which
+    a pair counts by its weight. The other metrics are means in which all pairs count alike.
     """
     engine.eval()
     sums, tables = MetricSums(), []
@@ -25,7 +26,7 @@ def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objec
     while position < schedule.pairs:
         batch = feed.get(position, schedule.pairs)
         for micro_batch in batch.micro_batches:
-            tokens, pairs = forward(engine, micro_batch, objective.loss, batch.mean_nll_tokens, with_statistics=True)
+            tokens, pairs = forward(engine, micro_batch, objective.loss, batch, with_statistics=True)
             tables.append(pairs.table())
             add_router_sums(sums, tokens, micro_batch, objective.router_coefficient)
             add_pair_sums(sums, pairs, objective.loss)
@@ -33,6 +34,6 @@ def evaluate(engine: Any, feed: Prefetcher, schedule: Schedule, objective: Objec
         position = batch.stop
     engine.train()
     everyone, own = gather_rows(torch.cat(tables))
-    every_pair = from_table(everyone).with_reward_mean(objective.rewards.value)
+    every_pair = from_table(everyone, objective.loss.sample_weights).with_reward_mean(objective.rewards.value)
     sums.add("loss", pair_losses(every_pair, objective.loss)[own].double().sum(), own.stop - own.start)
     return {f"eval_{name}": value for name, value in sums.means(engine.device).items()}

@@ -30,10 +30,13 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
 
 
 class RewardMean:
-    """The mean of all rewards of the run so far, chosen and rejected together: BCO's delta (Jung et al. 2024)."""
+    """The mean of all rewards of the run so far, chosen and rejected together: BCO's delta (Jung et al. 2024).
+
+    The rewards of a pair count by its weight, as the row gives it.
+    """
 
     def __init__(self, total: float = 0.0, count: float = 0.0) -> None:
-        """Start from a sum over `count` rewards."""
+        """Start from a weighted sum over rewards, and the sum of their weights, which is their number without any."""
         self.total, self.count = total, count
 
     @property
@@ -43,23 +46,25 @@ class RewardMean:
 
     @property
     def totals(self) -> tuple[float, float]:
-        """Sum and number of the rewards, from which a resumed run starts."""
+        """Sum and number of the rewards, both weighted, from which a resumed run starts."""
         return self.total, self.count
 
     def add(self, pairs: PairLogps, beta: float) -> None:
         """Add the rewards of a global batch."""
         rewards = beta * torch.cat([pairs.chosen_logratios, pairs.rejected_logratios]).detach().double()
-        self.total, self.count = self.total + float(rewards.sum()), self.count + len(rewards)
+        weights = pairs.sample_weights.double().repeat(2)
+        self.total += float((weights * rewards).sum())
+        self.count += float(weights.sum())
 
 
 def loss_gradients(tables: Sequence[Tensor], loss: LossConfig, rewards: RewardMean) -> tuple[list[Tensor], Tensor]:
     """Return d objective / d table for each of this rank's micro-batches, and the loss of each of its pairs [n].
 
-    `tables` are the tables [b, 9] of this rank's micro-batches (`PairLogps.table`), without gradient. If the loss uses
+    `tables` are the tables [b, 11] of this rank's micro-batches (`PairLogps.table`), without gradient. If the loss uses
     the mean of rewards, those of the batch are added to `rewards`.
     """
     everyone, own = gather_rows(torch.cat(list(tables)))
-    pairs = from_table(everyone.requires_grad_())
+    pairs = from_table(everyone.requires_grad_(), loss.sample_weights)
     if loss.bco_running_mean:
         rewards.add(pairs, loss.beta)
         pairs = pairs.with_reward_mean(rewards.value)

@@ -34,7 +34,8 @@ def train_micro_batches(
 ) -> Iterator[tuple[MicroBatch, TokenLogps]]:
     """Run forward and backward over this rank's share of a global batch, and yield after each micro-batch.
 
-    The caller then makes the optimizer step. The loss is the mean over the global batch's pairs; DeepSpeed averages
+    The caller then makes the optimizer step. The loss is the mean over the global batch's pairs, in which a pair counts
+    by its weight; if all weights are 0, loss and gradient are 0, and the step is made all the same. DeepSpeed averages
     gradients over ranks, so each rank's part is multiplied by the number of ranks. `seed` makes dropout the same in
     both forwards of a loss that needs two.
     """
@@ -49,7 +50,7 @@ def train_micro_batches(
     torch.manual_seed(seed)
     for index, micro_batch in enumerate(batch.micro_batches):
         engine.set_gradient_accumulation_boundary(index == last)
-        tokens, pairs = forward(engine, micro_batch, loss, batch.mean_nll_tokens, with_statistics=with_statistics)
+        tokens, pairs = forward(engine, micro_batch, loss, batch, with_statistics=with_statistics)
         if weights is not None:
             part = (pairs.table() * weights[index]).sum()
         else:
@@ -68,10 +69,7 @@ def train_micro_batches(
 
 @torch.no_grad()
 def _tables(engine: Any, batch: RankBatch, loss: LossConfig) -> list[Tensor]:
-    forwards = (
-        forward(engine, micro_batch, loss, batch.mean_nll_tokens, with_statistics=False)
-        for micro_batch in batch.micro_batches
-    )
+    forwards = (forward(engine, micro_batch, loss, batch, with_statistics=False) for micro_batch in batch.micro_batches)
     return [pairs.table() for _, pairs in forwards]
 
 
@@ -84,21 +82,21 @@ def add_router_sums(sums: MetricSums, tokens: TokenLogps, micro_batch: MicroBatc
 
 
 def forward(
-    engine: Any, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float, *, with_statistics: bool
+    engine: Any, micro_batch: MicroBatch, loss: LossConfig, batch: RankBatch, *, with_statistics: bool
 ) -> tuple[TokenLogps, PairLogps]:
     """Run one forward; return the log-probs of the M completion tokens, and the log-probs per pair for `loss`.
 
-    `mean_nll_tokens` is the global batch's (see `PairLogps`).
+    `batch` is the global batch that the micro-batch is a part of.
     """
     request = TokenStatsRequest(statistics=with_statistics, collision=loss.use_weighting)
     every = TokenLogps(*engine(micro_batch, request))
     tokens = every.pick(to_device(micro_batch.target_index, engine.device))
     prompt_logps = every.logps[to_device(micro_batch.prompt_target_index, engine.device)]
-    return tokens, _pair_logps(tokens, prompt_logps, micro_batch, loss, mean_nll_tokens)
+    return tokens, _pair_logps(tokens, prompt_logps, micro_batch, loss, batch)
 
 
 def _pair_logps(
-    tokens: TokenLogps, prompt_logps: Tensor, micro_batch: MicroBatch, loss: LossConfig, mean_nll_tokens: float
+    tokens: TokenLogps, prompt_logps: Tensor, micro_batch: MicroBatch, loss: LossConfig, batch: RankBatch
 ) -> PairLogps:
     """Sum log-probs of completion tokens [M] and of prompt tokens [P] per completion and pair."""
     logps, device, pairs = tokens.logps, tokens.logps.device, micro_batch.pairs
@@ -133,5 +131,8 @@ def _pair_logps(
         nll=nll,
         nll_tokens=nll_tokens,
         weights=weights,
-        mean_nll_tokens=mean_nll_tokens,
+        sample_weights=to_device(micro_batch.sample_weights, device),
+        margins=loss.margin_scale * to_device(micro_batch.margins, device),
+        mean_nll_tokens=batch.mean_nll_tokens,
+        mean_weight=batch.mean_weight if loss.sample_weights == "mean" else 1.0,
     )

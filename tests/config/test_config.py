@@ -154,6 +154,11 @@ def test_a_config_can_be_pickled_for_workers() -> None:
         ("--sync_ref_model --ref_adapter_name sft", ["ref_adapter_name=sft", "merge it into its base"]),
         ("--sync_ref_model --use_peft --use_dora", ["sync_ref_model=true", "use_dora"]),
         ("--ref_model_mixup_alpha 1.5", ["ref_model_mixup_alpha=1.5", "at most 1"]),
+        ("--sample_weights twice", ["sample_weights=twice", "mean, as_given, ignore"]),
+        ("--margin_from_scores exp", ["margin_from_scores=exp", "none, difference, log"]),
+        ("--margin_from_scores log --loss_type ipo", ["margin_from_scores=log", "ipo has no margin", "simpo"]),
+        ("--margin_scale 2 --loss_type orpo", ["margin_scale=2", "orpo has no margin", "leave it out"]),
+        ("--loss_type rpo_bwd_kl --no_use_margins", ["use_margins=false", "rpo_bwd_kl", "margin_from_scores"]),
     ],
 )
 def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str]) -> None:
@@ -301,7 +306,7 @@ def test_every_count_and_size_has_a_unit() -> None:
     }
     without_unit |= {"learning_rate", "lora_alpha", "lora_dropout", "lora_r", "max_failures", "max_grad_norm", "seed"}
     without_unit |= {"warmup_ratio", "weight_decay", "zero_stage", "data_seed", "bco_running_mean", "cpo_alpha"}
-    without_unit |= {"ref_model_mixup_alpha"}
+    without_unit |= {"ref_model_mixup_alpha", "margin_scale"}
     without_unit |= {
         "discopop_tau",
         "f_alpha_divergence_coef",

@@ -22,6 +22,7 @@ OURS = {
     "bco_running_mean",
     "loss_on",
     "add_special_tokens", "chat_template_date", "on_template_loss",
+    "sample_weights", "use_margins", "margin_from_scores", "margin_scale",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",
     "max_prompt_length", "model_adapter_name", "ref_adapter_name", "reference_free",  # TRL had these
     "rpo_alpha",  # and this one until 0.28

@@ -73,14 +73,15 @@ def updates(
 def dpo(
     policy: Any, reference: Any, tokenizer: Any, batch: list[dict[str, str]], beta: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the mean DPO loss of a batch and its metrics."""
+    """Return the mean DPO loss of a batch and its metrics; rows may have a `margin` (Amini et al. 2024, ODPO)."""
     prompts = [len(tokenizer(row["prompt"])["input_ids"]) for row in batch] * 2
     texts = [row["prompt"] + row[side] + tokenizer.eos_token for side in ("chosen", "rejected") for row in batch]
     sequences = [tokenizer(text)["input_ids"] for text in texts]
     chosen, rejected = completion_logps(policy, sequences, prompts).chunk(2)
     with torch.no_grad():
         ref_chosen, ref_rejected = completion_logps(reference, sequences, prompts).chunk(2)
-    loss = -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
+    margins = torch.tensor([float(row.get("margin", 0.0)) for row in batch])
+    loss = -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)) - margins).mean()
     return loss, {
         "loss": loss.item(),
         "rewards/chosen": beta * (chosen - ref_chosen).mean().item(),

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raydpo.batching.flops import FlopsModel
@@ -111,6 +112,30 @@ def test_ranks_get_each_pair_once_in_equally_many_forwards(blocks: list[Block]) 
         assert sorted(used) == sorted(batches[0].pair_ids)
         assert len(used) == 6
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
+
+
+@pytest.mark.parametrize("with_prompts", [False, True])
+def test_weights_and_margins_go_with_their_pairs(with_prompts: bool, blocks: list[Block], tmp_path: Path) -> None:
+    table = storage.read_table(blocks[0].url)
+    for name, values in ((schema.WEIGHT, np.arange(12.0)), (schema.MARGIN, -np.arange(12.0))):
+        table = table.append_column(schema.EXTRA_FIELDS[name], [schema.pa.array(values, schema.pa.float32())])
+    url = str(tmp_path / "weighted.parquet")
+    storage.write_table(url, table)
+    feed = source([replace(blocks[0], url=url), blocks[1]], with_prompts=with_prompts)
+    seen = 0.0
+    for position in range(0, PAIRS, 6):
+        batches = feed.rank_batches(position)
+        for batch in batches:
+            for micro in batch.micro_batches:
+                numbers = [float(name) if int(name) < 12 else None for name in micro.pair_ids]
+                assert micro.sample_weights.tolist() == [1.0 if number is None else number for number in numbers]
+                assert micro.margins.tolist() == [0.0 if number is None else -number for number in numbers]
+        weights = [float(name) if int(name) < 12 else 1.0 for name in batches[0].pair_ids]
+        assert {batch.weight for batch in batches} == {sum(weights)}
+        assert {batch.mean_weight for batch in batches} == {sum(weights) / 6}
+        assert {batch.mean_nll_tokens for batch in batches} == {3 + 5 * with_prompts}
+        seen += sum(weights)
+    assert seen == sum(range(12)) + 12
 
 
 def write_fake_scores(store: ReferenceStore, blocks: Sequence[Block]) -> None:

@@ -18,6 +18,8 @@ DEFAULT_PAIR = {
     "nll": 10.0,
     "nll_tokens": 4.0,
     "weights": 1.0,
+    "sample_weights": 1.0,
+    "margins": 0.0,
 }
 
 
@@ -38,4 +40,5 @@ def random_table(count: int, seed: int = 0) -> Tensor:
     columns: dict[str, Any] = {name: draw(-8, -2) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")}
     columns |= {name: draw(2, 9).floor() for name in ("chosen_tokens", "rejected_tokens", "nll_tokens")}
     columns |= {"nll": -columns["chosen"], "weights": torch.ones(count, dtype=torch.float64)}
+    columns |= {"sample_weights": torch.ones(count, dtype=torch.float64), "margins": torch.zeros_like(columns["nll"])}
     return torch.stack([columns[name] for name in COLUMNS], dim=1)

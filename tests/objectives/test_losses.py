@@ -51,6 +51,7 @@ VALUES: list[tuple[str, dict[str, Any], float]] = [
     ("discopop", {"discopop_tau": 0.5}, -ls(1.5) * (1 - s(3.0)) + exp(-1.5) * s(3.0)),
     ("sft", {}, 10 / 4),
     ("sigmoid_norm", {}, -ls(0.5 * (2 / 4 + 1 / 5))),
+    ("rpo_bwd_kl", {}, log(0.5) - 0.5 * (ls(1.5) + ls(-1.5))),  # without a margin
     ("simpo", {"simpo_gamma": 0.3}, -ls(0.5 * (-10 / 4 + 14 / 5) - 0.3)),
     ("orpo", {}, 10 / 4 - 0.5 * ls(log(odds(exp(-10 / 4))) - log(odds(exp(-14 / 5))))),
     # f'(u) at log u = 2 and -1: 1 - 1/u, log(2u / (1 + u)), (u^(alpha - 1) - 1) / (alpha - 1)
@@ -109,6 +110,20 @@ def test_gradient_matches_finite_differences(loss: LossConfig) -> None:
         full_table = table.clone()
         full_table[:, columns] = policy
         return pair_losses(from_table(full_table), loss)
+
+    assert torch.autograd.gradcheck(objective, table[:, columns].clone().requires_grad_(), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_gradient_of_weighted_quantiles_matches_finite_differences(name: str) -> None:
+    table = random_table(6)
+    table[:, COLUMNS.index("sample_weights")] = torch.tensor([0.3, 2.0, 0.0, 1.1, 0.7, 3.0])
+    columns = [COLUMNS.index(name) for name in ("chosen", "rejected")]
+
+    def objective(policy: Tensor) -> Tensor:
+        full_table = table.clone()
+        full_table[:, columns] = policy
+        return pair_losses(from_table(full_table), LossConfig(beta=0.3, loss_type=name)).mean()
 
     assert torch.autograd.gradcheck(objective, table[:, columns].clone().requires_grad_(), eps=1e-6, atol=1e-7)
 

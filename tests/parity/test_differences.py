@@ -75,7 +75,7 @@ def test_label_smoothing_applies_to_sigmoid(sides: Sides) -> None:
     assert smoothed == plain
     x, ones = torch.tensor([-0.7, 0.1, 2.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     zeros = 0 * ones
-    pairs = PairLogps(x / BETA, zeros, zeros, zeros, ones, ones, zeros, ones, ones, mean_nll_tokens=1.0)
+    pairs = PairLogps(x / BETA, zeros, zeros, zeros, ones, ones, zeros, ones, ones, ones, zeros, mean_nll_tokens=1.0)
     config = LossConfig(loss_type=("sigmoid",), beta=BETA, label_smoothing=0.2)
     expected = 0.8 * torch.log1p(torch.exp(-x)) + 0.2 * torch.log1p(torch.exp(x))
     torch.testing.assert_close(pair_losses(pairs, config), expected, rtol=1e-12, atol=0)

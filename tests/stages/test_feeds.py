@@ -1,5 +1,6 @@
 """Building feeds from a plan: lengths, orders, readers and syncs, without Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_blocks_are_scored_in_training_order_after_the_held_out_ones(tiny_model:
 def test_a_checkpoint_fingerprint_has_reference_data_and_syncs(tiny_model: Path, tmp_path: Path) -> None:
     blocks = [block("a"), block("b")]
     assert data_digest(blocks) != data_digest(blocks[::-1]), "the order of pairs depends on the order of blocks"
+    weighted = [blocks[0], replace(blocks[1], weights="digest")]
+    digests = [data_digest(some) for some in (blocks, weighted, [blocks[0], replace(blocks[1], margins="digest")])]
+    assert len(set(digests)) == 3, "updates depend on weights and margins"
     plan = plan_of(tiny_model, tmp_path, **SYNC, ref_model_mixup_alpha=0.25)
     sync = plan_sync(plan, STORE, train_schedule(plan, 100))
     found = fingerprint(WaitingReader(STORE), blocks, sync)

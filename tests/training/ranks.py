@@ -82,6 +82,12 @@ class Engine:
 
     device = torch.device("cpu")
 
+    def eval(self) -> None:
+        self._policy.eval()
+
+    def train(self) -> None:
+        self._policy.train()
+
     def __init__(self, policy: CompletionLogps) -> None:
         self._policy = policy
         self.boundaries: list[bool] = []
@@ -101,32 +107,43 @@ def gradient_of(policy: CompletionLogps) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
 
 
-def batch_of(split: Split, loss: LossConfig, rank: int) -> RankBatch:
-    """Return a rank's batch: its micro-batches under a split of the pairs."""
-    pairs, prompts = scored_pairs(), counts_prompts(loss)
+def batch_of(
+    split: Split, loss: LossConfig, rank: int, pairs: Sequence[ScoredPair] | None = None, start: int = 0
+) -> RankBatch:
+    """Return a rank's batch: its micro-batches under a split of the pairs, by default those of `scored_pairs`."""
+    pairs, prompts = pairs or scored_pairs(), counts_prompts(loss)
 
     def collate(group: Sequence[int]) -> MicroBatch:
         members = [pairs[index] for index in group]
         return collate_scored(build_prompt_trees(members, 10**6), members, with_prompts=prompts)
 
     return RankBatch(
-        start=0,
-        stop=PAIRS,
+        start=start,
+        stop=start + len(pairs),
         micro_batches=tuple(collate(group) for group in split[rank]),
         tokens=0,
         computed_tokens=0,
         flops=0.0,
-        nll_tokens=sum(len(pair.chosen_ids) + (len(pair.prompt_ids) - 1) * prompts for pair in pairs),
+        nll_tokens=sum(pair.weight * (len(pair.chosen_ids) + (len(pair.prompt_ids) - 1) * prompts) for pair in pairs),
+        weight=sum(pair.weight for pair in pairs),
         pair_ids=(),
     )
 
 
-def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, shares: bool = True) -> Update:
+def update(
+    split: Split,
+    loss: LossConfig,
+    rank: int,
+    dropout: float = 0.0,
+    *,
+    shares: bool = True,
+    pairs: Sequence[ScoredPair] | None = None,
+) -> Update:
     """Run this rank's part of an update, and return the result over all ranks."""
     policy = CompletionLogps(model(dropout, shares), shares=shares)
     engine = Engine(policy)
     objective, sums = Objective(loss, 0.0, RewardMean()), MetricSums()
-    batch = batch_of(split, loss, rank)
+    batch = batch_of(split, loss, rank, pairs)
     for _ in train_micro_batches(engine, batch, objective, sums, seed=SEED, with_statistics=True):
         pass
     assert engine.boundaries == [False] * (len(split[rank]) - 1) + [True]
@@ -135,21 +152,32 @@ def update(split: Split, loss: LossConfig, rank: int, dropout: float = 0.0, *, s
     return Update(sums.means(engine.device)["loss"], gradient / len(split), objective.rewards.value)
 
 
-def run_rank(rank: int, splits: Sequence[Split], losses: Sequence[LossConfig], folder: str) -> None:
+def run_rank(
+    rank: int,
+    splits: Sequence[Split],
+    losses: Sequence[LossConfig],
+    folder: str,
+    pairs: Sequence[ScoredPair] | None = None,
+) -> None:
     """Run all updates of one rank in its own process; rank 0 writes the results to `folder`/updates.pt."""
     torch.set_num_threads(1)
     world = len(splits[0])
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    updates = [[tuple(update(split, loss, rank)) for split in splits] for loss in losses]
+    updates = [[tuple(update(split, loss, rank, pairs=pairs)) for split in splits] for loss in losses]
     if rank == 0:
         torch.save(updates, Path(folder) / "updates.pt")
     torch.distributed.destroy_process_group()
 
 
-def run_in_processes(splits: Sequence[Split], losses: Sequence[LossConfig], folder: Path) -> list[list[Update]]:
+def run_in_processes(
+    splits: Sequence[Split],
+    losses: Sequence[LossConfig],
+    folder: Path,
+    pairs: Sequence[ScoredPair] | None = None,
+) -> list[list[Update]]:
     """Run each loss under each split with one process per rank, and return the updates, [loss][split].
 
     All splits must have the same number of ranks.
     """
-    torch.multiprocessing.spawn(run_rank, (splits, losses, str(folder)), nprocs=len(splits[0]))
+    torch.multiprocessing.spawn(run_rank, (splits, losses, str(folder), pairs), nprocs=len(splits[0]))
     return [[Update(*values) for values in row] for row in torch.load(folder / "updates.pt")]

@@ -150,7 +150,7 @@ def test_both_forwards_use_the_same_dropout_masks() -> None:
     policy = CompletionLogps(model(dropout=0.3, shares=True), shares=True)
     batch = batch_of(split, loss, 0)
     torch.manual_seed(SEED)
-    _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch.mean_nll_tokens, with_statistics=False)
+    _, pairs = forward(Engine(policy), batch.micro_batches[0], loss, batch, with_statistics=False)
     pair_losses(pairs, loss).mean().backward()
     gradient = gradient_of(policy)
     result = update(split, loss, 0, dropout=0.3)

@@ -75,7 +75,10 @@ class ColumnMapping:
             best, worst = self._by_index(row.pop("best"), completions)
         else:
             target = "scores" if "scores" in self.paths else "ranks"
-            best, worst = self._by_value(row.pop(target), completions, target)
+            values = row.pop(target)
+            best, worst = self._by_value(values, completions, target)
+            if target == "scores":  # from which a margin may come
+                row = {"score_chosen": float(values[best]), "score_rejected": float(values[worst]), **row}
         return {**row, "chosen": completions[best], "rejected": completions[worst]}
 
     def _by_index(self, choice: Any, completions: Sequence[Any]) -> tuple[int, int]:

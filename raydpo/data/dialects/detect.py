@@ -33,7 +33,8 @@ _UNREAD = ("images", "image", "videos", "video", "audios", "audio")
 COLUMNS = frozenset(
     (
         "prompt chosen rejected conversations messages system tools chat_template_kwargs "
-        "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps"
+        "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps "
+        "weight margin score_chosen score_rejected"
     ).split()
 ) | frozenset({*columns.ALIASES, *_UNREAD})
 """All columns that any dialect reads."""

@@ -81,7 +81,7 @@ def bare(capture: Path, result: Path) -> None:
         start = time.monotonic()
         values = []
         for micro_batch in batch.micro_batches:
-            _, pairs = forward(engine, micro_batch, loss, batch.mean_nll_tokens, with_statistics=logging)
+            _, pairs = forward(engine, micro_batch, loss, batch, with_statistics=logging)
             part = pair_losses(pairs, loss).sum() / batch.pairs
             part.backward()
             values.append(part.detach())
