@@ -17,7 +17,6 @@ from raydpo.errors import ConfigError, RaydpoError, StorageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raydpo.data.chat_template import writes_date
     from raydpo.data.inspection import ShardReport
 
 PROGRAM = "inspect_data"
@@ -96,6 +95,7 @@ def _take_flags(words: list[str], hints: dict[str, Any]) -> dict[str, str]:
 def inspect(job: JobConfig, shown: InspectConfig) -> int:
     """Print what is in the data of a job; return 1 where a file has no row that can be trained on, else 0."""
     # Imported here, so that `--help` and wrong flags are answered at once.
+    from raydpo.data.chat_template import writes_date
     from raydpo.data.inspection import inspect_shard, with_tokenizer, without_tokenizer
     from raydpo.data.prepare import recipes
     from raydpo.reporting import data_report

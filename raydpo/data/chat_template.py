@@ -19,6 +19,7 @@ CALL_ARGUMENTS = frozenset(
 _NOW = "strftime_now"
 """Name under which transformers gives templates a function that formats the present moment."""
 _DATES = "raydpo_dates"
+_PERCENT = "\ue000"
 _DIRECTIVE = re.compile(r"%[-_0^#]?[a-zA-Z%]")
 # The line break at the end goes, by the rule trim_blocks, so that the template itself begins at the start of a line.
 _FROZEN = (
@@ -74,11 +75,12 @@ class ChatTemplate:
 
 
 def _directives(source: str, date: str) -> list[list[str]]:
-    """Return each strftime directive in a template and its text at midnight of the date, the longest first.
+    """Return each strftime directive in a template and its text at midnight of the date, in the order of replacement.
 
     Templates get data only, no functions of ours: transformers replaces these by placeholders. A percent sign, written
-    as two, comes last, as what it leaves behind must not be taken for a directive.
+    as two, is out of the way while directives are replaced.
     """
     midnight = datetime.fromisoformat(date)
-    found = sorted(set(_DIRECTIVE.findall(source)), key=lambda directive: (directive == "%%", -len(directive)))
-    return [[directive, midnight.strftime(directive)] for directive in found]
+    found = sorted(set(_DIRECTIVE.findall(source)) - {"%%"}, key=len, reverse=True)
+    replaced = [[directive, midnight.strftime(directive)] for directive in found]
+    return [["%%", _PERCENT], *replaced, [_PERCENT, "%"]]

@@ -92,17 +92,21 @@ def for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOp
         )
     sides: list[Any] = [pair.prompt, pair.chosen, pair.rejected]
     contents = [message.get("content") for side in sides for message in side]
-    if all(content is None or isinstance(content, str) for content in contents):
+    found = probe_of(template_of(tokenizer, pair, options))
+    if not found.needs_parts and all(content is None or isinstance(content, str) for content in contents):
         return pair
-    joined = not probe_of(template_of(tokenizer, pair, options)).renders_parts
-    prompt, chosen, rejected = ([_with_text(message, joined) for message in side] for side in sides)
+    form = partial(_with_text, joined=not found.renders_parts, split=found.needs_parts)
+    prompt, chosen, rejected = ([form(message) for message in side] for side in sides)
     return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
 
-def _with_text(message: Mapping[str, Any], joined: bool) -> dict[str, Any]:
+def _with_text(message: Mapping[str, Any], *, joined: bool, split: bool) -> dict[str, Any]:
+    """Return the message with its text in the form that the template takes: as one text (`joined`) or as parts."""
     content = message.get("content")
-    if content is None or isinstance(content, str):
+    if content is None or (isinstance(content, str) and not split):
         return dict(message)
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
     if not isinstance(content, list):
         raise RowError("wrong type", f"a content is {type_name(content)}, not text or a list of text parts")
     texts = [_part_text(part) for part in content]

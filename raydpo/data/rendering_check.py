@@ -14,6 +14,7 @@ from raydpo.data.text_options import TextOptions
 
 DROPPED = "dropped by the chat template"
 DIFFERS = "the chat template renders the prompt differently when an answer follows"
+_WORD_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class _Check:
             parts = [part for side in self.texts.sides for part in self._missing(wanted, side)]
             return [_Lost(piece, "the prompt") for piece in parts]
         absent = self._missing(wanted, self.texts.prompt if self.texts.begins_with_prompt else self.bare)
-        gone = {piece for side in self.texts.sides for piece in missing(absent, side)}
+        gone = {piece for side in self.texts.sides for piece in self._missing(absent, side)}
         return [_Lost(piece, "the prompt", moved=piece not in gone) for piece in absent]
 
     def lost_of_completion(self, name: str) -> list[_Lost]:
@@ -113,7 +114,7 @@ class _Check:
 
     @staticmethod
     def _is_word(piece: Piece) -> bool:
-        return len(piece.text.split()) == 1
+        return len(piece.text) <= _WORD_CHARACTERS and not any(map(str.isspace, piece.text))
 
     def _lacks(self, piece: Piece) -> bool:
         return probe_of(self.template).lacks(piece.kind, piece.source)

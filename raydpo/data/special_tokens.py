@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.rendered import Rendered
+from raydpo.data.row_errors import attempt
 from raydpo.data.template_probe import probe_of
 from raydpo.data.text_options import TextOptions
 
@@ -73,12 +74,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, options: TextOptions) -> 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, template: str, date: str | None) -> SpecialTokens:
     plain: list[int] = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
     full: list[int] = tokenizer(_SAMPLE)["input_ids"]
-    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-    prefix, suffix = full[:start], full[start + len(plain) :]
+    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
+    prefix, suffix = ([], []) if start is None else (full[:start], full[start + len(plain) :])
     starts = {str(tokenizer.decode(prefix)).strip(), tokenizer.bos_token or ""} - {""} if prefix else set()
     ends = [str(tokenizer.eos_token)]
     if template:
-        end = probe_of(ChatTemplate(tokenizer, date=date)).end_of_turn
+        end = attempt(lambda: probe_of(ChatTemplate(tokenizer, date=date)).end_of_turn, "")
         # Words or signs that end turns may end any text; a special token does not.
-        ends += [end] if any(token in end for token in tokenizer.get_added_vocab()) else []
+        is_special = isinstance(end, str) and any(token in end for token in tokenizer.get_added_vocab())
+        ends += [str(end)] if is_special else []
     return SpecialTokens(str(tokenizer.eos_token), False, tuple(sorted(starts)), tuple(ends), tuple(suffix))

@@ -61,6 +61,10 @@ def _conversation(kind: str, source: str) -> Messages:
     return [_USER, {"role": source, "content": _WORD}, _REPLY] if kind == TURNS else [_USER, _REPLY]
 
 
+def _in_parts(messages: Messages) -> Messages:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
 @dataclass(frozen=True)
 class TemplateProbe:
     """What a chat template renders, each question answered once; see `probe_of`."""
@@ -73,13 +77,16 @@ class TemplateProbe:
     @cached_property
     def fault(self) -> str:
         """The error of a template that cannot render one question and its answer; empty if it can."""
+        if self.needs_parts:
+            return ""
         rendered = self._render([_USER, _REPLY])
         return str(rendered).removeprefix(": ") if isinstance(rendered, RowError) else ""
 
     @cached_property
     def end_of_turn(self) -> str:
         """The text that the template writes after an answer; empty if it is unknown."""
-        rendered = self._render([_USER, _REPLY])
+        plain = [_USER, _REPLY]
+        rendered = self._render(_in_parts(plain) if self.needs_parts else plain)
         return "" if isinstance(rendered, RowError) else rendered.rpartition(_ANSWER)[2].strip()
 
     @cached_property
@@ -91,6 +98,12 @@ class TemplateProbe:
             return False
         quoted = f"'{_WORD}'" in rendered or f'"{_WORD}"' in rendered
         return rendered.count(_WORD) == 2 and not quoted
+
+    @cached_property
+    def needs_parts(self) -> bool:
+        """Whether only a content that is a list of parts is rendered, as by templates of models that see images too."""
+        rendered = self._render([_USER, _REPLY])
+        return self.renders_parts and (isinstance(rendered, RowError) or _ANSWER not in rendered)
 
     def lacks(self, kind: str, source: str) -> bool:
         """Return whether the template drops words of this kind, silently; False if it refuses them or that is unknown.
@@ -114,6 +127,8 @@ def _lacks(probe: TemplateProbe, kind: str, source: str) -> bool:
     template, messages = probe.template, _conversation(kind, source)
     if kind in (TOOLS, TOOL_CALLS, TOOL_RESULTS):
         template = replace(template, tools=[_tool(_WORD if kind == TOOLS else "probetool")])
+    if probe.needs_parts:
+        messages = _in_parts(messages)
     rendered = attempt(lambda: template.render([messages], generation_prompt=False)[0], "")
     if isinstance(rendered, RowError):
         return False

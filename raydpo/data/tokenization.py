@@ -191,20 +191,21 @@ def _characters(content: Any) -> int:
 def _plain_texts(pair: Pair, special: SpecialTokens, options: TextOptions) -> Rendered:
     """Return the texts of a text pair, each completion with an end of its own or EOS.
 
-    Raises RowError if the row has tools that the prompt does not name: only a chat template presents tools.
+    Raises RowError if the row has something for a chat template, which text does not go through: template arguments, or
+    tools that the prompt does not name.
     """
     prompt, chosen, rejected = (str(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    losses: tuple[Loss, ...] = ()
-    if lost := missing(tool_pieces(pair.tools), prompt):
-        if options.on_template_loss != "keep":
-            raise RowError(
-                DROPPED,
-                f"tools of the prompt, for example {lost[0].example}; the row is text, and tools reach a model through "
-                "the chat template of messages; use messages, drop the column, or set on_template_loss=keep",
-            )
-        losses = (Loss(TOOLS, lost[0].example),)
+    losses = [Loss(TOOLS, piece.example) for piece in missing(tool_pieces(pair.tools), prompt)[:1]]
+    arguments = [name for name, value in pair.chat_template_kwargs.items() if value is not None]
+    losses += [Loss("chat_template_kwargs", repr(name)) for name in arguments[:1]]
+    if losses and options.on_template_loss != "keep":
+        raise RowError(
+            DROPPED,
+            f"{losses[0].kind}, for example {losses[0].example}; the row is text, which goes through no chat template; "
+            "use messages, drop the column, or set on_template_loss=keep",
+        )
     chosen, rejected = special.ended(chosen), special.ended(rejected)
-    return Rendered(prompt, prompt + chosen, prompt + rejected, losses)
+    return Rendered(prompt, prompt + chosen, prompt + rejected, tuple(losses))
 
 
 def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair:

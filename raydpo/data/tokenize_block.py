@@ -157,7 +157,7 @@ def tokenized_rows(
         pairs.append(pair)
         dataset_logps.append(logps)
         extras.append(extra)
-    if lacks and not pairs:  # then it is no fault of single rows
+    if lacks and not pairs and raw.index == 0:  # no other row of the shard has shown that it fits the tokenizer
         raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
     good: list[_GoodRow] = []
     encoded = tokenize(tokenizer, pairs, recipe.text)

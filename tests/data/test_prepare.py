@@ -16,9 +16,12 @@ from raydpo.blocks import schema
 from raydpo.data import ray_stream, tokenize_block
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
+from raydpo.data.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.runtime import storage
+from tests.data.templates import THINKING_STRIPPED
+from tests.data.tokenizers import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -231,6 +234,25 @@ def test_dropped_prompt_tails_are_counted_and_logged_once(
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
     assert len(messages) == 1
     assert messages[0].startswith("The prompts of 9 pairs lose their last tokens, for example 'he'")
+
+
+def test_words_that_a_template_drops_are_counted_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    thought = {"role": "assistant", "content": "<think>\neasy\n</think>\nyes"}
+    question, no = {"role": "user", "content": "q"}, {"role": "assistant", "content": "no"}
+    rows = [{"prompt": [question], "chosen": [answer], "rejected": [no]} for answer in [thought] * 3]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    shards = find_shards([str(tmp_path / "a.jsonl")], "train")
+    tokenizer = build_tokenizer(THINKING_STRIPPED)
+    keep = TextOptions(on_template_loss="keep")
+    data = prepare(shards, request(tmp_path, tokenizer, block_pairs=1, text=keep))
+    assert (data.pairs, data.template_losses, data.dropped_prompt_tails) == (3, {"reasoning": 3}, 3)
+    lost, tails = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
+    assert lost.startswith("The chat template drops words of 3 pairs (reasoning), for example 'easy' in row 1 of ")
+    assert tails.startswith("The prompts of 3 pairs lose the end of the chat template's generation prompt")
+    with pytest.raises(DataError, match=r"no good row is left.*dropped by the chat template: reasoning of chosen"):
+        prepare(shards, request(tmp_path, tokenizer))
 
 
 def test_the_dialect_option_overrides_the_detected_one(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -192,6 +192,7 @@ def test_every_field_decides_unless_it_is_listed(
     record: Any, name: str, text_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Check that a field which is added later changes the key, or is known not to decide."""
+    assert {"cache_dir", "quarantine_dir"} == NOT_DECIDING, "where files are does not change them; all else may"
     other = dataclasses.replace(record, **{name: changed(get_type_hints(type(record))[name], getattr(record, name))})
     assert other != record
     differs = settings_digest(text_tokenizer, other) != settings_digest(text_tokenizer, record)

@@ -23,6 +23,7 @@ def data(tmp_path: Path) -> PreparedData:
         dialects={},
         files={block.shard: f"/data/{block.shard}" for block in blocks},
         dropped_prompt_tails=0,
+        template_losses={},
         longest=12,
     )
 
