@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 
+from raydpo.batching.loss_mask import joint_mask, without_masked
 from raydpo.batching.micro_batch import Layout, MicroBatch
 from raydpo.batching.prefix_tree import PromptTree
 from raydpo.blocks.schema import FloatArray, IntArray, ScoredPair, TokenizedPair
@@ -16,7 +17,8 @@ def collate(
 ) -> MicroBatch:
     """Return the pairs of the trees in one packed row (see `MicroBatch`), or a dummy batch if there are no trees.
 
-    `pairs` is the batch that the trees were built from. With `with_prompts`, the tokens of prompts are targets as well.
+    `pairs` is the batch that the trees were built from. With `with_prompts`, the tokens of prompts are targets as well;
+    tokens that the pairs' loss masks hide are none.
     The row is filled up to a multiple of `multiple` tokens with a segment that no other segment attends to.
     """
     lengths = np.array([n for tree in trees for n in (len(tree.prompt), *tree.lengths)], dtype=np.int64)
@@ -48,12 +50,13 @@ def collate(
         layout = replace(layout, prompts=(*layout.prompts, (int(lengths.sum()), width)))
     parts = list(chain.from_iterable((tree.prompt, *tree.completions) for tree in trees))
     input_ids = _filled(np.concatenate(parts) if parts else lengths, width)
-    return MicroBatch(
+    batch = MicroBatch(
         input_ids=input_ids,
         position_ids=_filled(_ranges(_offsets(trees), lengths), width),
         multiplicity=_filled(_multiplicity(trees, side, lengths), width) if trees else np.ones(width, dtype=np.int64),
         layout=layout,
         predictors=predictors,
+        target_positions=targets,
         targets=input_ids[targets],
         target_index=_ranges(position[side], length[side]),
         sequence_index=np.repeat(np.arange(len(side)), length[side]),
@@ -62,6 +65,8 @@ def collate(
         ref_logps=np.zeros(0, dtype=np.float32),
         pair_ids=tuple(pairs[index].pair_id for tree in trees for index in tree.pairs),
     )
+    mask = joint_mask([pairs[index] for tree in trees for index in tree.pairs])
+    return batch if mask is None else without_masked(batch, mask)
 
 
 def collate_scored(
@@ -72,10 +77,11 @@ def collate_scored(
     members = [pairs[index] for tree in trees for index in tree.pairs]
     if not members:
         return batch
-    scores = [pair.ref_chosen_logps for pair in members] + [pair.ref_rejected_logps for pair in members]
+    scores = np.concatenate([pair.ref_chosen_logps for pair in members] + [pair.ref_rejected_logps for pair in members])
+    mask = joint_mask(members)
     return replace(
         batch,
-        ref_logps=np.concatenate(scores),
+        ref_logps=scores if mask is None else scores[mask],
         sample_weights=np.array([pair.weight for pair in members], dtype=np.float32),
         margins=np.array([pair.margin for pair in members], dtype=np.float32),
     )

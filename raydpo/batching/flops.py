@@ -51,7 +51,7 @@ class FlopsModel:
         start = len(tree.prompt)
         shared = self._between(start)
         branches = sum(self._between(start + length) - shared for length in tree.lengths)
-        return self.token * tree.tokens + self.completion_token * sum(tree.lengths) + shared + branches
+        return self.token * tree.tokens + self.completion_token * tree.targets + shared + branches
 
     def forward_padded(self, tree: PromptTree, width: int) -> float:
         """Return the FLOPs of a forward of the tree with one padded row of `width` tokens per completion.
@@ -59,7 +59,7 @@ class FlopsModel:
         Each row repeats the prompt. Padding is counted, as it is computed, but the head runs on completion tokens only.
         """
         row = self.token * width + self._between(width)
-        return row * len(tree.lengths) + self.completion_token * sum(tree.lengths)
+        return row * len(tree.lengths) + self.completion_token * tree.targets
 
     def update(self, *, frozen: bool = False) -> "FlopsModel":
         """Return the model of forward and backward together, without recomputed activations.

@@ -37,6 +37,7 @@ class MicroBatch:
 
     - `target_index` and `sequence_index`, [M]: the tokens of the pairs' 2B completions, where M is the sum of their
       lengths. Completions 0 .. B-1 are the chosen ones and B .. 2B-1 the rejected ones, in the order of `pair_ids`.
+      Tokens that a loss mask hides are in the row, but not among the M.
     - `prompt_target_index` and `prompt_pair_index`, [P]: the tokens of the B pairs' prompts, if the objective includes
       the likelihood of prompts; otherwise P is 0.
 
@@ -55,9 +56,11 @@ class MicroBatch:
     predictors: IntArray
     """[N]: index in the row of the token whose output predicts each target. It is the token before the target in the
     sequence: the last token of a prompt predicts the first token of each of its completions."""
+    target_positions: IntArray
+    """[N]: index in the row of each target."""
     targets: IntArray
-    """[N]: token ids to predict: those of the distinct completions and then, if prompts are included, those of the
-    prompts without the first token of each, which nothing predicts."""
+    """[N]: token ids to predict: those of the distinct completions, without tokens that are masked for all pairs, and
+    then, if prompts are included, those of the prompts without the first token of each, which nothing predicts."""
     target_index: IntArray
     """[M]: index (0 .. N-1) in `targets` of each token of the 2B completions."""
     sequence_index: IntArray

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from raydpo.batching.loss_mask import count_masked
 from raydpo.blocks.schema import IntArray, TokenizedPair
 
 
@@ -24,6 +25,8 @@ class PromptTree:
     """Index in `completions` of each pair's chosen completion."""
     rejected: tuple[int, ...]
     """Index in `completions` of each pair's rejected completion."""
+    masked: int = 0
+    """Number of completion tokens that are a target of no pair, as loss masks hide them."""
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -34,6 +37,11 @@ class PromptTree:
     def tokens(self) -> int:
         """Number of tokens in a packed row: the prompt and each completion once."""
         return len(self.prompt) + sum(self.lengths)
+
+    @property
+    def targets(self) -> int:
+        """Number of completion tokens whose log-probs are computed."""
+        return sum(self.lengths) - self.masked
 
     @property
     def longest(self) -> int:
@@ -105,4 +113,7 @@ def _tree(
     """Return the tree of the pairs `taken`, each given as (pair, chosen completion, rejected completion)."""
     members, chosen, rejected = zip(*taken, strict=True)
     different = tuple(ids for _, ids in completions.values())
-    return PromptTree(pairs[members[0]].prompt_ids, different, tuple(members), tuple(chosen), tuple(rejected))
+    uses = [(better, pairs[index].chosen_ids, pairs[index].chosen_loss_mask) for index, better, _ in taken]
+    uses += [(worse, pairs[index].rejected_ids, pairs[index].rejected_loss_mask) for index, _, worse in taken]
+    prompt, masked = pairs[members[0]].prompt_ids, count_masked(uses)
+    return PromptTree(prompt, different, tuple(members), tuple(chosen), tuple(rejected), masked)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import Block, FloatArray, IntArray, ScoredPair, TokenizedPair
+from raydpo.blocks.schema import Block, BoolArray, FloatArray, IntArray, ScoredPair, TokenizedPair
 from raydpo.errors import ReferenceMismatch
 from raydpo.runtime import storage
 
@@ -41,6 +41,8 @@ class TokenizedBlock:
         self._prompts = ListColumn(table, schema.PROMPT_IDS)
         self._chosen = ListColumn(table, schema.CHOSEN_IDS)
         self._rejected = ListColumn(table, schema.REJECTED_IDS)
+        names = {field.name for field in schema.LOSS_MASK_FIELDS} & set(table.column_names)
+        self._loss_masks = {name: ListColumn(table, name) for name in names}
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -63,7 +65,13 @@ class TokenizedBlock:
             prompt_ids=self.prompt(row),
             chosen_ids=self._chosen[row].astype(np.int64),
             rejected_ids=self._rejected[row].astype(np.int64),
+            chosen_loss_mask=self._loss_mask(schema.CHOSEN_LOSS_MASK, row),
+            rejected_loss_mask=self._loss_mask(schema.REJECTED_LOSS_MASK, row),
         )
+
+    def _loss_mask(self, name: str, row: int) -> BoolArray | None:
+        """Return a completion's loss mask; None if the block has no masks."""
+        return self._loss_masks[name][row] if name in self._loss_masks else None
 
 
 class ScoredBlock:
@@ -105,6 +113,8 @@ class ScoredBlock:
             rejected_ids=pair.rejected_ids,
             ref_chosen_logps=chosen,
             ref_rejected_logps=rejected,
+            chosen_loss_mask=pair.chosen_loss_mask,
+            rejected_loss_mask=pair.rejected_loss_mask,
             weight=self._weights[row],
             margin=self._margins[row],
         )

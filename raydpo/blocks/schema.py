@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ CHOSEN_IDS = "chosen_ids"
 REJECTED_IDS = "rejected_ids"
 REF_CHOSEN_LOGPS = "ref_chosen_logps"
 REF_REJECTED_LOGPS = "ref_rejected_logps"
+CHOSEN_LOSS_MASK = "chosen_loss_mask"
+REJECTED_LOSS_MASK = "rejected_loss_mask"
 WEIGHT = "weight"
 MARGIN = "margin"
 
@@ -39,11 +41,17 @@ SCORES_SCHEMA = pa.schema(
 DATASET_LOGPS_SCHEMA = pa.schema([*TOKENIZED_SCHEMA, *SCORES_SCHEMA])
 """Columns of a tokenized pair with the reference log-probs from its row of the dataset (`reference_from_dataset`)."""
 
+LOSS_MASK_FIELDS = (
+    pa.field(CHOSEN_LOSS_MASK, pa.list_(pa.bool_()), nullable=False),
+    pa.field(REJECTED_LOSS_MASK, pa.list_(pa.bool_()), nullable=False),
+)
+"""Further columns of a block with masked tokens (`loss_on` assistant): whether each completion token is a target."""
 EXTRA_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
 """Columns that a block's file has after the others where rows have a weight other than 1 or a margin other than 0."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Block:
     """Path or URL of the tokenized Parquet file."""
     rows: tuple[int, ...] | None = None
     """Rows of the file that form the block, in order, if it is a part of another block (None: all rows)."""
+    loss_masks: str = ""
+    """SHA-256 (hex) of the file's loss masks, on which training depends and the scores do not; empty without any."""
     weights: str = ""
     """SHA-256 (hex) of the weights in the block's file; empty if all are 1. The scores do not depend on it."""
     margins: str = ""
@@ -88,6 +98,16 @@ class TokenizedPair:
     prompt_ids: IntArray
     chosen_ids: IntArray
     rejected_ids: IntArray
+    chosen_loss_mask: BoolArray | None = field(default=None, kw_only=True)
+    """[tokens]: whether each token of the chosen completion is a target of the loss; None: every token is."""
+    rejected_loss_mask: BoolArray | None = field(default=None, kw_only=True)
+    """[tokens]: the mask of the rejected completion's tokens; None: every token is a target."""
+
+    @property
+    def chosen_targets(self) -> int:
+        """Number of tokens of the chosen completion that are targets of the loss."""
+        mask = self.chosen_loss_mask
+        return len(self.chosen_ids) if mask is None else int(np.count_nonzero(mask))
 
     @property
     def length(self) -> int:

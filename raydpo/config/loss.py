@@ -51,6 +51,12 @@ class LossConfig(Section):
         "CPO: weight of the same term as rpo_alpha; the two add up. TRL: 1.0 in CPOConfig, as in jobs/cpo.py.",
         at_least(0),
     )
+    loss_on: str = option(
+        "completion",
+        "Which tokens of completions of several turns have a loss. completion: all; assistant: those of assistant "
+        "turns, while the turns of users and tools are input only. orpo's likelihood counts prompts either way.",
+        one_of("completion", "assistant"),
+    )
     simpo_gamma: float = option(
         0.5, "simpo: target margin between the rewards of the chosen and the rejected completion.", at_least(0)
     )

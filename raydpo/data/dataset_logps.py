@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import FloatArray
+from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data.dialects.pair import RowError, type_name
 from raydpo.data.tokenization import EncodedPair
 
 Values = float | list[float]
-"""Log-probs of a completion: the sum over its tokens, or one value per token, EOS included."""
+"""Log-probs of a completion: the sum over its targets, or one value per target or per token, EOS included.
+
+Its targets are its tokens, or with `loss_on` assistant those of assistant turns.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +52,40 @@ def align(
 ) -> tuple[FloatArray, FloatArray]:
     """Return the scores of chosen and rejected, one value per token of the truncated pair.
 
-    `full` is the pair before truncation. A sum is stored at the first token, and the other tokens get 0. Raises
-    RowError if the number of values differs from the number of tokens, if `per_token` is set and the row has only a
-    sum, or if tokens of a sum were truncated.
+    `full` is the pair before truncation. Values of masked tokens are 0, whether the row has them or not. A sum is
+    stored at the first target, and the other tokens get 0. Raises RowError if the number of values is neither that of
+    the tokens nor that of the targets, if `per_token` is set and the row has only a sum, or if targets of a sum were
+    truncated.
     """
-    sides = (
-        (schema.REF_CHOSEN_LOGPS, logps.chosen, len(full.chosen_ids), len(truncated.chosen_ids)),
-        (schema.REF_REJECTED_LOGPS, logps.rejected, len(full.rejected_ids), len(truncated.rejected_ids)),
+    chosen_targets, rejected_targets = (
+        np.ones(len(ids), dtype=np.bool_) if mask is None else mask
+        for ids, mask in ((full.chosen_ids, full.chosen_mask), (full.rejected_ids, full.rejected_mask))
     )
-    chosen, rejected = (_fit(name, values, before, after, per_token) for name, values, before, after in sides)
+    chosen = _fit(schema.REF_CHOSEN_LOGPS, logps.chosen, chosen_targets, len(truncated.chosen_ids), per_token)
+    rejected = _fit(schema.REF_REJECTED_LOGPS, logps.rejected, rejected_targets, len(truncated.rejected_ids), per_token)
     return chosen, rejected
 
 
-def _fit(name: str, values: Values, before: int, after: int, per_token: bool) -> FloatArray:
+def _fit(name: str, values: Values, targets: BoolArray, kept: int, per_token: bool) -> FloatArray:
+    """Return a completion's scores, [kept], where `targets` has its loss mask before truncation."""
+    scores = np.zeros(len(targets), dtype=np.float32)
+    count = int(np.count_nonzero(targets))
     if isinstance(values, list):
-        if len(values) != before:
+        if len(values) not in (len(targets), count):
+            turns = "" if count == len(targets) else f", or for {count} tokens of assistant turns"
             raise RowError(
-                "wrong reference log-probs", f"{name!r} has {len(values)} values for {before} tokens, EOS included"
+                "wrong reference log-probs",
+                f"{name!r} has {len(values)} values for {len(targets)} tokens, EOS included{turns}",
             )
-        return np.array(values[:after], dtype=np.float32)
+        given = np.array(values, dtype=np.float32)
+        scores[targets] = given[targets] if len(values) == len(targets) else given
+        return scores[:kept]
     if per_token:
         raise RowError("wrong reference log-probs", f"{name!r} is a sum, but ld_alpha needs one value per token")
-    if before != after:
+    left = int(np.count_nonzero(targets[:kept]))
+    if left != count:
         raise RowError(
-            "wrong reference log-probs", f"{name!r} is a sum over {before} tokens, but max_length keeps only {after}"
+            "wrong reference log-probs", f"{name!r} is a sum over {count} tokens, but max_length keeps only {left}"
         )
-    scores = np.zeros(after, dtype=np.float32)
-    scores[0] = values
-    return scores
+    scores[targets.argmax()] = values
+    return scores[:kept]

@@ -47,6 +47,8 @@ class TokenizationRequest:
     """Whether the reference log-probs come from the rows."""
     per_token: bool = False
     """Whether these must be one value per token instead of a sum per completion."""
+    assistant_only: bool = False
+    """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
     extras: ExtraColumns = field(default_factory=ExtraColumns)
@@ -107,6 +109,7 @@ def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
         mapping=request.mapping,
         dataset_logps=request.dataset_logps,
         per_token=request.per_token,
+        assistant_only=request.assistant_only,
         text=request.text,
         extras=request.extras,
     )

@@ -33,14 +33,14 @@ def render_conversations(
 
     Raises DataError if the template renders none of the pairs, nor one question and its answer.
     """
-    ready = [attempt(partial(_for_template, tokenizer, pair, options), REFUSED) for pair in pairs]
+    ready = [attempt(partial(for_template, tokenizer, pair, options), REFUSED) for pair in pairs]
     found: dict[int, Rendered | RowError] = {i: part for i, part in enumerate(ready) if isinstance(part, RowError)}
     groups: dict[str, list[tuple[int, Pair]]] = {}  # pairs that one call of the template can render
     for i, pair in enumerate(ready):
         if not isinstance(pair, RowError):
             groups.setdefault(_group(pair, i), []).append((i, pair))
     for members in groups.values():
-        template = _template(tokenizer, members[0][1], options)
+        template = template_of(tokenizer, members[0][1], options)
         texts = attempt_each([pair for _, pair in members], partial(_texts, template), REFUSED)
         for (i, pair), text in zip(members, texts, strict=True):
             if not isinstance(text, RowError):
@@ -51,7 +51,8 @@ def render_conversations(
     return ordered
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOptions) -> ChatTemplate:
+def template_of(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOptions) -> ChatTemplate:
+    """Return the chat template with what a pair gives it besides messages."""
     return ChatTemplate(tokenizer, pair.tools, pair.chat_template_kwargs, options.chat_template_date)
 
 
@@ -75,7 +76,7 @@ def _check_template(
         or any("chat_template" in pair.chat_template_kwargs for pair in pairs)
     ):
         return
-    fault = attempt(lambda: probe_of(_template(tokenizer, Pair([], [], []), options)).fault, "it cannot be read")
+    fault = attempt(lambda: probe_of(template_of(tokenizer, Pair([], [], []), options)).fault, "it cannot be read")
     if fault:
         raise DataError(
             f"the chat template of {tokenizer.name_or_path!r} cannot render one question and its answer: {fault}; "
@@ -83,7 +84,7 @@ def _check_template(
         )
 
 
-def _for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOptions) -> Pair:
+def for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOptions) -> Pair:
     """Return the pair with every content in a form that the template renders as text."""
     if reserved := CALL_ARGUMENTS & pair.chat_template_kwargs.keys():
         raise RowError(
@@ -91,7 +92,7 @@ def _for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextO
         )
     sides: list[Any] = [pair.prompt, pair.chosen, pair.rejected]
     contents = [message.get("content") for side in sides for message in side]
-    found = probe_of(_template(tokenizer, pair, options))
+    found = probe_of(template_of(tokenizer, pair, options))
     if not found.needs_parts and all(content is None or isinstance(content, str) for content in contents):
         return pair
     form = partial(_with_text, joined=not found.renders_parts, split=found.needs_parts)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.encoding import REFUSED, Encoder, PairIds, TokenIds
 from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, OWN_TOKENS, Remark
@@ -46,6 +47,10 @@ class EncodedPair:
     """Last tokens of the prompt that were dropped at the boundary to the completions; usually empty."""
     remarks: tuple[Remark, ...] = ()
     """What the user should know of this pair; the rows with each remark are counted."""
+    chosen_mask: BoolArray | None = None
+    """Whether each token of `chosen_ids` is a target of the loss; None: every token is (see `assistant_spans`)."""
+    rejected_mask: BoolArray | None = None
+    """The mask of `rejected_ids`."""
 
     @property
     def tokens(self) -> int:
@@ -95,7 +100,18 @@ class Truncation:
         if np.array_equal(chosen, rejected):
             cause = f"after truncation to max_length={limit}" if excess > 0 else "although the row's texts differ"
             raise RowError("chosen and rejected are the same", f"their tokens are identical {cause}")
-        return replace(pair, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
+        masks = (_cut_mask(pair.chosen_mask, len(chosen), limit), _cut_mask(pair.rejected_mask, len(rejected), limit))
+        cut = replace(pair, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
+        return replace(cut, chosen_mask=masks[0], rejected_mask=masks[1])
+
+
+def _cut_mask(mask: BoolArray | None, length: int, limit: int) -> BoolArray | None:
+    """Return the loss mask of a completion's first `length` tokens. Raises RowError if no token is a target."""
+    if mask is None or mask[:length].all():
+        return None
+    if not mask[:length].any():
+        raise RowError("empty completion", f"max_length={limit} leaves no token of an assistant turn (loss_on)")
+    return mask[:length]
 
 
 def tokenize(

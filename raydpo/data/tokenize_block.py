@@ -11,8 +11,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import FloatArray
+from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
+from raydpo.data.assistant_spans import with_loss_masks
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
@@ -21,6 +22,7 @@ from raydpo.data.encoding import TokenIds
 from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, count_extras, extra_columns, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice
 from raydpo.data.index_entries import block_url
+from raydpo.data.loss_masks import digest_of_masks, loss_masks
 from raydpo.data.remarks import LOSS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
 from raydpo.data.shard_rows import parse_rows
@@ -61,6 +63,8 @@ class BlockRecipe:
     """Whether the reference log-probs come from the rows; if so, the tokenized block contains them."""
     per_token: bool = False
     """Whether the objective needs one reference log-prob per token, so that a sum per completion is not enough."""
+    assistant_only: bool = False
+    """Whether only tokens of assistant turns are targets (`loss_on` assistant), which the block's loss masks tell."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
     extras: ExtraColumns = field(default_factory=ExtraColumns)
@@ -158,7 +162,9 @@ def tokenized_rows(
         raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
     good: list[_GoodRow] = []
     encoded = tokenize(tokenizer, pairs, recipe.text)
-    for row, logps, extra, tokenized in zip(rows, dataset_logps, extras, encoded, strict=True):
+    for row, pair, logps, extra, tokenized in zip(rows, pairs, dataset_logps, extras, encoded, strict=True):
+        if recipe.assistant_only and isinstance(tokenized, EncodedPair):
+            tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), UNREADABLE)
         cut = attempt(partial(_cut, row, logps, extra, tokenized, recipe), UNREADABLE)
         if isinstance(cut, RowError):
             reasons.append((row, cut))
@@ -224,9 +230,12 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
         content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
     extras = extra_columns([row.extras for row in good])
     digests = {column.name: column.digest for column in extras}
-    # Another shard may have the same tokens with other pair ids, weights or margins. The file name depends on all, so
-    # that no file overwrites another; the scores depend on the tokens only.
+    # Another shard may have the same tokens with other pair ids, weights, margins or masks. The file name depends on
+    # all, so that no file overwrites another; the scores depend on the tokens only.
+    masks = loss_masks([row.pair for row in good])
+    masks_digest = digest_of_masks(masks)
     marks = [f"{name} {digest}" for name, digest in digests.items()]
+    marks += [f"loss masks {masks_digest}"] if masks else []
     name = hashlib.sha256("\n".join([content, *marks, *pair_ids]).encode()).hexdigest()
     url = block_url(cache_dir, f"{name}.parquet")
     if not storage.exists(url):
@@ -235,6 +244,8 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
         fields = list(schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
         arrays += [column.values for column in extras]
         fields += [schema.EXTRA_FIELDS[column.name] for column in extras]
+        arrays += [_list_array(side) for side in masks]
+        fields += list(schema.LOSS_MASK_FIELDS) if masks else []
         storage.write_table(url, pa.table(arrays, schema=pa.schema(fields)))
     return schema.Block(
         content=content,
@@ -245,6 +256,7 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
         url=url,
         weights=digests.get(schema.WEIGHT, ""),
         margins=digests.get(schema.MARGIN, ""),
+        loss_masks=masks_digest,
     )
 
 
@@ -266,6 +278,6 @@ def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
     return digest.hexdigest()
 
 
-def _list_array(column: Sequence[TokenIds | FloatArray]) -> pa.ListArray:
+def _list_array(column: Sequence[TokenIds | FloatArray | BoolArray]) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in column])]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(column)))

@@ -136,7 +136,7 @@ class BatchSource:
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
         flops = sum(map(self._spec.update_flops.forward, all_trees))
         with_prompts = self._spec.with_prompts
-        nll_tokens = sum(pair.weight * len(pair.chosen_ids) for pair in pairs)
+        nll_tokens = sum(pair.weight * pair.chosen_targets for pair in pairs)
         nll_tokens += sum(pair.weight * (len(pair.prompt_ids) - 1) for pair in pairs) if with_prompts else 0
         return [
             RankBatch(

@@ -139,10 +139,10 @@ def fingerprint(reader: LogpReader, blocks: Sequence[Block], sync: SyncPlan | No
 def data_digest(blocks: Sequence[Block]) -> str:
     """Return a digest of what, apart from the seed, the updates depend on: the blocks' contents, in order.
 
-    With weights and margins, it depends on these too.
+    With weights, margins and loss masks, it depends on these too.
     """
     parts: list[str] = []
     for block in blocks:
-        extras = {"weights": block.weights, "margins": block.margins}
+        extras = {"weights": block.weights, "margins": block.margins, "loss masks": block.loss_masks}
         parts.append(" ".join([block.content, *(f"{name} {digest}" for name, digest in extras.items() if digest)]))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -118,6 +118,7 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         block_pairs=data.block_pairs,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
+        assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
         extras=extra_columns_of(plan.job.loss),
     )

@@ -20,6 +20,7 @@ OURS = {
     "reference_resources", "shuffle_window", "storage_path", "verbose", "worker_label_selector", "worker_resources",
     "zero_stage",
     "bco_running_mean",
+    "loss_on",
     "add_special_tokens", "chat_template_date", "on_template_loss",
     "sample_weights", "use_margins", "margin_from_scores", "margin_scale",
     "device_peak_tflops", "logits_chunk_tokens", "share_prompts", "tokens_per_micro_batch",

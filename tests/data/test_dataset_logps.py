@@ -1,5 +1,6 @@
 """Reference log-probs in columns of the data set: which values are used, and which are refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ def pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
     return EncodedPair(*ids, NO_TAIL)
 
 
+def masked_pair() -> EncodedPair:
+    """Return a pair whose chosen completion has 2 masked tokens of 4, the first among them."""
+    mask = np.array([False, True, False, True])
+    return replace(pair(3, 4, 2), chosen_mask=mask)
+
+
 def row(chosen: Any, rejected: Any = -1.0) -> dict[str, Any]:
     return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
@@ -35,6 +42,30 @@ def test_a_sum_per_completion_is_used_as_the_total() -> None:
     chosen, rejected = align(DatasetLogps(-3.0, -7.5), untruncated, untruncated, per_token=False)
     assert (len(chosen), chosen.sum()) == (2, -3.0)
     assert (len(rejected), rejected.sum()) == (4, -7.5)
+
+
+@pytest.mark.parametrize("values", [[-9.0, -1.0, -9.0, -2.0], [-1.0, -2.0]])
+def test_values_are_for_all_tokens_or_for_those_of_assistant_turns(values: list[float]) -> None:
+    whole = masked_pair()
+    chosen, _ = align(DatasetLogps(values, -7.0), whole, whole, per_token=False)
+    assert whole.chosen_mask is not None
+    assert chosen[whole.chosen_mask].tolist() == [-1.0, -2.0]
+    assert len(chosen) == 4
+    cut = Truncation(max_length=5).apply(whole)
+    chosen, _ = align(DatasetLogps(values, -7.0), whole, cut, per_token=False)
+    assert cut.chosen_mask is not None
+    assert chosen[cut.chosen_mask].tolist() == [-1.0]
+
+
+def test_a_sum_is_over_the_tokens_of_assistant_turns() -> None:
+    whole = masked_pair()
+    chosen, rejected = align(DatasetLogps(-3.0, -7.0), whole, whole, per_token=False)
+    assert whole.chosen_mask is not None
+    assert (chosen[whole.chosen_mask].sum(), rejected.sum()) == (-3.0, -7.0)
+    with pytest.raises(RowError, match="'ref_chosen_logps' is a sum over 2 tokens, but max_length keeps only 1"):
+        align(DatasetLogps(-3.0, -7.0), whole, Truncation(max_length=6).apply(whole), per_token=False)
+    with pytest.raises(RowError, match="has 3 values for 4 tokens, EOS included, or for 2 tokens of assistant turns"):
+        align(DatasetLogps([-1.0] * 3, -7.0), whole, whole, per_token=False)
 
 
 @pytest.mark.parametrize(

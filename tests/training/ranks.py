@@ -29,11 +29,11 @@ Split = Sequence[Sequence[Sequence[int]]]
 """[rank][micro-batch]: the indices of its pairs."""
 
 
-def model(dropout: float = 0.0, shares: bool = False) -> LlamaForCausalLM:
+def model(dropout: float = 0.0, shares: bool = False, vocabulary: int = 53) -> LlamaForCausalLM:
     """Return a model with fixed random weights; `shares` selects the attention that packed rows need."""
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=53,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

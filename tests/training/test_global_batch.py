@@ -5,7 +5,7 @@ Losses are compared to 1e-6 and gradients to 1e-5, relative, with one backward t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -102,15 +102,6 @@ CASES: list[tuple[LossConfig, Callable[[dict[str, Tensor]], Tensor]]] = [
     (LossConfig(beta=BETA, loss_type="bco_pair", bco_running_mean=True), bco),
     (LossConfig(beta=BETA, loss_type="orpo"), orpo),
 ]
-
-
-@pytest.fixture(scope="module")
-def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make this process the only rank of a process group."""
-    group = tmp_path_factory.mktemp("group") / "group"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -41,19 +41,14 @@ def to_padded_rows(batch: MicroBatch) -> PaddedRows:
 
 
 def _predictors(batch: MicroBatch, width: int) -> IntArray:
-    """Return the index into the flattened rows of `width` tokens of each target's predictor, the token before it."""
+    """Return the index into the flattened rows of `width` tokens of each target's predictor, the token before it.
+
+    A prompt's own targets are predicted in the row of its first completion.
+    """
     layout = batch.layout
-    rows: dict[int, int] = {}
-    parts: list[IntArray] = [np.zeros(0, dtype=np.int64)]
-    for row, (start, stop, prompt) in enumerate(layout.completions):
-        rows.setdefault(prompt, row)
+    place = np.zeros(len(batch.input_ids), dtype=np.int64)  # of each token of the packed row in the flattened rows
+    for row, (start, stop, prompt) in reversed(list(enumerate(layout.completions))):
         begin, end = layout.prompts[prompt]
-        first = row * width + end - begin - 1
-        parts.append(np.arange(first, first + stop - start))
-    completion_tokens = sum(len(part) for part in parts)
-    if len(batch.targets) > completion_tokens:
-        for prompt, (begin, end) in enumerate(layout.prompts):
-            if prompt in rows:  # otherwise it is the filler of the row, which has no targets
-                first = rows[prompt] * width
-                parts.append(np.arange(first, first + end - begin - 1))
-    return np.concatenate(parts)
+        place[begin:end] = np.arange(row * width, row * width + end - begin)
+        place[start:stop] = np.arange(row * width + end - begin, row * width + end - begin + stop - start)
+    return place[batch.target_positions] - 1

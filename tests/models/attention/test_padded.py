@@ -16,6 +16,7 @@ def micro_batch(row: list[int], multiplicity: list[int], layout: Layout, targets
         multiplicity=np.array(multiplicity),
         layout=layout,
         predictors=NONE,
+        target_positions=np.array([row.index(token) for token in targets], dtype=np.int64),
         targets=np.array(targets, dtype=np.int64),
         target_index=NONE,
         sequence_index=NONE,
