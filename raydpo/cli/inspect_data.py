@@ -96,9 +96,9 @@ def _take_flags(words: list[str], hints: dict[str, Any]) -> dict[str, str]:
 def inspect(job: JobConfig, shown: InspectConfig) -> int:
     """Print what is in the data of a job; return 1 where a file has no row that can be trained on, else 0."""
     # Imported here, so that `--help` and wrong flags are answered at once.
-    from raydpo.data.chat_template import writes_date
     from raydpo.data.inspection import inspect_shard, with_tokenizer, without_tokenizer
     from raydpo.data.prepare import recipes
+    from raydpo.data.templates.chat_template import writes_date
     from raydpo.reporting import data_report
     from raydpo.reporting.console import Stage, print_line
     from raydpo.stages.tokenize import tokenization_request
@@ -140,8 +140,8 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
 
 def find_shards(job: JobConfig) -> list["Shard"]:
     """Return the shards of the data with the rows that a run would use: those to train on, then those held out."""
-    from raydpo.data.mixture import draw_rows
-    from raydpo.data.row_counts import count_rows
+    from raydpo.data.mixtures.mixture import draw_rows
+    from raydpo.data.mixtures.row_counts import count_rows
     from raydpo.stages.tokenize import find_data
 
     entries, _ = find_data(job)

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.data.dialects.pair import RowError
-from raydpo.data.rendered import Rendered
 from raydpo.data.row_errors import attempt_each
-from raydpo.data.special_tokens import SpecialTokens
+from raydpo.data.templates.rendered import Rendered
+from raydpo.data.templates.special_tokens import SpecialTokens
 
 TokenIds = npt.NDArray[np.int32]
 PairIds = tuple[TokenIds, TokenIds, TokenIds]

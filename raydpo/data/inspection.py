@@ -20,10 +20,10 @@ from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import RowError, kind_of
 from raydpo.data.encoding import TokenIds
 from raydpo.data.files.rows import ReadRow
+from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, raw_blocks
 from raydpo.data.row_errors import attempt, reason_text
-from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import EncodedPair, Truncation
 from raydpo.data.tokenize_block import UNREADABLE, BlockRecipe, RawBlock, tokenized_rows

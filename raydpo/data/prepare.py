@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks.schema import Block
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import ExtraColumns, ExtraCounts, total_extras
+from raydpo.data.index.settings_digest import settings_digest
+from raydpo.data.index.token_index import TokenIndex
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
-from raydpo.data.settings_digest import settings_digest
 from raydpo.data.shards import Shard
-from raydpo.data.text_options import TextOptions
-from raydpo.data.token_index import TokenIndex
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.data.dialects import detect
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.files.rows import RowSlice, read_slices
-from raydpo.data.selection import select_rows
-from raydpo.data.shard_rows import check_columns, parse_rows
+from raydpo.data.mixtures.selection import select_rows
+from raydpo.data.mixtures.shard_rows import check_columns, parse_rows
 from raydpo.data.shards import Shard
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, RawBlock, tokenize_block
 from raydpo.errors import RaydpoError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydpo.data import sources
-from raydpo.data.selection import RowSelection
+from raydpo.data.mixtures.selection import RowSelection
 from raydpo.errors import DataError
 
 

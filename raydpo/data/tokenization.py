@@ -7,7 +7,7 @@ prompt tokens after that point (the tail) are dropped. EOS is appended to text t
 conversations, whose template ends turns in its own way.
 
 Where text holds special tokens of its own, and where a chat template drops words, `TextOptions` decides; see
-`special_tokens.py` and `rendering_check.py`.
+`templates/special_tokens.py` and `templates/rendering_check.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.encoding import REFUSED, Encoder, PairIds, TokenIds
 from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, OWN_TOKENS, Remark
-from raydpo.data.rendered import Loss, Rendered
-from raydpo.data.rendering import render_conversations
-from raydpo.data.rendering_check import DROPPED
 from raydpo.data.row_errors import attempt
-from raydpo.data.special_tokens import SpecialTokens, special_tokens
-from raydpo.data.template_loss import missing, tool_pieces
-from raydpo.data.template_probe import TOOLS
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.probe import TOOLS
+from raydpo.data.templates.rendered import Loss, Rendered
+from raydpo.data.templates.rendering import render_conversations
+from raydpo.data.templates.rendering_check import DROPPED
+from raydpo.data.templates.special_tokens import SpecialTokens, special_tokens
+from raydpo.data.templates.text_options import TextOptions
+from raydpo.data.templates.words import missing, tool_pieces
 
 _BATCH_PAIRS = 256
 _BATCH_CHARACTERS = 1 << 20

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks import schema
 from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
-from raydpo.data.assistant_spans import with_loss_masks
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
@@ -21,13 +20,14 @@ from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.encoding import TokenIds
 from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, count_extras, extra_columns, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice
-from raydpo.data.index_entries import block_url
+from raydpo.data.index.index_entries import block_url
 from raydpo.data.loss_masks import digest_of_masks, loss_masks
+from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.remarks import LOSS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
-from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.assistant_spans import with_loss_masks
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
 from raydpo.runtime import storage

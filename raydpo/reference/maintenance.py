@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from raydpo.data import index_entries
+from raydpo.data.index import index_entries
 from raydpo.errors import DamagedFile
 from raydpo.reference.store import IDENTITY_FILE, READERS, SCORED
 from raydpo.runtime import storage

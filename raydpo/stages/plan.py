@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
-from raydpo.data.chat_template import writes_date
+from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
 from raydpo.models.chat_template import read_chat_template

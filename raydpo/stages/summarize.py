@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpo.blocks.schema import Block
-from raydpo.data.mixture import EntryRows
+from raydpo.data.mixtures.mixture import EntryRows
 from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import loss_at_reference
 from raydpo.reference.pool import ScoringReport

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import total_extras
-from raydpo.data.mixture import EntryRows, Mixture, draw_rows, find_entries
+from raydpo.data.mixtures.mixture import EntryRows, Mixture, draw_rows, find_entries
+from raydpo.data.mixtures.row_counts import count_all
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
-from raydpo.data.row_counts import count_all
 from raydpo.data.shards import Shard
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage

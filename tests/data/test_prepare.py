@@ -16,11 +16,11 @@ from raydpo.blocks import schema
 from raydpo.data import ray_stream, tokenize_block
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.shards import Shard, find_shards
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.errors import DataError
 from raydpo.runtime import storage
-from tests.data.templates import THINKING_STRIPPED
+from tests.data.templates.samples import THINKING_STRIPPED
 from tests.data.tokenizers import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from raydpo.data import ray_stream
 from raydpo.data.shards import Shard
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, tokenize_block
 from raydpo.errors import DataError
 from raydpo.runtime import storage
-from tests.data import templates
+from tests.data.templates import samples
 from tests.data.tokenizers import TEMPLATE, build_tokenizer
 
 USER, GOOD, BAD = (
@@ -72,7 +72,7 @@ ODD: dict[str, str] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("template", [TEMPLATE, templates.TOOLS, templates.PARTS])
+@pytest.mark.parametrize("template", [TEMPLATE, samples.TOOLS, samples.PARTS])
 def test_an_odd_row_costs_itself_only(name: str, template: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([line(), line(), ODD[name], line()]) + "\n")
@@ -110,7 +110,7 @@ def test_rows_with_lost_words_are_counted_with_the_first_of_them(tmp_path: Path)
             ]
         )
     )
-    tokenizer = build_tokenizer(templates.THINKING_STRIPPED)
+    tokenizer = build_tokenizer(samples.THINKING_STRIPPED)
     (kept,) = outcomes(path, tokenizer, TextOptions(on_template_loss="keep"))
     count = kept.remarks["loss", "reasoning"]
     assert (count.rows, count.example) == (2, f"'easy' in row 2 of {path}")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.data.assistant_spans import with_loss_masks
 from raydpo.data.dialects.pair import Pair
+from raydpo.data.templates.assistant_spans import with_loss_masks
 from raydpo.data.tokenization import EncodedPair, tokenize
 from tests.data.conversations import REJECTED, USER, turns
 from tests.data.tokenizers import build_tokenizer

@@ -12,7 +12,7 @@ import pytest
 from raydpo.blocks.block import write_scores
 from raydpo.blocks.schema import Block, FloatArray
 from raydpo.cli.reference_store import main
-from raydpo.data import index_entries
+from raydpo.data.index import index_entries
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.maintenance import damaged, prunable, prune, stored_references, stored_tokens
 from raydpo.reference.store import ReferenceStore

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from raydpo.errors import ConfigError, ResumeError
 from raydpo.reporting.rundir import RunDir
 from raydpo.stages.plan import plan_run
-from tests.data.templates import CHATML, DATED
+from tests.data.templates.samples import CHATML, DATED
 from tests.stages.plan_helpers import CPU_NODE, job_of
 
 EARLIER = "2024-02-29"

@@ -4,7 +4,7 @@ Losses are compared to 1e-6 and gradients to 1e-5, relative, with one backward t
 repeated rows (`plain.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -110,15 +110,6 @@ def expected(name: str, times: Sequence[int] = TIMES) -> tuple[Tensor, Tensor]:
     value = formula(plain.repeated({**x, "margin": loss.margin_scale * x["margin"]}, times)).mean()
     grads = torch.autograd.grad(value, parameters, retain_graph=True)
     return value, torch.cat([grad.flatten() for grad in grads])
-
-
-@pytest.fixture(scope="module")
-def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make this process the only rank of a process group."""
-    group = tmp_path_factory.mktemp("group") / "group"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

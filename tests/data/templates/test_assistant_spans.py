@@ -8,9 +8,9 @@ import pytest
 from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from raydpo.data.assistant_spans import with_loss_masks
 from raydpo.data.dialects.pair import Pair, RowError
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.assistant_spans import with_loss_masks
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
 from tests.data.conversations import CHOSEN, CHOSEN_PIECES, REJECTED, REJECTED_PIECES, USER, ids_and_mask, turns

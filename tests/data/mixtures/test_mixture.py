@@ -9,10 +9,10 @@ import pytest
 
 from raydpo.config.mixture import DatasetEntry
 from raydpo.data.files.rows import parse
-from raydpo.data.mixture import Mixture, draw_rows, find_entries
+from raydpo.data.mixtures.mixture import Mixture, draw_rows, find_entries
+from raydpo.data.mixtures.row_counts import count_rows
+from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.ray_stream import Slicing, raw_blocks
-from raydpo.data.row_counts import count_rows
-from raydpo.data.shard_rows import parse_rows
 from raydpo.data.shards import Shard
 from raydpo.errors import DataError
 

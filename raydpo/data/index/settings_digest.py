@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.record_json import to_json
+from raydpo.data.index.record_json import to_json
 
 NOT_DECIDING = frozenset({"cache_dir", "quarantine_dir"})
 """Fields of recipes that do not change a block. Every other field decides, so that a new one is never forgotten."""
@@ -90,7 +90,7 @@ def _own_code(kind: type) -> list[Path]:
 @cache
 def code_digest() -> str:
     """Return a digest (hex) of raydpo's source files that read, convert and tokenize rows."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(path for room in _ROOMS for path in (package / room).rglob("*.py")):
         digest.update(f"{path.relative_to(package)} {path.stat().st_size}\n".encode() + path.read_bytes())

@@ -8,7 +8,7 @@ class Loss:
     """Words of a row that the chat template has dropped, in a row that is trained on all the same."""
 
     kind: str
-    """One of the kinds in `template_probe`."""
+    """One of the kinds in `probe`."""
     example: str
     """Some of the words, quoted."""
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Messages, RowError
 from raydpo.data.row_errors import attempt
+from raydpo.data.templates.chat_template import ChatTemplate
 
 SYSTEM, TOOLS, TOOL_CALLS = "system message", "tools", "tool calls"
 TOOL_RESULTS, REASONING, TURNS = "tool results", "reasoning", "turns"

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from raydpo.data.chat_template import ChatTemplate, writes_date
 from raydpo.data.dialects.pair import Pair, RowError
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.chat_template import ChatTemplate, writes_date
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, tokenize
-from tests.data.templates import CHATML, DATED
+from tests.data.templates.samples import CHATML, DATED
 from tests.data.tokenizers import build_tokenizer
 
 MESSAGES = [{"role": "user", "content": "hello"}]

@@ -5,9 +5,9 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from raydpo.data.dialects.pair import Pair
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, tokenize
-from tests.data.templates import CHATML
+from tests.data.templates.samples import CHATML
 from tests.data.tokenizers import build_tokenizer
 
 ALWAYS = TextOptions(add_special_tokens="always")

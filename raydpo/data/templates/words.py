@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from raydpo.data.dialects.pair import Messages
-from raydpo.data.template_probe import REASONING, SYSTEM, THINK_TAGS, TOOL_CALLS, TOOL_RESULTS, TOOLS, TURNS
+from raydpo.data.templates.probe import REASONING, SYSTEM, THINK_TAGS, TOOL_CALLS, TOOL_RESULTS, TOOLS, TURNS
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _SYSTEM_ROLES = frozenset({"system", "developer"})
@@ -25,7 +25,7 @@ class Piece:
     """Words of a row that must stand in the rendered text."""
 
     kind: str
-    """One of the kinds in `template_probe`."""
+    """One of the kinds in `probe`."""
     source: str
     """Role of the message, or for reasoning the key that holds it (THINK_TAGS: the content)."""
     text: str

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from raydpo.config.mixture import LOADERS, DatasetEntry
 from raydpo.data import sources
-from raydpo.data.selection import Draw, RowSelection, key_of, sample, shares
+from raydpo.data.mixtures.selection import Draw, RowSelection, key_of, sample, shares
 from raydpo.data.shards import Shard, name_shards
 from raydpo.errors import DataError
 from raydpo.runtime import storage

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpo.data import selection
 from raydpo.data.files.rows import MAX_SLICE_BYTES, parse, read_slices
-from raydpo.data.row_counts import count_rows
-from raydpo.data.selection import Draw, RowSelection, hashes, key_of, sample, select_rows, shares
+from raydpo.data.mixtures import selection
+from raydpo.data.mixtures.row_counts import count_rows
+from raydpo.data.mixtures.selection import Draw, RowSelection, hashes, key_of, sample, select_rows, shares
 
 MASK = (1 << 64) - 1
 

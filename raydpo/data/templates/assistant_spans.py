@@ -18,13 +18,13 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import BoolArray
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.messages import is_from_model
 from raydpo.data.dialects.pair import Messages, Pair, RowError
 from raydpo.data.encoding import TokenIds
-from raydpo.data.rendering import for_template, template_of
 from raydpo.data.row_errors import ROW_ERRORS
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.chat_template import ChatTemplate
+from raydpo.data.templates.rendering import for_template, template_of
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair
 from raydpo.errors import DataError
 

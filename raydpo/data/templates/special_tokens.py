@@ -6,11 +6,11 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.chat_template import ChatTemplate
-from raydpo.data.rendered import Rendered
 from raydpo.data.row_errors import attempt
-from raydpo.data.template_probe import probe_of
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.chat_template import ChatTemplate
+from raydpo.data.templates.probe import probe_of
+from raydpo.data.templates.rendered import Rendered
+from raydpo.data.templates.text_options import TextOptions
 
 _SAMPLE = "a"
 _EXAMPLE_CHARACTERS = 40

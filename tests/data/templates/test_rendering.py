@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from raydpo.data.dialects.pair import Pair, RowError
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, tokenize
 from raydpo.errors import DataError
-from tests.data import templates
+from tests.data.templates import samples
 from tests.data.tokenizers import build_tokenizer
 
 KEEP = TextOptions(on_template_loss="keep")
@@ -72,23 +72,23 @@ CAPITAL = [{"type": "function", "function": {"name": "capital", "parameters": {"
 @pytest.mark.parametrize(
     ("template", "row", "said"),
     [
-        (templates.CHATML, pair([QUESTION], call("capital", country="Italy")), "tool calls of chosen, .* 'capital'"),
-        (templates.CHATML, pair([QUESTION], ROME, tools=CAPITAL), "tools of the prompt, .* 'capital'"),
+        (samples.CHATML, pair([QUESTION], call("capital", country="Italy")), "tool calls of chosen, .* 'capital'"),
+        (samples.CHATML, pair([QUESTION], ROME, tools=CAPITAL), "tools of the prompt, .* 'capital'"),
         (
-            templates.CHATML,
+            samples.CHATML,
             pair([QUESTION], answer("It is Rome.", thinking="Easy one.")),
             "reasoning of chosen, .*'Easy",
         ),
         (
-            templates.CHATML,
+            samples.CHATML,
             pair([QUESTION], ROME, answer("It is Pisa.", reasoning="A tower.")),
             "reasoning of rejected",
         ),
-        (templates.THINKING_STRIPPED, pair([QUESTION], answer("<think>\nEasy one.\n</think>\nRome")), "'Easy one.'"),
-        (templates.SYSTEM_IN_LAST_TURN, pair([system("Be brief."), QUESTION], ROME), "system message of the prompt"),
-        (templates.SYSTEM_AT_END, pair([system("Be brief."), QUESTION], ROME), "system message of the prompt"),
+        (samples.THINKING_STRIPPED, pair([QUESTION], answer("<think>\nEasy one.\n</think>\nRome")), "'Easy one.'"),
+        (samples.SYSTEM_IN_LAST_TURN, pair([system("Be brief."), QUESTION], ROME), "system message of the prompt"),
+        (samples.SYSTEM_AT_END, pair([system("Be brief."), QUESTION], ROME), "system message of the prompt"),
         (
-            templates.NO_TOOL_ROLE,
+            samples.NO_TOOL_ROLE,
             pair([QUESTION, call("capital"), {"role": "tool", "content": "4"}], ROME, tools=CAPITAL),
             "tool results of the prompt, .* '4'",
         ),
@@ -103,40 +103,40 @@ def test_words_that_the_template_drops_are_the_reason(template: str, row: Pair, 
 
 
 def test_the_reason_names_what_the_template_lacks() -> None:
-    lacking = reason(templates.CHATML, pair([QUESTION], call("capital"), tools=CAPITAL))
+    lacking = reason(samples.CHATML, pair([QUESTION], call("capital"), tools=CAPITAL))
     assert "presents no tools and writes no tool calls" in lacking
-    moved = reason(templates.SYSTEM_AT_END, pair([system("Be brief."), QUESTION], ROME))
+    moved = reason(samples.SYSTEM_AT_END, pair([system("Be brief."), QUESTION], ROME))
     assert "writes them behind the prompt" in moved
-    first_only = templates.CHATML.replace("{{ m.content }}", "{{ m.content[:20] }}")
+    first_only = samples.CHATML.replace("{{ m.content }}", "{{ m.content[:20] }}")
     assert "does not write them in this row" in reason(first_only, pair([QUESTION], ROME))
 
 
 def test_a_word_that_stands_there_by_chance_does_not_hide_a_loss() -> None:
     """The name of the tool, its argument and its result are words of the question too."""
     question = user("Which capital has 4 hills, Rome?")
-    assert "tools" in reason(templates.CHATML, pair([question], ROME, tools=CAPITAL))
+    assert "tools" in reason(samples.CHATML, pair([question], ROME, tools=CAPITAL))
     dropped = pair([question, call("capital"), {"role": "tool", "content": "4"}], ROME)
-    assert "tool results" in reason(templates.NO_TOOL_ROLE, dropped)
+    assert "tool results" in reason(samples.NO_TOOL_ROLE, dropped)
 
 
 def test_with_keep_such_rows_are_trained_on_and_told_of() -> None:
     row = pair([QUESTION], answer("<think>\nEasy one.\n</think>\nRome."))
-    assert losses(templates.THINKING_STRIPPED, row) == {"reasoning": "'Easy one.'"}
-    assert texts(templates.THINKING_STRIPPED, row, KEEP)[1] == "\nRome.<|end|>\n"
-    assert losses(templates.CHATML, pair([QUESTION], ROME, tools=CAPITAL)) == {"tools": "'capital'"}
+    assert losses(samples.THINKING_STRIPPED, row) == {"reasoning": "'Easy one.'"}
+    assert texts(samples.THINKING_STRIPPED, row, KEEP)[1] == "\nRome.<|end|>\n"
+    assert losses(samples.CHATML, pair([QUESTION], ROME, tools=CAPITAL)) == {"tools": "'capital'"}
 
 
 def test_a_completion_without_words_is_empty_also_with_keep() -> None:
     thought = pair([QUESTION], answer("<think>\nOnly a thought.\n</think>"))
-    assert reason(templates.THINKING_STRIPPED, thought, KEEP).startswith("empty completion: ")
-    assert "no words of chosen" in reason(templates.CHATML, pair([QUESTION], call("capital")), KEEP)
+    assert reason(samples.THINKING_STRIPPED, thought, KEEP).startswith("empty completion: ")
+    assert "no words of chosen" in reason(samples.CHATML, pair([QUESTION], call("capital")), KEEP)
 
 
 @pytest.mark.parametrize(
     ("template", "row", "prompt", "chosen"),
     [
         (
-            templates.THINKING,
+            samples.THINKING,
             pair(
                 [user("a"), answer("<think>\nold\n</think>\n\nb"), QUESTION], answer("<think>\nnew\n</think>\n\nRome")
             ),
@@ -145,20 +145,20 @@ def test_a_completion_without_words_is_empty_also_with_keep() -> None:
             "<think>\nnew\n</think>\n\nRome<|end|>\n",
         ),
         (
-            templates.THINKING,
+            samples.THINKING,
             pair([QUESTION], answer("Rome.", reasoning="Easy.")),
             "<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n",
             "<think>\nEasy.\n</think>\n\nRome.<|end|>\n",
         ),
         (
-            templates.TOOLS,
+            samples.TOOLS,
             pair([QUESTION], call("capital", country='"Italy"\n'), tools=CAPITAL),
             '<|start|>system\n{"type": "function", "function": {"name": "capital", "parameters": {"type": "object", '
             '"properties": {}}}}\n<|end|>\n<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n',
             '<tool_call>{"name": "capital", "arguments": {"country": "\\"Italy\\"\\n"}}</tool_call><|end|>\n',
         ),
         (
-            templates.NO_SYSTEM,
+            samples.NO_SYSTEM,
             pair([user("  What?\n")], answer("\n Rome. ")),
             "<|start|>user\nWhat?<|end|>\n<|start|>model\n",
             "Rome.<|end|>\n",
@@ -171,7 +171,7 @@ def test_words_that_the_template_keeps_are_trained_on(template: str, row: Pair, 
 
 def test_reasoning_that_the_generation_prompt_begins_is_no_loss() -> None:
     """The answer brings the opening mark of the thought, which is in the generation prompt too."""
-    template = templates.CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    template = samples.CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     prompt, chosen = texts(template, pair([QUESTION], answer("<think>\nstill at it"), answer("<think>\nno")))
     assert prompt.endswith("<|start|>assistant\n<think>\n")
     assert chosen == "still at it<|end|>\n"
@@ -180,11 +180,11 @@ def test_reasoning_that_the_generation_prompt_begins_is_no_loss() -> None:
 def test_content_parts_become_text_as_the_template_writes_them() -> None:
     parts = [{"type": "text", "text": "Capital of"}, {"type": "text", "text": "Italy?"}]
     row = pair([user(parts)], answer([{"type": "output_text", "text": "Rome."}]))
-    assert texts(templates.PARTS, row) == (
+    assert texts(samples.PARTS, row) == (
         "<|start|>user\n[Capital of][Italy?]<|end|>\n<|start|>assistant\n",
         "[Rome.]<|end|>\n",
     )
-    for template in (templates.CHATML, templates.NO_SYSTEM):  # the first writes a list, the second fails on it
+    for template in (samples.CHATML, samples.NO_SYSTEM):  # the first writes a list, the second fails on it
         prompt, chosen = texts(template, row)
         assert "\nCapital of\nItaly?<|end|>" in prompt
         assert chosen == "Rome.<|end|>\n"
@@ -192,27 +192,27 @@ def test_content_parts_become_text_as_the_template_writes_them() -> None:
 
 def test_text_becomes_a_part_where_the_template_takes_only_parts() -> None:
     prompt = "<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n"
-    assert texts(templates.ONLY_PARTS, pair([QUESTION], ROME)) == (prompt, "It is Rome.<|end|>\n")
+    assert texts(samples.ONLY_PARTS, pair([QUESTION], ROME)) == (prompt, "It is Rome.<|end|>\n")
     prompt = "<|start|>system\nBrief.<|end|>\n<|start|>user\nq<|end|>\n<|start|>assistant\n"
-    assert texts(templates.ONLY_PARTS, pair([system("Brief."), user("q")], ROME))[0] == prompt
+    assert texts(samples.ONLY_PARTS, pair([system("Brief."), user("q")], ROME))[0] == prompt
 
 
 @pytest.mark.parametrize(
     "part", [{"type": "image", "image": "x.png"}, {"type": "text", "text": {"value": "Rome"}}, {"type": ["text"]}, 5]
 )
 def test_content_parts_that_are_no_text_are_refused(part: Any) -> None:
-    assert reason(templates.PARTS, pair([user([part])], ROME)).startswith("wrong type: ")
+    assert reason(samples.PARTS, pair([user([part])], ROME)).startswith("wrong type: ")
 
 
 def test_a_prompt_that_changes_when_an_answer_follows_is_named_as_that() -> None:
     for options in (TextOptions(), KEEP):
-        found = reason(templates.HISTORY_CHANGES, pair([user("Why not?")], ROME), options)
+        found = reason(samples.HISTORY_CHANGES, pair([user("Why not?")], ROME), options)
         assert found.startswith("the chat template renders the prompt differently when an answer follows: ")
         assert "last: Why" in found
 
 
 def test_a_tail_within_the_generation_prompt_is_told_apart_from_merged_tokens() -> None:
-    found = result(templates.THINKING_STRIPPED, pair([QUESTION], ROME))
+    found = result(samples.THINKING_STRIPPED, pair([QUESTION], ROME))
     assert isinstance(found, EncodedPair)
     assert [(remark.topic, remark.example) for remark in found.remarks] == [("generation tail", repr("<think>\n"))]
     (merged,) = tokenize(build_tokenizer(None), [Pair("say he", "llo", "y")])
@@ -229,24 +229,24 @@ def test_a_template_that_cannot_render_anything_ends_the_run_with_one_line() -> 
 
 def test_rows_that_all_break_a_rule_of_a_sound_template_are_bad_rows() -> None:
     rows = [pair([system("Be brief."), QUESTION], ROME)] * 3
-    found = list(tokenize(build_tokenizer(templates.NO_SYSTEM), rows))
+    found = list(tokenize(build_tokenizer(samples.NO_SYSTEM), rows))
     expected = "refused by the chat template: TemplateError: System role not supported"
     assert [str(part) for part in found] == [expected] * 3
 
 
 def test_text_rows_have_no_chat_template_for_their_tools() -> None:
     row = Pair("q", " a", " b", CAPITAL)
-    assert reason(templates.TOOLS, row).startswith(
+    assert reason(samples.TOOLS, row).startswith(
         "dropped by the chat template: tools, for example 'capital'; the row is"
     )
-    assert losses(templates.TOOLS, row) == {"tools": "'capital'"}
-    assert texts(templates.TOOLS, Pair("Call capital.", " a", " b", CAPITAL)) == ("Call capital.", " a<eos>")
-    assert "'style'" in reason(templates.TOOLS, Pair("q", " a", " b", None, {"style": "curt", "none": None}))
+    assert losses(samples.TOOLS, row) == {"tools": "'capital'"}
+    assert texts(samples.TOOLS, Pair("Call capital.", " a", " b", CAPITAL)) == ("Call capital.", " a<eos>")
+    assert "'style'" in reason(samples.TOOLS, Pair("q", " a", " b", None, {"style": "curt", "none": None}))
 
 
 @pytest.mark.parametrize("content", ["\ud83d", "a" * 10 + "\udfff"])
 def test_a_row_that_the_tokenizer_refuses_costs_itself_only(content: str) -> None:
     good = pair([QUESTION], ROME)
-    found = list(tokenize(build_tokenizer(templates.CHATML), [good, pair([user(content)], ROME), good, good]))
+    found = list(tokenize(build_tokenizer(samples.CHATML), [good, pair([user(content)], ROME), good, good]))
     assert [isinstance(part, EncodedPair) for part in found] == [True, False, True, True]
     assert str(found[1]) == "bad Unicode: half of a surrogate pair stands alone"

@@ -14,12 +14,12 @@ import fsspec
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from raydpo.data import index_entries, shard_identity, token_index
+from raydpo.data.index import index_entries, shard_identity, token_index
+from raydpo.data.index.record_json import from_json, to_json
+from raydpo.data.index.settings_digest import NOT_DECIDING, settings_digest, tokenizer_digest
+from raydpo.data.index.token_index import Stream, TokenIndex
 from raydpo.data.ray_stream import ShardEnd, Slicing, raw_blocks
-from raydpo.data.record_json import from_json, to_json
-from raydpo.data.settings_digest import NOT_DECIDING, settings_digest, tokenizer_digest
 from raydpo.data.shards import Shard, find_shards
-from raydpo.data.token_index import Stream, TokenIndex
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, tokenize_block
 from raydpo.runtime import storage

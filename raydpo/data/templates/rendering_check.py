@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from raydpo.data.chat_template import ChatTemplate
 from raydpo.data.dialects.pair import Pair, RowError
-from raydpo.data.rendered import Loss, Rendered
-from raydpo.data.template_loss import Piece, missing, pieces, tool_pieces
-from raydpo.data.template_probe import probe_of
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.chat_template import ChatTemplate
+from raydpo.data.templates.probe import probe_of
+from raydpo.data.templates.rendered import Loss, Rendered
+from raydpo.data.templates.text_options import TextOptions
+from raydpo.data.templates.words import Piece, missing, pieces, tool_pieces
 
 DROPPED = "dropped by the chat template"
 DIFFERS = "the chat template renders the prompt differently when an answer follows"

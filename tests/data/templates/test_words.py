@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.data.template_loss import Piece, missing, pieces, tool_pieces
+from raydpo.data.templates.words import Piece, missing, pieces, tool_pieces
 
 CALL = {"function": {"name": "get_weather", "arguments": {"city": "Rome", "days": 3, "exact": True, "unit": None}}}
 

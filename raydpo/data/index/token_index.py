@@ -14,11 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raydpo.data import index_entries, quarantine
-from raydpo.data.index_entries import Entry
+from raydpo.data import quarantine
+from raydpo.data.index import index_entries
+from raydpo.data.index.index_entries import Entry
+from raydpo.data.index.record_json import from_json, to_json
+from raydpo.data.index.shard_identity import shard_identity
 from raydpo.data.ray_stream import ShardEnd
-from raydpo.data.record_json import from_json, to_json
-from raydpo.data.shard_identity import shard_identity
 from raydpo.data.shards import Shard
 from raydpo.data.tokenize_block import BlockOutcome
 from raydpo.errors import DamagedFile

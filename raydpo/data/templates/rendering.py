@@ -13,13 +13,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.chat_template import CALL_ARGUMENTS, ChatTemplate
 from raydpo.data.dialects.pair import Pair, RowError, type_name
-from raydpo.data.rendered import Rendered
-from raydpo.data.rendering_check import checked
 from raydpo.data.row_errors import attempt, attempt_each
-from raydpo.data.template_probe import probe_of
-from raydpo.data.text_options import TextOptions
+from raydpo.data.templates.chat_template import CALL_ARGUMENTS, ChatTemplate
+from raydpo.data.templates.probe import probe_of
+from raydpo.data.templates.rendered import Rendered
+from raydpo.data.templates.rendering_check import checked
+from raydpo.data.templates.text_options import TextOptions
 from raydpo.errors import DataError
 
 REFUSED = "refused by the chat template"

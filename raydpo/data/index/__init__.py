@@ -1,0 +1,1 @@
+"""Find the blocks of shards that an earlier run has tokenized."""

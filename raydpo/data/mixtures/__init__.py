@@ -1,0 +1,1 @@
+"""Choose the rows of a run from several data sets."""

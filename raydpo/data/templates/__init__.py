@@ -1,0 +1,1 @@
+"""Turn pairs into the texts that are encoded: chat templates, what they drop, special tokens, assistant turns."""
