@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from raydpo import config
 from raydpo.cli.run import BAD_INPUT, STARTER
 from raydpo.config import JobConfig
-from raydpo.config.fields import Section, at_least, hints_of, option, read_flags
+from raydpo.config.fields import Section, at_least, hints_of, option
 from raydpo.config.help import help_section
+from raydpo.config.reading import read_flags
 from raydpo.errors import ConfigError, RaydpoError, StorageError
 
 if TYPE_CHECKING:

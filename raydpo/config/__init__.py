@@ -4,6 +4,7 @@ Names and defaults are those of TRL's DPOConfig, ModelConfig and ScriptArguments
 TrainingArguments where those have them; where a default or a meaning differs, the option's help says so.
 """
 
+from raydpo.config.data import DataConfig
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import SCHEDULERS, OptimConfig
@@ -22,7 +23,6 @@ from raydpo.config.reference import BASE, ReferenceConfig
 from raydpo.config.sections import (
     AdapterConfig,
     ClusterConfig,
-    DataConfig,
     ModelConfig,
     RunConfig,
 )

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from raydpo.config.data import DataConfig
 from raydpo.config.fields import Section, default_of, hints_of, show
 from raydpo.config.loss import LossConfig
 from raydpo.config.optim import OptimConfig
@@ -12,7 +13,6 @@ from raydpo.config.sections import (
     DEFAULT_ZERO_STAGE,
     AdapterConfig,
     ClusterConfig,
-    DataConfig,
     ModelConfig,
     RunConfig,
 )

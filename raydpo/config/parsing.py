@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 
-from raydpo.config.fields import hints_of, read_flags, read_yaml, unknown_option
+from raydpo.config.fields import hints_of
 from raydpo.config.help import help_section
 from raydpo.config.job import HINTS, SECTIONS, JobConfig
 from raydpo.config.loss import LossConfig
 from raydpo.config.loss_types import LOSS_TYPES
 from raydpo.config.mixture import DatasetEntry
+from raydpo.config.reading import read_flags, read_yaml, unknown_option
 from raydpo.config.recipes import adapt, read_mixture
 from raydpo.config.trl_compat import KEYS, RENAMED, kind, notices, translate
 from raydpo.errors import ConfigError

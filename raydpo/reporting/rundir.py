@@ -7,7 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from raydpo.config import JobConfig, fields, from_flat, to_flat, to_yaml
+from raydpo.config import JobConfig, from_flat, to_flat, to_yaml
+from raydpo.config.reading import read_yaml
 from raydpo.errors import ResumeError
 from raydpo.runtime import storage
 
@@ -95,12 +96,12 @@ class RunDir:
         """
         if start_over or not self.config.exists():
             return date.today().isoformat()
-        recorded = from_flat(fields.read_yaml(str(self.config))).data.chat_template_date
+        recorded = from_flat(read_yaml(str(self.config))).data.chat_template_date
         return recorded or date.fromtimestamp(self.config.stat().st_mtime).isoformat()
 
     def _check_same(self, job: JobConfig) -> None:
         """Raise ResumeError if an option that must not change differs from the run in the folder."""
-        before = to_flat(from_flat(fields.read_yaml(str(self.config))))
+        before = to_flat(from_flat(read_yaml(str(self.config))))
         for name, value in to_flat(job).items():
             if name == "chat_template_date" and before[name] is None:
                 continue  # a run of an earlier version; the blocks of its data show whether its tokens are the same

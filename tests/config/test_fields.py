@@ -14,11 +14,11 @@ from raydpo.config.fields import (
     hints_of,
     one_of,
     option,
-    read_flags,
     within,
 )
-from raydpo.config.fields import read_yaml as read
 from raydpo.config.help import help_section
+from raydpo.config.reading import read_flags
+from raydpo.config.reading import read_yaml as read
 from raydpo.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextOptions:
-    """The options of the same names in `config.sections.DataConfig`, except that the date is resolved here."""
+    """The options of the same names in `config.data.DataConfig`, except that the date is resolved here."""
 
     on_template_loss: str = "quarantine"
     """What happens to a row some of whose words the chat template drops: `quarantine`, or `keep` to train on it."""

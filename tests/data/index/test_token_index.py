@@ -1,29 +1,24 @@
 """The index of tokenized shards: what is reused, what is tokenized again and why, and what a reused shard gives."""
 
-import dataclasses
 import json
 import os
 import shutil
-import time
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-import fsspec
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from raydpo.data.index import index_entries, shard_identity, token_index
-from raydpo.data.index.record_json import from_json, to_json
-from raydpo.data.index.settings_digest import NOT_DECIDING, settings_digest, tokenizer_digest
+from raydpo.data.index.settings_digest import settings_digest
 from raydpo.data.index.token_index import Stream, TokenIndex
 from raydpo.data.ray_stream import ShardEnd, Slicing, raw_blocks
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe, tokenize_block
 from raydpo.runtime import storage
-from tests.data.tokenizers import TEMPLATE, build_tokenizer
+from tests.data.tokenizers import build_tokenizer
 
 
 def pair(i: int) -> dict[str, Any]:
@@ -158,76 +153,6 @@ def test_other_settings_are_a_miss(tmp_path: Path, data: Path, text_tokenizer: P
     assert Run(tmp_path, build_tokenizer(None, bos=True)).rows_tokenized == 30
 
 
-def changed(hint: Any, value: Any) -> Any:
-    """Return another value of the same type."""
-    if get_origin(hint) is types.UnionType:
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        field = dataclasses.fields(hint)[0]
-        part = getattr(value, field.name) if value is not None else None
-        inner = get_type_hints(hint)[field.name]
-        return dataclasses.replace(value, **{field.name: changed(inner, part)}) if value else hint()
-    origin = get_origin(hint) or hint
-    if origin is bool:
-        return not value
-    if origin in (int, float):
-        return (value or 0) + 1
-    if origin is str:
-        return (value or "") + "x"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {**(value or {}), changed(get_args(hint)[0], None): changed(get_args(hint)[1], None)}
-    kind = tuple if origin is tuple else frozenset if issubclass(origin, frozenset) else list
-    return kind([*(value or ()), changed(get_args(hint)[0], None)])
-
-
-FIELDS = [
-    (record, field.name)
-    for record in (BlockRecipe(Truncation(), "cache", "quarantine"), Slicing("auto", 4), Truncation())
-    for field in dataclasses.fields(record)
-]
-
-
-@pytest.mark.parametrize(("record", "name"), FIELDS, ids=[f"{type(record).__name__}.{name}" for record, name in FIELDS])
-def test_every_field_decides_unless_it_is_listed(
-    record: Any, name: str, text_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """Check that a field which is added later changes the key, or is known not to decide."""
-    assert {"cache_dir", "quarantine_dir"} == NOT_DECIDING, "where files are does not change them; all else may"
-    other = dataclasses.replace(record, **{name: changed(get_type_hints(type(record))[name], getattr(record, name))})
-    assert other != record
-    differs = settings_digest(text_tokenizer, other) != settings_digest(text_tokenizer, record)
-    assert differs == (name not in NOT_DECIDING)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tokenizer: setattr(tokenizer, "chat_template", TEMPLATE + " "),
-        lambda tokenizer: setattr(tokenizer, "eos_token", "<|end|>"),
-        lambda tokenizer: setattr(tokenizer, "split_special_tokens", True),
-        lambda tokenizer: tokenizer.add_tokens(["hello"]),
-        lambda tokenizer: setattr(tokenizer, "add_eos_token", True),
-    ],
-    ids=["chat_template", "eos_token", "split_special_tokens", "added token", "add_eos_token"],
-)
-def test_what_decides_the_ids_decides_the_digest_of_a_tokenizer(
-    change: Callable[[PreTrainedTokenizerFast], object],
-) -> None:
-    tokenizer = build_tokenizer(TEMPLATE)
-    assert tokenizer_digest(tokenizer) == tokenizer_digest(build_tokenizer(TEMPLATE))
-    change(tokenizer)
-    assert tokenizer_digest(tokenizer) != tokenizer_digest(build_tokenizer(TEMPLATE))
-
-
-def test_the_folder_of_a_tokenizer_and_its_use_do_not_matter(tmp_path: Path) -> None:
-    build_tokenizer(TEMPLATE).save_pretrained(tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one, two = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("one", "two"))
-    two("some text", padding=False, truncation=False)
-    assert one.name_or_path != two.name_or_path
-    assert tokenizer_digest(one) == tokenizer_digest(two)
-
-
 def test_a_lost_or_damaged_block_has_its_shard_tokenized_again(
     tmp_path: Path, data: Path, text_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,29 +236,6 @@ def test_a_shard_with_too_many_bad_rows_for_an_entry_says_so(
     assert Run(tmp_path, text_tokenizer).rows_tokenized == 10
 
 
-def test_a_remote_shard_is_known_by_what_its_store_says(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/index/a.jsonl", b"content")
-    facts: dict[str, Any] = {"name": "/index/a.jsonl", "size": 7, "type": "file", "created": time.time()}
-    monkeypatch.setattr(type(memory), "info", lambda self, path: facts)
-    assert shard_identity.shard_identity("memory://index/a.jsonl") is None
-    known = []
-    for version in (
-        {"ETag": "1"},
-        {"ETag": "2"},
-        {"LastModified": "today"},
-        {"md5Hash": "x"},
-        {"size": 8, "ETag": "1"},
-    ):
-        monkeypatch.setattr(type(memory), "info", lambda self, path, more=version: {**facts, **more})
-        known.append(shard_identity.shard_identity("memory://index/a.jsonl"))
-    assert None not in known
-    assert len(set(known)) == 5
-    assert shard_identity.shard_identity("memory://index/a.jsonl") == known[-1]
-
-
 def test_remote_shards_that_cannot_be_told_apart_are_reported_once(
     tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -348,41 +250,3 @@ def test_remote_shards_that_cannot_be_told_apart_are_reported_once(
     assert "these 5 shards" in record.getMessage()
     assert "memory://nowhere/0, memory://nowhere/1, memory://nowhere/2, ..." in record.getMessage()
     assert not (tmp_path / index_entries.TOKEN_INDEX).exists()
-
-
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    name: str
-    rows: tuple[int, ...] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Outer:
-    inner: Inner | None
-    counts: Mapping[str, int]
-    numbers: Mapping[int, float]
-    marks: frozenset[str]
-    pair: tuple[str, int]
-    parts: Sequence[Inner]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        Outer(None, {}, {}, frozenset(), ("", 0), []),
-        Outer(Inner("a", (1, 2)), {"b": 1, "a": 2}, {3: 0.1}, frozenset("xyz"), ("p", -1), [Inner("é\ud800", None)]),
-    ],
-)
-def test_records_survive_json(record: Outer) -> None:
-    text = json.dumps(to_json(record))
-    assert from_json(Outer, json.loads(text)) == record
-    assert json.dumps(to_json(record)) == text
-
-
-def test_json_of_another_type_is_refused() -> None:
-    with pytest.raises(TypeError, match="'x' is not of type"):
-        from_json(tuple[int, ...], ["x"])
-    with pytest.raises(KeyError, match="rows"):
-        from_json(Inner, {"name": "a"})
-    with pytest.raises(TypeError, match="object has no form in JSON"):
-        to_json([object()])
