@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from raydpo.batching.micro_batch import MicroBatch
-from raydpo.blocks.schema import BoolArray, IntArray, TokenizedPair
+from raydpo.blocks.schema import BoolArray, IntArray, TokenizedPair, targets_of
 
 
 def joint_mask(members: Sequence[TokenizedPair]) -> BoolArray | None:
@@ -21,7 +21,7 @@ def joint_mask(members: Sequence[TokenizedPair]) -> BoolArray | None:
     sides += [(pair.rejected_ids, pair.rejected_loss_mask) for pair in members]
     if all(mask is None for _, mask in sides):
         return None
-    return np.concatenate([_whole(ids, mask) for ids, mask in sides])
+    return np.concatenate([targets_of(mask, len(ids)) for ids, mask in sides])
 
 
 def without_masked(batch: MicroBatch, mask: BoolArray) -> MicroBatch:
@@ -55,10 +55,5 @@ def count_masked(uses: Sequence[tuple[int, IntArray, BoolArray | None]]) -> int:
         return 0
     targets: dict[int, BoolArray] = {}
     for completion, ids, mask in uses:
-        targets[completion] = targets.get(completion, np.zeros(len(ids), dtype=np.bool_)) | _whole(ids, mask)
+        targets[completion] = targets.get(completion, np.zeros(len(ids), dtype=np.bool_)) | targets_of(mask, len(ids))
     return sum(int(np.count_nonzero(~mask)) for mask in targets.values())
-
-
-def _whole(ids: IntArray, mask: BoolArray | None) -> BoolArray:
-    """Return the mask, or for None one that is all true."""
-    return np.ones(len(ids), dtype=np.bool_) if mask is None else mask

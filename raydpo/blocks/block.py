@@ -47,8 +47,8 @@ class TokenizedBlock:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    def extras(self, name: str, default: float) -> list[float]:
-        """Return the numbers in a column of `schema.EXTRA_FIELDS`, one per row; the default if the file lacks it."""
+    def numbers(self, name: str, default: float) -> list[float]:
+        """Return the numbers in a column of `schema.EXTRAS_FIELDS`, one per row; the default if the file lacks it."""
         if name not in self.table.column_names:
             return [default] * len(self)
         values: list[float] = self.table.column(name).to_pylist()
@@ -86,7 +86,7 @@ class ScoredBlock:
         self._url = url
         self._chosen = ListColumn(scores, schema.REF_CHOSEN_LOGPS)
         self._rejected = ListColumn(scores, schema.REF_REJECTED_LOGPS)
-        self._weights, self._margins = tokenized.extras(schema.WEIGHT, 1.0), tokenized.extras(schema.MARGIN, 0.0)
+        self._weights, self._margins = tokenized.numbers(schema.WEIGHT, 1.0), tokenized.numbers(schema.MARGIN, 0.0)
         if len(self._chosen) != len(tokenized):
             raise self._mismatch(f"{len(self._chosen)} rows for {len(tokenized)} pairs")
 

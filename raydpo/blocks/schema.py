@@ -46,12 +46,17 @@ LOSS_MASK_FIELDS = (
     pa.field(REJECTED_LOSS_MASK, pa.list_(pa.bool_()), nullable=False),
 )
 """Further columns of a block with masked tokens (`loss_on` assistant): whether each completion token is a target."""
-EXTRA_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
+EXTRAS_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
 """Columns that a block's file has after the others where rows have a weight other than 1 or a margin other than 0."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+
+def targets_of(mask: BoolArray | None, tokens: int) -> BoolArray:
+    """Return whether each token of a completion is a target of the loss, [tokens]; without a mask, all of them are."""
+    return np.ones(tokens, dtype=np.bool_) if mask is None else mask
 
 
 @dataclass(frozen=True)

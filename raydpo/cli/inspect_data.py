@@ -104,8 +104,8 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     from raydpo.reporting.console import Stage, print_line
     from raydpo.stages.tokenize import tokenization_request
 
-    shards = find_shards(job)
-    tokenizer = load_tokenizer(job)
+    shards = shards_of(job)
+    tokenizer = tokenizer_of(job)
     if tokenizer is not None and writes_date(tokenizer) and job.data.chat_template_date is None:
         today = datetime.date.today().isoformat()  # that of a run which starts now
         job = replace(job, data=replace(job.data, chat_template_date=today))
@@ -139,7 +139,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     return int(failed)
 
 
-def find_shards(job: JobConfig) -> list["Shard"]:
+def shards_of(job: JobConfig) -> list["Shard"]:
     """Return the shards of the data with the rows that a run would use: those to train on, then those held out."""
     from raydpo.data.mixtures.mixture import draw_rows
     from raydpo.data.mixtures.row_counts import count_rows
@@ -151,7 +151,7 @@ def find_shards(job: JobConfig) -> list["Shard"]:
     return [*mixture.train, *mixture.held_out]
 
 
-def load_tokenizer(job: JobConfig) -> "PreTrainedTokenizerBase | None":
+def tokenizer_of(job: JobConfig) -> "PreTrainedTokenizerBase | None":
     """Return the tokenizer of the job's model, for which no weights are read; None without a model."""
     name, trust = job.model.model_name_or_path, job.model.trust_remote_code
     if name is None:
@@ -162,15 +162,13 @@ def load_tokenizer(job: JobConfig) -> "PreTrainedTokenizerBase | None":
 
         return build_tokenizer(Recipe().vocab_size)
     from raydpo.models import loading
-    from raydpo.models.chat_template import read_chat_template
     from raydpo.models.source import resolve_tokenizer
+    from raydpo.models.template_option import read_chat_template
 
     loading.quiet_libraries()
     source = resolve_tokenizer(name, job.model.model_revision, trust_remote_code=trust)
-    tokenizer = loading.load_tokenizer(source, trust_remote_code=trust)
-    if job.model.chat_template is not None:
-        tokenizer.chat_template = read_chat_template(job.model.chat_template)
-    return tokenizer
+    template = read_chat_template(job.model.chat_template)
+    return loading.load_tokenizer(source, trust_remote_code=trust, chat_template=template)
 
 
 def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydpo.config.columns import check_column_mapping
+from raydpo.config.column_mapping import check_column_mapping
 from raydpo.config.fields import Rule, Section, at_least, date, one_of, option
 from raydpo.config.mixture import DatasetEntry
 from raydpo.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import BoolArray, FloatArray
+from raydpo.blocks.schema import BoolArray, FloatArray, targets_of
 from raydpo.data.dialects.pair import RowError, type_name
 from raydpo.data.tokenization import EncodedPair
 
@@ -57,10 +57,8 @@ def align(
     the tokens nor that of the targets, if `per_token` is set and the row has only a sum, or if targets of a sum were
     truncated.
     """
-    chosen_targets, rejected_targets = (
-        np.ones(len(ids), dtype=np.bool_) if mask is None else mask
-        for ids, mask in ((full.chosen_ids, full.chosen_mask), (full.rejected_ids, full.rejected_mask))
-    )
+    chosen_targets = targets_of(full.chosen_mask, len(full.chosen_ids))
+    rejected_targets = targets_of(full.rejected_mask, len(full.rejected_ids))
     chosen = _fit(schema.REF_CHOSEN_LOGPS, logps.chosen, chosen_targets, len(truncated.chosen_ids), per_token)
     rejected = _fit(schema.REF_REJECTED_LOGPS, logps.rejected, rejected_targets, len(truncated.rejected_ids), per_token)
     return chosen, rejected

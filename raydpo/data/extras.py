@@ -22,8 +22,8 @@ DEFAULTS = {schema.WEIGHT: 1.0, schema.MARGIN: 0.0}
 
 
 @dataclass(frozen=True)
-class ExtraColumns:
-    """Which columns are read; those that are not may hold anything."""
+class ExtrasOptions:
+    """The columns of weights and margins that are read; the others may hold anything."""
 
     weight: bool = False
     """Whether the column `weight` is read."""
@@ -45,17 +45,17 @@ class Extras:
     """Whether the row has a column `margin` that is not read."""
 
 
-def read_extras(row: Mapping[str, Any], columns: ExtraColumns) -> Extras:
+def read_extras(row: Mapping[str, Any], options: ExtrasOptions) -> Extras:
     """Return the weight and margin of a row. Raises RowError if it has one that is wrong, or lacks a required one."""
-    weight = _number(row, schema.WEIGHT, "set sample_weights=ignore") if columns.weight else None
+    weight = _number(row, schema.WEIGHT, "set sample_weights=ignore") if options.weight else None
     if weight is not None and weight < 0:
         raise RowError("wrong weight", f"column 'weight' is {weight:g}, but a weight is at least 0; correct it")
-    margin = _number(row, schema.MARGIN, "set use_margins=false") if columns.margin else None
-    if margin is None and columns.margin_from_scores != "none":
-        margin = _from_scores(row, log=columns.margin_from_scores == "log")
-    if margin is None and columns.margin_required:
+    margin = _number(row, schema.MARGIN, "set use_margins=false") if options.margin else None
+    if margin is None and options.margin_from_scores != "none":
+        margin = _from_scores(row, log=options.margin_from_scores == "log")
+    if margin is None and options.margin_required:
         raise RowError("no margin", "the row has no 'margin', which the loss needs; add one, or set margin_from_scores")
-    return Extras(weight, margin, unread_margin=not columns.margin and row.get(schema.MARGIN) is not None)
+    return Extras(weight, margin, unread_margin=not options.margin and row.get(schema.MARGIN) is not None)
 
 
 def _from_scores(row: Mapping[str, Any], *, log: bool) -> float:
@@ -95,8 +95,8 @@ def _number(row: Mapping[str, Any], name: str, remedy: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class ExtraCounts:
-    """Numbers of rows."""
+class ExtrasCounts:
+    """The numbers of rows that have a weight or a margin."""
 
     weights: int = 0
     """Rows with a weight."""
@@ -106,19 +106,19 @@ class ExtraCounts:
     """Rows with a column `margin` that is not read."""
 
 
-def count_extras(extras: Sequence[Extras]) -> ExtraCounts:
+def count_extras(extras: Sequence[Extras]) -> ExtrasCounts:
     """Return how many of the rows have which number."""
-    return ExtraCounts(
+    return ExtrasCounts(
         weights=sum(row.weight is not None for row in extras),
         margins=sum(row.margin is not None for row in extras),
         unread_margins=sum(row.unread_margin for row in extras),
     )
 
 
-def total_extras(counts: Iterable[ExtraCounts]) -> ExtraCounts:
+def total_extras(counts: Iterable[ExtrasCounts]) -> ExtrasCounts:
     """Return the sums of the counts."""
     every = list(counts)
-    return ExtraCounts(
+    return ExtrasCounts(
         weights=sum(count.weights for count in every),
         margins=sum(count.margins for count in every),
         unread_margins=sum(count.unread_margins for count in every),
@@ -126,7 +126,7 @@ def total_extras(counts: Iterable[ExtraCounts]) -> ExtraCounts:
 
 
 @dataclass(frozen=True)
-class ExtraColumn:
+class ExtrasColumn:
     """The numbers of a block's pairs that go into a column of its file."""
 
     name: str
@@ -136,7 +136,7 @@ class ExtraColumn:
     """SHA-256 (hex) of the values."""
 
 
-def extra_columns(extras: Sequence[Extras]) -> list[ExtraColumn]:
+def extras_columns(extras: Sequence[Extras]) -> list[ExtrasColumn]:
     """Return the columns that the file of these rows gets: none where all rows have what a row without has."""
     found = []
     for name, default in DEFAULTS.items():
@@ -144,5 +144,5 @@ def extra_columns(extras: Sequence[Extras]) -> list[ExtraColumn]:
         values = np.array([default if value is None else value for value in given], dtype=np.float32)
         if (values != default).any():
             digest = hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
-            found.append(ExtraColumn(name, pa.array(values), digest))
+            found.append(ExtrasColumn(name, pa.array(values), digest))
     return found

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
 from raydpo.data.dialects.columns import ColumnMapping
-from raydpo.data.extras import ExtraColumns, ExtraCounts, total_extras
+from raydpo.data.extras import ExtrasCounts, ExtrasOptions, total_extras
 from raydpo.data.index.settings_digest import settings_digest
 from raydpo.data.index.token_index import TokenIndex
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
-from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, log_remarks, merged, rows_of
+from raydpo.data.remarks import DROPPED_WORDS, GENERATION_TAIL, MERGED_TAIL, log_remarks, merged, rows_of
 from raydpo.data.shards import Shard
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
@@ -51,7 +51,7 @@ class TokenizationRequest:
     """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
-    extras: ExtraColumns = field(default_factory=ExtraColumns)
+    extras_options: ExtrasOptions = field(default_factory=ExtrasOptions)
     """Columns that weights and margins come from."""
 
 
@@ -89,7 +89,7 @@ class PreparedData:
     """Length of the longest sequence in tokens, after truncation."""
     rows_reused: int = field(default=0, compare=False)
     """Number of good and bad rows that an earlier run has tokenized."""
-    extras: ExtraCounts = field(default_factory=ExtraCounts)
+    extras_counts: ExtrasCounts = field(default_factory=ExtrasCounts)
     """Numbers of good rows with a weight or a margin."""
     by_shard: Mapping[str, ShardCounts] = field(default_factory=dict)
     """Counts by shard name; shards without rows are missing."""
@@ -111,7 +111,7 @@ def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
         per_token=request.per_token,
         assistant_only=request.assistant_only,
         text=request.text,
-        extras=request.extras,
+        extras_options=request.extras_options,
     )
     return Slicing(request.dialect, request.block_pairs, request.mapping), recipe
 
@@ -221,10 +221,10 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         dialects={shards[outcome.shard_index].name: outcome.dialect for outcome in outcomes},
         files={shard.name: shard.url for shard in shards},
         dropped_prompt_tails=sum(rows_of(remarks, topic).get("", 0) for topic in (GENERATION_TAIL, MERGED_TAIL)),
-        template_losses=rows_of(remarks, LOSS),
+        template_losses=rows_of(remarks, DROPPED_WORDS),
         longest=max(outcome.longest for outcome in outcomes),
         rows_reused=tally.reused,
-        extras=total_extras(outcome.extras for outcome in outcomes),
+        extras_counts=total_extras(outcome.extras_counts for outcome in outcomes),
         by_shard=_counts(outcomes, shards),
     )
 

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 _log = logging.getLogger(__name__)
 
-LOSS, GENERATION_TAIL, MERGED_TAIL, OWN_TOKENS = "loss", "generation tail", "merged tail", "own special tokens"
+DROPPED_WORDS, OWN_TOKENS = "dropped words", "own special tokens"
+GENERATION_TAIL, MERGED_TAIL = "generation tail", "merged tail"
 """The topics of remarks."""
 
 _TEXTS = {
-    LOSS: (
+    DROPPED_WORDS: (
         "The chat template drops words of %d pairs (%s), for example %s. They are trained on without these words, as "
         "on_template_loss=keep says."
     ),
@@ -36,7 +36,7 @@ class Remark:
 
     topic: str
     detail: str
-    """For LOSS the kind of words; otherwise empty."""
+    """For DROPPED_WORDS the kind of words; otherwise empty."""
     example: str
 
 
@@ -76,5 +76,5 @@ def rows_of(remarks: Remarks, topic: str) -> dict[str, int]:
 def log_remarks(remarks: Remarks) -> None:
     """Write one warning to the log per topic and detail."""
     for (topic, detail), count in remarks.items():
-        values: tuple[Any, ...] = (count.rows, detail, count.example) if topic == LOSS else (count.rows, count.example)
-        _log.warning(_TEXTS[topic], *values)
+        kind = (detail,) if topic == DROPPED_WORDS else ()
+        _log.warning(_TEXTS[topic], count.rows, *kind, count.example)

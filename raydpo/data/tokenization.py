@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.encoding import REFUSED, Encoder, PairIds, TokenIds
-from raydpo.data.remarks import GENERATION_TAIL, LOSS, MERGED_TAIL, OWN_TOKENS, Remark
+from raydpo.data.remarks import DROPPED_WORDS, GENERATION_TAIL, MERGED_TAIL, OWN_TOKENS, Remark
 from raydpo.data.row_errors import attempt
 from raydpo.data.templates.probe import TOOLS
-from raydpo.data.templates.rendered import Loss, Rendered
+from raydpo.data.templates.rendered import DroppedWords, Rendered
 from raydpo.data.templates.rendering import render_conversations
 from raydpo.data.templates.rendering_check import DROPPED
 from raydpo.data.templates.special_tokens import SpecialTokens, special_tokens
@@ -155,7 +155,7 @@ def _encode(encoder: Encoder, texts: Sequence[Rendered | RowError]) -> Iterator[
 
 def _pair(encoder: Encoder, text: Rendered, ids: PairIds) -> EncodedPair:
     pair = _join(*ids)
-    remarks = [Remark(LOSS, loss.kind, loss.example) for loss in text.losses]
+    remarks = [Remark(DROPPED_WORDS, words.kind, words.example) for words in text.dropped]
     if len(pair.dropped_tail):
         topic = MERGED_TAIL if text.begins_with_prompt else GENERATION_TAIL
         remarks.append(Remark(topic, "", repr(encoder.tokenizer.decode(pair.dropped_tail.tolist()))))
@@ -195,17 +195,17 @@ def _plain_texts(pair: Pair, special: SpecialTokens, options: TextOptions) -> Re
     tools that the prompt does not name.
     """
     prompt, chosen, rejected = (str(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    losses = [Loss(TOOLS, piece.example) for piece in missing(tool_pieces(pair.tools), prompt)[:1]]
+    dropped = [DroppedWords(TOOLS, piece.example) for piece in missing(tool_pieces(pair.tools), prompt)[:1]]
     arguments = [name for name, value in pair.chat_template_kwargs.items() if value is not None]
-    losses += [Loss("chat_template_kwargs", repr(name)) for name in arguments[:1]]
-    if losses and options.on_template_loss != "keep":
+    dropped += [DroppedWords("chat_template_kwargs", repr(name)) for name in arguments[:1]]
+    if dropped and options.on_template_loss != "keep":
         raise RowError(
             DROPPED,
-            f"{losses[0].kind}, for example {losses[0].example}; the row is text, which goes through no chat template; "
-            "use messages, drop the column, or set on_template_loss=keep",
+            f"{dropped[0].kind}, for example {dropped[0].example}; the row is text, which goes through no chat "
+            "template; use messages, drop the column, or set on_template_loss=keep",
         )
     chosen, rejected = special.ended(chosen), special.ended(rejected)
-    return Rendered(prompt, prompt + chosen, prompt + rejected, tuple(losses))
+    return Rendered(prompt, prompt + chosen, prompt + rejected, tuple(dropped))
 
 
 def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair:

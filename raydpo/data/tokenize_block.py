@@ -18,12 +18,12 @@ from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.encoding import TokenIds
-from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, count_extras, extra_columns, read_extras
+from raydpo.data.extras import Extras, ExtrasCounts, ExtrasOptions, count_extras, extras_columns, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice
 from raydpo.data.index.index_entries import block_url
 from raydpo.data.loss_masks import digest_of_masks, loss_masks
 from raydpo.data.mixtures.shard_rows import parse_rows
-from raydpo.data.remarks import LOSS, Remark, Remarks, counted
+from raydpo.data.remarks import DROPPED_WORDS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
 from raydpo.data.shards import Shard
 from raydpo.data.templates.assistant_spans import with_loss_masks
@@ -67,7 +67,7 @@ class BlockRecipe:
     """Whether only tokens of assistant turns are targets (`loss_on` assistant), which the block's loss masks tell."""
     text: TextOptions = field(default_factory=TextOptions)
     """What happens where a chat template drops words, and to special tokens of text."""
-    extras: ExtraColumns = field(default_factory=ExtraColumns)
+    extras_options: ExtrasOptions = field(default_factory=ExtrasOptions)
     """Columns that weights and margins come from."""
 
 
@@ -92,7 +92,7 @@ class BlockOutcome:
     """Name of the file with the bad rows in the quarantine folder; empty if all rows were good."""
     longest: int
     """Length of the longest sequence in tokens, after truncation."""
-    extras: ExtraCounts = field(default_factory=ExtraCounts)
+    extras_counts: ExtrasCounts = field(default_factory=ExtrasCounts)
     """Numbers of good rows with a weight or a margin."""
 
 
@@ -124,13 +124,15 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         remarks=counted(_placed(remark, row, raw.shard) for row in good for remark in row.pair.remarks),
         quarantine_file=quarantined,
         longest=max((row.pair.length for row in good), default=0),
-        extras=count_extras([row.extras for row in good]),
+        extras_counts=count_extras([row.extras for row in good]),
     )
 
 
 def _placed(remark: Remark, row: _GoodRow, shard: Shard) -> Remark:
     """Return a remark whose example names the row, where words of it were lost."""
-    example = f"{remark.example} in row {row.number} of {shard.url}" if remark.topic == LOSS else remark.example
+    example = (
+        f"{remark.example} in row {row.number} of {shard.url}" if remark.topic == DROPPED_WORDS else remark.example
+    )
     return replace(remark, example=example)
 
 
@@ -186,7 +188,7 @@ def _read(
         raise RowError(row.reason)
     pair = to_pair(row.columns, dialect, bool(tokenizer.chat_template), recipe.mapping)
     named = recipe.mapping.apply(row.columns)
-    return pair, read_dataset_logps(named) if recipe.dataset_logps else None, read_extras(named, recipe.extras)
+    return pair, read_dataset_logps(named) if recipe.dataset_logps else None, read_extras(named, recipe.extras_options)
 
 
 def _cut(
@@ -228,7 +230,7 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
     scores = [row.scores for row in good if row.scores is not None]
     if scores:
         content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
-    extras = extra_columns([row.extras for row in good])
+    extras = extras_columns([row.extras for row in good])
     digests = {column.name: column.digest for column in extras}
     # Another shard may have the same tokens with other pair ids, weights, margins or masks. The file name depends on
     # all, so that no file overwrites another; the scores depend on the tokens only.
@@ -243,7 +245,7 @@ def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> sch
         arrays += [_list_array(side) for side in zip(*scores, strict=True)]
         fields = list(schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
         arrays += [column.values for column in extras]
-        fields += [schema.EXTRA_FIELDS[column.name] for column in extras]
+        fields += [schema.EXTRAS_FIELDS[column.name] for column in extras]
         arrays += [_list_array(side) for side in masks]
         fields += list(schema.LOSS_MASK_FIELDS) if masks else []
         storage.write_table(url, pa.table(arrays, schema=pa.schema(fields)))

@@ -65,8 +65,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|huggingface_hub")
 
 
-def load_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer.
+def load_tokenizer(
+    source: ModelSource, *, trust_remote_code: bool, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer, with `chat_template` (Jinja text; None: its own).
 
     Raises ModelError if the model has none or if it has no end-of-sequence token.
     """
@@ -85,6 +87,8 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTraine
             f"the tokenizer of {source.name!r} has no eos_token, which ends each completion; "
             "set eos_token in its tokenizer_config.json"
         )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     return tokenizer
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+TITLE = 12
+"""Width of the column of titles."""
 REDRAW_S = 0.2
 """Minimum seconds between updates of the line on a terminal, where it is redrawn in place."""
 REPEAT_S = 15.0
@@ -53,7 +55,7 @@ class Stage:
             self._stream.flush()
 
     def _print(self, text: str, *, end: bool) -> None:
-        line = f"{self._title:<12} {text}"
+        line = f"{self._title:<{TITLE}} {text}"
         if self._terminal:
             line = f"\r\033[K{line}"
         self._stream.write(line + ("\n" if end or not self._terminal else ""))
@@ -61,8 +63,9 @@ class Stage:
 
 
 def print_line(title: str, text: str) -> None:
-    """Print a line that belongs to no stage, with its title in the column of the stages' titles."""
-    print(f"{title:<12} {text}", flush=True)
+    """Print text that belongs to no stage. Its title stands in the column of titles; further lines are indented."""
+    first, *others = text.split("\n")
+    print(f"{title:<{TITLE}} {first}", *(f"{'':<{TITLE}} {line}" for line in others), sep="\n", flush=True)
 
 
 def duration(seconds: float) -> str:

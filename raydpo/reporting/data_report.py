@@ -9,24 +9,17 @@ import numpy as np
 from raydpo.data.dialects.pair import kind_of
 from raydpo.data.inspection import SIDES, ShardReport, ShownPair
 from raydpo.data.quarantine import BadRow
+from raydpo.reporting.console import TITLE, print_line
 
 SHOWN_CHARACTERS = 800
 """Number of characters of a text that are printed; of a longer one, the middle is left out."""
 SHOWN_IDS = 12
 """Number of token ids that are printed of a longer sequence."""
-LABEL = 12
-"""Width of the column of labels, as in the lines of the stages of a run."""
 
 
 def heading(name: str) -> str:
     """Return the line above what is printed of a file."""
     return f"== {name} ".ljust(100, "=")
-
-
-def print_line(label: str, text: str) -> None:
-    """Print text with a label in a column of its own; further lines are indented."""
-    lines = text.split("\n")
-    print(f"{label:<{LABEL}} {lines[0]}", *(f"{'':<{LABEL}} {line}" for line in lines[1:]), sep="\n")
 
 
 def print_shard(report: ShardReport, unit: str) -> None:
@@ -125,10 +118,10 @@ def visible(text: str) -> str:
 
 def print_lengths(reports: Sequence[ShardReport], unit: str) -> None:
     """Print median, 95 % quantile and maximum of the lengths before truncation."""
-    print(f"{'Lengths':<{LABEL}} {'median':>8}{'95%':>8}{'longest':>9}  {unit}, before truncation")
+    print(f"{'Lengths':<{TITLE}} {'median':>8}{'95%':>8}{'longest':>9}  {unit}, before truncation")
     for name, values in lengths_by_name(reports).items():
         middle, high = np.quantile(values, (0.5, 0.95))
-        print(f"{'':<{LABEL}} {int(middle):>8,}{int(high):>8,}{max(values):>9,}  {name}")
+        print(f"{'':<{TITLE}} {int(middle):>8,}{int(high):>8,}{max(values):>9,}  {name}")
 
 
 def lengths_by_name(reports: Sequence[ShardReport]) -> dict[str, list[int]]:

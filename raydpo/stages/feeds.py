@@ -143,6 +143,6 @@ def data_digest(blocks: Sequence[Block]) -> str:
     """
     parts: list[str] = []
     for block in blocks:
-        extras = {"weights": block.weights, "margins": block.margins, "loss masks": block.loss_masks}
-        parts.append(" ".join([block.content, *(f"{name} {digest}" for name, digest in extras.items() if digest)]))
+        digests = {"weights": block.weights, "margins": block.margins, "loss masks": block.loss_masks}
+        parts.append(" ".join([block.content, *(f"{name} {digest}" for name, digest in digests.items() if digest)]))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -17,12 +17,12 @@ from raydpo.config import BASE, JobConfig
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
-from raydpo.models.chat_template import read_chat_template
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
 from raydpo.models.plan import ModelPlan
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
+from raydpo.models.template_option import read_chat_template
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources
@@ -115,9 +115,8 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     reference = plan_model(
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
     )
-    tokenizer = load_tokenizer(source, trust_remote_code=trust)
-    if job.model.chat_template is not None:
-        tokenizer.chat_template = read_chat_template(job.model.chat_template)
+    template = read_chat_template(job.model.chat_template)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
     run_dir = RunDir(job.run.output_dir)
     return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
 

@@ -19,7 +19,7 @@ from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
-from raydpo.stages.extra_columns import describe_extras, extra_columns_of, unused_margins
+from raydpo.stages.extras import describe_extras, extras_options, unused_margins
 from raydpo.stages.held_out import find_held_out
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tokenize(plan: "RunPlan") -> RunData:
     dialects = sorted({dialect for part in parts for dialect in part.dialects.values()})
     reused = sum(part.rows_reused for part in parts)
     cached = f", {reused:,} from the cache" if reused else ""
-    extras = total_extras(part.extras for part in parts)
+    extras = total_extras(part.extras_counts for part in parts)
     stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine{describe_extras(extras)}")
     if unused := unused_margins(plan.job.loss, extras):
         _log.warning(unused)
@@ -120,5 +120,5 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         per_token=plan.job.loss.ld_alpha is not None,
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
-        extras=extra_columns_of(plan.job.loss),
+        extras_options=extras_options(plan.job.loss),
     )

@@ -251,9 +251,11 @@ class Worker:
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:
         """Return the target for weights in a folder of the run."""
-        tokenizer = load_tokenizer(self._task.policy.source, trust_remote_code=self._job.model.trust_remote_code)
-        if self._task.chat_template is not None:
-            tokenizer.chat_template = self._task.chat_template
+        tokenizer = load_tokenizer(
+            self._task.policy.source,
+            trust_remote_code=self._job.model.trust_remote_code,
+            chat_template=self._task.chat_template,
+        )
         return ExportTarget(
             folder=str(Path(self._task.run_dir) / name),
             source=source,

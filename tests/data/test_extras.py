@@ -16,7 +16,7 @@ from raydpo.blocks import schema
 from raydpo.blocks.schema import Block, ScoredPair
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.pair import RowError
-from raydpo.data.extras import ExtraColumns, ExtraCounts, Extras, read_extras
+from raydpo.data.extras import Extras, ExtrasCounts, ExtrasOptions, read_extras
 from raydpo.data.files.rows import read_slices
 from raydpo.data.shards import Shard
 from raydpo.data.tokenization import Truncation
@@ -25,7 +25,7 @@ from raydpo.reference.readers import DatasetReference, ZeroReference
 from raydpo.runtime import storage
 from tests.data.shard_files import COLUMNS, as_parquet
 
-BOTH = ExtraColumns(weight=True, margin=True)
+BOTH = ExtrasOptions(weight=True, margin=True)
 LOG, DIFFERENCE = (replace(BOTH, margin_from_scores=how) for how in ("log", "difference"))
 
 
@@ -36,8 +36,8 @@ LOG, DIFFERENCE = (replace(BOTH, margin_from_scores=how) for how in ("log", "dif
         ({"weight": None, "margin": None}, BOTH, Extras()),
         ({"weight": 2, "margin": -0.5}, BOTH, Extras(2.0, -0.5)),
         ({"weight": 0, "margin": Decimal("1.25")}, BOTH, Extras(0.0, 1.25)),
-        ({"weight": "heavy", "margin": [1]}, ExtraColumns(), Extras(unread_margin=True)),
-        ({"weight": "heavy", "margin": 1.5}, ExtraColumns(margin=True), Extras(margin=1.5)),
+        ({"weight": "heavy", "margin": [1]}, ExtrasOptions(), Extras(unread_margin=True)),
+        ({"weight": "heavy", "margin": 1.5}, ExtrasOptions(margin=True), Extras(margin=1.5)),
         ({"score_chosen": 8.5, "score_rejected": 6}, BOTH, Extras()),
         ({"score_chosen": 8.5, "score_rejected": 6}, DIFFERENCE, Extras(margin=2.5)),
         ({"score_chosen": 6, "score_rejected": 8.5}, DIFFERENCE, Extras(margin=-2.5)),
@@ -46,7 +46,7 @@ LOG, DIFFERENCE = (replace(BOTH, margin_from_scores=how) for how in ("log", "dif
         ({"margin": 7, "score_chosen": 1, "score_rejected": 2}, LOG, Extras(margin=7.0)),
     ],
 )
-def test_numbers_that_are_read(row: dict[str, Any], columns: ExtraColumns, expected: Extras) -> None:
+def test_numbers_that_are_read(row: dict[str, Any], columns: ExtrasOptions, expected: Extras) -> None:
     assert read_extras(row, columns) == expected
 
 
@@ -73,7 +73,7 @@ def test_numbers_that_are_read(row: dict[str, Any], columns: ExtraColumns, expec
         ({}, replace(BOTH, margin_required=True), "no margin: the row has no 'margin', which the loss needs"),
     ],
 )
-def test_numbers_that_are_refused(row: dict[str, Any], columns: ExtraColumns, reason: str) -> None:
+def test_numbers_that_are_refused(row: dict[str, Any], columns: ExtrasOptions, reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         read_extras(row, columns)
 
@@ -93,16 +93,18 @@ class Folder:
         self.path = path
         self.tokenizer = tokenizer
 
-    def tokenize(self, rows: list[dict[str, Any]], columns: ExtraColumns = BOTH, **options: Any) -> BlockOutcome:
+    def tokenize(self, rows: list[dict[str, Any]], columns: ExtrasOptions = BOTH, **options: Any) -> BlockOutcome:
         """Tokenize the rows as one block, from a Parquet file of a fixed name."""
         file = self.path / "rows.parquet"
         file.write_bytes(as_parquet(rows))
         mapping = options.get("mapping", ColumnMapping())
         (raw,) = read_slices(str(file), 100, COLUMNS | mapping.columns)
-        recipe = BlockRecipe(Truncation(), str(self.path / "cache"), str(self.path / "bad"), extras=columns, **options)
+        recipe = BlockRecipe(
+            Truncation(), str(self.path / "cache"), str(self.path / "bad"), extras_options=columns, **options
+        )
         return tokenize_block(RawBlock(Shard("rows", str(file)), 0, 0, "preference", raw), self.tokenizer, recipe)
 
-    def block(self, rows: list[dict[str, Any]], columns: ExtraColumns = BOTH, **options: Any) -> Block:
+    def block(self, rows: list[dict[str, Any]], columns: ExtrasOptions = BOTH, **options: Any) -> Block:
         block = self.tokenize(rows, columns, **options).block
         assert block is not None
         return block
@@ -120,7 +122,7 @@ def pairs_of(block: Block) -> Iterator[ScoredPair]:
 
 def test_numbers_reach_the_pairs_of_a_block_and_of_its_parts(folder: Folder) -> None:
     outcome = folder.tokenize(with_columns(weight=WEIGHTS, margin=MARGINS))
-    assert outcome.extras == ExtraCounts(weights=3, margins=2)
+    assert outcome.extras_counts == ExtrasCounts(weights=3, margins=2)
     block = outcome.block
     assert block is not None
     assert [(pair.weight, pair.margin) for pair in pairs_of(block)] == [(2, 0), (1, -1.5), (0.25, 0.75), (0, 0)]
@@ -128,13 +130,13 @@ def test_numbers_reach_the_pairs_of_a_block_and_of_its_parts(folder: Folder) -> 
 
 
 def test_rows_without_numbers_give_the_block_of_before(folder: Folder) -> None:
-    plain = folder.block(ROWS, ExtraColumns())
+    plain = folder.block(ROWS, ExtrasOptions())
     written = storage.read_bytes(plain.url)
     assert storage.read_table(plain.url).schema.equals(schema.TOKENIZED_SCHEMA)
     for rows, columns in (
         (ROWS, BOTH),
         (with_columns(weight=[1.0, 1, None, 1], margin=[0, None, 0.0, 0]), BOTH),
-        (with_columns(weight=WEIGHTS, margin=MARGINS), ExtraColumns()),
+        (with_columns(weight=WEIGHTS, margin=MARGINS), ExtrasOptions()),
     ):
         assert folder.block(rows, columns) == plain
         assert storage.read_bytes(plain.url) == written
@@ -180,8 +182,8 @@ def test_a_wrong_number_sends_its_row_to_quarantine_and_no_other(folder: Folder)
 
 
 def test_margins_that_are_not_read_are_counted(folder: Folder) -> None:
-    outcome = folder.tokenize(with_columns(margin=["wide", None, "narrow", None]), ExtraColumns(weight=True))
-    assert (outcome.rows, outcome.bad_reasons, outcome.extras) == (4, {}, ExtraCounts(unread_margins=2))
+    outcome = folder.tokenize(with_columns(margin=["wide", None, "narrow", None]), ExtrasOptions(weight=True))
+    assert (outcome.rows, outcome.bad_reasons, outcome.extras_counts) == (4, {}, ExtrasCounts(unread_margins=2))
 
 
 def test_mapped_columns_are_weights_and_scores(folder: Folder) -> None:

@@ -112,7 +112,7 @@ def test_rows_with_lost_words_are_counted_with_the_first_of_them(tmp_path: Path)
     )
     tokenizer = build_tokenizer(samples.THINKING_STRIPPED)
     (kept,) = outcomes(path, tokenizer, TextOptions(on_template_loss="keep"))
-    count = kept.remarks["loss", "reasoning"]
+    count = kept.remarks["dropped words", "reasoning"]
     assert (count.rows, count.example) == (2, f"'easy' in row 2 of {path}")
     assert kept.bad_reasons == {}
     (quarantined,) = outcomes(path, tokenizer)

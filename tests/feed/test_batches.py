@@ -118,7 +118,7 @@ def test_ranks_get_each_pair_once_in_equally_many_forwards(blocks: list[Block]) 
 def test_weights_and_margins_go_with_their_pairs(with_prompts: bool, blocks: list[Block], tmp_path: Path) -> None:
     table = storage.read_table(blocks[0].url)
     for name, values in ((schema.WEIGHT, np.arange(12.0)), (schema.MARGIN, -np.arange(12.0))):
-        table = table.append_column(schema.EXTRA_FIELDS[name], [schema.pa.array(values, schema.pa.float32())])
+        table = table.append_column(schema.EXTRAS_FIELDS[name], [schema.pa.array(values, schema.pa.float32())])
     url = str(tmp_path / "weighted.parquet")
     storage.write_table(url, table)
     feed = source([replace(blocks[0], url=url), blocks[1]], with_prompts=with_prompts)

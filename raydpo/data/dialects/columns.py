@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydpo.config.columns import MAPPING_TARGETS, check_column_mapping
+from raydpo.config.column_mapping import MAPPING_TARGETS, check_column_mapping
 from raydpo.data.dialects.pair import RowError, type_name
 
 NONE = "none"

@@ -34,7 +34,8 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which a message may have the model's reasoning, apart from its content."""
 _PAYLOAD_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|from)["']\s*:""")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a content that are text."""
 
 
 def is_message(value: Any) -> bool:
@@ -143,7 +144,7 @@ def _part(part: Any, column: str) -> dict[str, Any]:
     """Return a part of a content as `{"type": "text", "text": ...}`. Raises RowError where it is not text."""
     text = part.get("text") if isinstance(part, Mapping) else part
     kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-    if kind not in _TEXT_PARTS:
+    if kind not in TEXT_PARTS:
         raise RowError("not text", f"a content in column {column!r} has a part of type {kind!r}; only text is read")
     if not isinstance(text, str):
         raise RowError("wrong type", f"a part of a content in column {column!r} is {type_name(text)}, not text")

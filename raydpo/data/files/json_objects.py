@@ -90,16 +90,9 @@ class _ObjectCutter(Cutter):
 
 
 def objects(chunks: Iterator[bytes], indented: bool = False) -> Iterator[RawRow]:
-    """Yield the objects. If the stream is damaged or cut off, the last row carries the reason.
+    """Return the objects. If the stream is damaged or cut off, the last row carries the reason.
 
     `indented` is whether lines inside an object begin with a space, so that a bracket at the start of a line begins an
     object.
     """
-    cutter = _ObjectCutter(indented)
-    damage = None
-    try:
-        for chunk in chunks:
-            yield from cutter.feed(chunk)
-    except Damaged as error:
-        damage = error
-    yield from cutter.finish(damage)
+    return _ObjectCutter(indented).rows(chunks)

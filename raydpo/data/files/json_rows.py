@@ -1,6 +1,7 @@
 """Cut a stream of bytes into JSON rows without parsing them: into lines, or into the elements of one array."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def _line(number: int, parts: list[bytes]) -> Iterator[RawRow]:
         yield RawRow(number, content)
 
 
-class Cutter:
+class Cutter(ABC):
     """A buffer in which a subclass looks for the ends of rows, and which drops the middle of rows that are too long."""
 
     def __init__(self) -> None:
@@ -71,6 +72,24 @@ class Cutter:
         self.in_string = False
         self.number = 0
         self.overlong = False
+
+    @abstractmethod
+    def feed(self, chunk: bytes) -> Iterator[RawRow]:
+        """Add a chunk, and yield the rows that end in it."""
+
+    @abstractmethod
+    def finish(self, damage: Damaged | None) -> Iterator[RawRow]:
+        """Yield what is left at the end of the stream, or where it is damaged."""
+
+    def rows(self, chunks: Iterator[bytes]) -> Iterator[RawRow]:
+        """Yield the rows of a stream. If it is damaged or cut off, the last row carries the reason."""
+        damage = None
+        try:
+            for chunk in chunks:
+                yield from self.feed(chunk)
+        except Damaged as error:
+            damage = error
+        yield from self.finish(damage)
 
     def append(self, chunk: bytes) -> None:
         """Add a chunk, and forget the rows before the current one."""
@@ -192,15 +211,8 @@ class _ArrayCutter(Cutter):
 
 
 def elements(chunks: Iterator[bytes], wrapped: bool = False) -> Iterator[RawRow]:
-    """Yield the elements of the array. If the stream is damaged or cut off, the last row carries the reason.
+    """Return the elements of the array. If the stream is damaged or cut off, the last row carries the reason.
 
     `wrapped` is whether the array is the value of an object's key, so that the object goes on after its end.
     """
-    cutter = _ArrayCutter(wrapped)
-    damage = None
-    try:
-        for chunk in chunks:
-            yield from cutter.feed(chunk)
-    except Damaged as error:
-        damage = error
-    yield from cutter.finish(damage)
+    return _ArrayCutter(wrapped).rows(chunks)

@@ -16,7 +16,7 @@ from raydpo.data.shards import Shard, name_shards
 from raydpo.errors import DataError
 from raydpo.runtime import storage
 
-Counter = Callable[[Sequence[str]], Sequence[int]]
+RowCounter = Callable[[Sequence[str]], Sequence[int]]
 """Returns the number of rows of each URL; see `row_counts.count_all`."""
 
 
@@ -100,7 +100,7 @@ def _joined(parts: Sequence[str]) -> str:
     return joined
 
 
-def draw_rows(entries: Sequence[EntryRows], seed: int, test_size: float | None, count: Counter) -> Mixture:
+def draw_rows(entries: Sequence[EntryRows], seed: int, test_size: float | None, count: RowCounter) -> Mixture:
     """Return the mixture with the rows of each data set chosen; rows are counted only where that is needed.
 
     `test_size` of the chosen rows, a share (rounded up) or a number, are held out, in proportion to what each data set

@@ -38,7 +38,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Rendered:
+class _PlacedText:
     """A rendered conversation, and where its tokens are."""
 
     text: str
@@ -155,7 +155,7 @@ class _Completion:
         edges = [0, *accumulate(map(len, parts))]
         return list(zip(edges[1:-1:2], edges[2::2], strict=True))
 
-    def _spans_by_rendering(self, rendered: _Rendered) -> list[Span]:
+    def _spans_by_rendering(self, rendered: _PlacedText) -> list[Span]:
         """Return the spans of the assistant turns, from renderings of the conversation up to each of them."""
         spans = []
         for number, message in enumerate(self.messages):
@@ -181,7 +181,7 @@ class _Completion:
             closed = closed.removesuffix(self.tokenizer.eos_token or "")
         return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
-    def _opening(self, number: int, rendered: _Rendered) -> int | None:
+    def _opening(self, number: int, rendered: _PlacedText) -> int | None:
         """Return where turn `number` starts: behind the generation prompt, as far as the text has it.
 
         A generation prompt may end in what the template writes before no finished turn, such as an opened `<think>`.
@@ -198,7 +198,7 @@ class _Completion:
         first = next((index for index, (one, other) in enumerate(tokens) if one != other), None)
         return None if first is None else max(len(finished), int(rendered.starts[first]))
 
-    def _ending(self, number: int, rendered: _Rendered) -> int | None:
+    def _ending(self, number: int, rendered: _PlacedText) -> int | None:
         """Return where turn `number` stops: where the rendering up to it does.
 
         Some templates end the last turn of a conversation in their own way, unless a generation prompt follows. Return
@@ -215,7 +215,7 @@ class _Completion:
             return len(opened) - len(asked)
         return self._ending_of_less(number, rendered)
 
-    def _ending_of_less(self, number: int, rendered: _Rendered) -> int | None:
+    def _ending_of_less(self, number: int, rendered: _PlacedText) -> int | None:
         """Return where turn `number` stops if the text has less of it than its rendering as the last turn.
 
         Qwen3's template, for one, writes an empty block of thinking into the last turn only. That rendering then ends
@@ -234,7 +234,7 @@ class _Completion:
 
 
 def _with_mark(tag: re.Match[str]) -> str:
-    """Return a tag of a block with a mark inside of it, where the whitespace around the tag is treated as before."""
+    """Return a tag of a block with a mark inside of it, with the same treatment of the whitespace around it."""
     before, end, after = tag.groups()
     if end:
         return f"{{%{before} if true %}}{{{{ '{_CLOSE}' }}}}{{% endif %}}{{% endgeneration {after}%}}"
@@ -254,10 +254,10 @@ def _value(part: Any, name: str) -> Any:
     return part.get(name, part) if isinstance(part, Mapping) else part
 
 
-def _place_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> _Rendered:
+def _place_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> _PlacedText:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     starts, stops = offsets[:, 0], offsets[:, 1]
     # Some tokenizers leave the spaces out of a token's span, so that a token of spaces alone would be nowhere.
     before = np.concatenate([[0], np.maximum.accumulate(stops)])[:-1]
-    return _Rendered(text, encoded["input_ids"], np.where(starts < stops, starts, np.minimum(before, stops)), stops)
+    return _PlacedText(text, encoded["input_ids"], np.where(starts < stops, starts, np.minimum(before, stops)), stops)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class DroppedWords:
     """Words of a row that the chat template has dropped, in a row that is trained on all the same."""
 
     kind: str
@@ -21,7 +21,7 @@ class Rendered:
     """The prompt; in conversations, with the generation prompt of the template."""
     with_chosen: str
     with_rejected: str
-    losses: tuple[Loss, ...] = ()
+    dropped: tuple[DroppedWords, ...] = ()
     """One entry per kind of words that the template has dropped."""
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.data.dialects.messages import TEXT_PARTS
 from raydpo.data.dialects.pair import Pair, RowError, type_name
 from raydpo.data.row_errors import attempt, attempt_each
 from raydpo.data.templates.chat_template import CALL_ARGUMENTS, ChatTemplate
@@ -23,7 +24,6 @@ from raydpo.data.templates.text_options import TextOptions
 from raydpo.errors import DataError
 
 REFUSED = "refused by the chat template"
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
 def render_conversations(
@@ -120,7 +120,7 @@ def _part_text(part: Any) -> str:
     if not isinstance(part, Mapping):
         raise RowError("wrong type", f"a part of a content is {type_name(part)}, not an object with type and text")
     kind, text = part.get("type", "text"), part.get("text")
-    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
         raise RowError("wrong type", f"a part of a content has the type {kind!r}; only parts of text can be trained on")
     if not isinstance(text, str):
         raise RowError("wrong type", f"the text of a part of a content is {type_name(text)}, not a string")

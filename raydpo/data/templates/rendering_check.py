@@ -8,7 +8,7 @@ from typing import Any
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.templates.chat_template import ChatTemplate
 from raydpo.data.templates.probe import probe_of
-from raydpo.data.templates.rendered import Loss, Rendered
+from raydpo.data.templates.rendered import DroppedWords, Rendered
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.templates.words import Piece, missing, pieces, tool_pieces
 
@@ -45,7 +45,7 @@ def checked(template: ChatTemplate, pair: Pair, texts: Rendered, options: TextOp
     if not lost:
         return texts
     examples = {part.piece.kind: part.piece.example for part in reversed(lost)}
-    return replace(texts, losses=tuple(Loss(kind, example) for kind, example in examples.items()))
+    return replace(texts, dropped=tuple(DroppedWords(kind, example) for kind, example in examples.items()))
 
 
 @dataclass(frozen=True)

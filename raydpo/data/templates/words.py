@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from raydpo.data.dialects.messages import REASONING_KEYS
 from raydpo.data.dialects.pair import Messages
 from raydpo.data.templates.probe import REASONING, SYSTEM, THINK_TAGS, TOOL_CALLS, TOOL_RESULTS, TOOLS, TURNS
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_SYSTEM_ROLES = frozenset({"system", "developer"})
-_TOOL_ROLES = frozenset({"tool", "function", "ipython", "observation", "tool_response"})
+_KINDS = {"system": SYSTEM, "developer": SYSTEM, "tool": TOOL_RESULTS}
+"""Kind of the words of a message by its role; the words of all other messages are TURNS."""
 _THINK_START, _THINK_END = "<think>", "</think>"
 _EXAMPLE_CHARACTERS = 60
 _DISTINCT_LETTERS = 8
@@ -64,7 +64,7 @@ def pieces(messages: Messages, *, reasoning: bool) -> list[Piece]:
 
 
 def _content_pieces(role: str, content: Any, reasoning: bool) -> Iterator[Piece]:
-    kind = SYSTEM if role in _SYSTEM_ROLES else TOOL_RESULTS if role in _TOOL_ROLES else TURNS
+    kind = _KINDS.get(role, TURNS)
     texts = content if isinstance(content, list) else [content]
     for text in (part.get("text") if isinstance(part, Mapping) else part for part in texts):
         if kind == TURNS and role != "user" and isinstance(text, str) and _THINK_END in text:

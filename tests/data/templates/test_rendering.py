@@ -61,7 +61,7 @@ def reason(template: str, row: Pair, options: TextOptions | None = None) -> str:
 def losses(template: str, row: Pair) -> dict[str, str]:
     found = result(template, row, KEEP)
     assert isinstance(found, EncodedPair), found
-    return {remark.detail: remark.example for remark in found.remarks if remark.topic == "loss"}
+    return {remark.detail: remark.example for remark in found.remarks if remark.topic == "dropped words"}
 
 
 QUESTION = user("What is the capital of Italy?")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.errors import ConfigError
-from raydpo.models.chat_template import read_chat_template
+from raydpo.models.template_option import read_chat_template
 from raydpo.stages.plan import plan_run
 from tests.stages.plan_helpers import CPU_NODE, job_of
 

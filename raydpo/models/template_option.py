@@ -10,11 +10,13 @@ from raydpo.errors import ConfigError
 _JINJA = ("{{", "{%", "{#")
 
 
-def read_chat_template(option: str) -> str:
-    """Return the Jinja text that the option is, or that the file of this path holds.
+def read_chat_template(option: str | None) -> str | None:
+    """Return the Jinja text that the option is, or that the file of this path holds; None if the option is unset.
 
     Raises ConfigError where there is no such file, or the text is no template that transformers compiles.
     """
+    if option is None:
+        return None
     text, where = option, "chat_template"
     if not any(sign in option for sign in _JINJA):
         path = Path(option).expanduser()
