@@ -3,10 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from raydpo.blocks.schema import BoolArray
-from raydpo.data.encoding import TokenIds
+from raydpo.blocks.schema import BoolArray, targets_of
 from raydpo.data.tokenization import EncodedPair
 
 
@@ -15,15 +12,11 @@ def loss_masks(pairs: Sequence[EncodedPair]) -> list[list[BoolArray]]:
     if all(pair.chosen_mask is None and pair.rejected_mask is None for pair in pairs):
         return []
     return [
-        [_whole(pair.chosen_mask, pair.chosen_ids) for pair in pairs],
-        [_whole(pair.rejected_mask, pair.rejected_ids) for pair in pairs],
+        [targets_of(pair.chosen_mask, len(pair.chosen_ids)) for pair in pairs],
+        [targets_of(pair.rejected_mask, len(pair.rejected_ids)) for pair in pairs],
     ]
 
 
 def digest_of_masks(masks: Sequence[Sequence[BoolArray]]) -> str:
     """Return the SHA-256 (hex) of a block's loss masks, whose lengths are those of its tokens; empty without masks."""
     return hashlib.sha256(b"".join(mask.tobytes() for side in masks for mask in side)).hexdigest() if masks else ""
-
-
-def _whole(mask: BoolArray | None, ids: TokenIds) -> BoolArray:
-    return np.ones(len(ids), dtype=np.bool_) if mask is None else mask

@@ -1,27 +1,21 @@
 """Tokenize one raw block of a shard: write its good rows to a Parquet file and its bad rows to quarantine."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks import schema
-from raydpo.blocks.schema import BoolArray, FloatArray
 from raydpo.data import quarantine
+from raydpo.data.block_file import TokenizedRow, write_block
 from raydpo.data.dataset_logps import DatasetLogps, align, read_dataset_logps
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
-from raydpo.data.encoding import TokenIds
-from raydpo.data.extras import Extras, ExtrasCounts, ExtrasOptions, count_extras, extras_columns, read_extras
+from raydpo.data.extras import Extras, ExtrasCounts, ExtrasOptions, count_extras, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice
-from raydpo.data.index.index_entries import block_url
-from raydpo.data.loss_masks import digest_of_masks, loss_masks
 from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.remarks import DROPPED_WORDS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
@@ -30,7 +24,6 @@ from raydpo.data.templates.assistant_spans import with_loss_masks
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation, tokenize
 from raydpo.errors import DataError
-from raydpo.runtime import storage
 
 UNREADABLE = "cannot be read"
 
@@ -96,15 +89,6 @@ class BlockOutcome:
     """Numbers of good rows with a weight or a margin."""
 
 
-@dataclass(frozen=True, slots=True)
-class _GoodRow:
-    number: int
-    pair: EncodedPair
-    scores: tuple[FloatArray, FloatArray] | None
-    """Reference log-probs of chosen and rejected, one per token, if they come from the rows."""
-    extras: Extras
-
-
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:
     """Tokenize the rows of a raw block and write its files; a retry writes the same files.
 
@@ -117,7 +101,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         shard_index=raw.shard_index,
         index=raw.index,
         dialect=raw.dialect,
-        block=_write_block(raw, good, recipe.cache_dir) if good else None,
+        block=write_block(raw.shard.name, raw.index, good, recipe.cache_dir) if good else None,
         rows=total,
         bad_reasons=Counter(kind_of(row.reason) for row in bad),
         first_bad=bad[0] if bad else None,
@@ -128,7 +112,7 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     )
 
 
-def _placed(remark: Remark, row: _GoodRow, shard: Shard) -> Remark:
+def _placed(remark: Remark, row: TokenizedRow, shard: Shard) -> Remark:
     """Return a remark whose example names the row, where words of it were lost."""
     example = (
         f"{remark.example} in row {row.number} of {shard.url}" if remark.topic == DROPPED_WORDS else remark.example
@@ -138,7 +122,7 @@ def _placed(remark: Remark, row: _GoodRow, shard: Shard) -> Remark:
 
 def tokenized_rows(
     raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
-) -> tuple[list[_GoodRow], list[quarantine.BadRow], int]:
+) -> tuple[list[TokenizedRow], list[quarantine.BadRow], int]:
     """Return the good rows and the bad rows, both in order, and the total number of rows."""
     reasons: list[tuple[ReadRow, RowError]] = []
     rows: list[ReadRow] = []
@@ -162,7 +146,7 @@ def tokenized_rows(
         extras.append(extra)
     if lacks and not pairs and raw.index == 0:  # no other row of the shard has shown that it fits the tokenizer
         raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
-    good: list[_GoodRow] = []
+    good: list[TokenizedRow] = []
     encoded = tokenize(tokenizer, pairs, recipe.text)
     for row, pair, logps, extra, tokenized in zip(rows, pairs, dataset_logps, extras, encoded, strict=True):
         if recipe.assistant_only and isinstance(tokenized, EncodedPair):
@@ -193,13 +177,13 @@ def _read(
 
 def _cut(
     row: ReadRow, logps: DatasetLogps | None, extras: Extras, tokenized: EncodedPair | RowError, recipe: BlockRecipe
-) -> _GoodRow:
+) -> TokenizedRow:
     """Return the truncated pair of a row with its scores. Raises RowError."""
     if isinstance(tokenized, RowError):
         raise tokenized
     cut = recipe.truncation.apply(tokenized)
     scores = None if logps is None else align(logps, tokenized, cut, per_token=recipe.per_token)
-    return _GoodRow(row.number, cut, scores, extras)
+    return TokenizedRow(row.number, cut, scores, extras)
 
 
 def _lack_of(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> RowError | None:
@@ -217,69 +201,3 @@ def _lack_of(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> RowError | None:
             "eos_token; set it in tokenizer_config.json",
         )
     return None
-
-
-def _write_block(raw: RawBlock, good: Sequence[_GoodRow], cache_dir: str) -> schema.Block:
-    columns = [
-        [row.pair.prompt_ids for row in good],
-        [row.pair.chosen_ids for row in good],
-        [row.pair.rejected_ids for row in good],
-    ]
-    pair_ids = [f"{raw.shard.name}:{row.number}" for row in good]
-    content = content_digest(columns)
-    scores = [row.scores for row in good if row.scores is not None]
-    if scores:
-        content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
-    extras = extras_columns([row.extras for row in good])
-    digests = {column.name: column.digest for column in extras}
-    # Another shard may have the same tokens with other pair ids, weights, margins or masks. The file name depends on
-    # all, so that no file overwrites another; the scores depend on the tokens only.
-    masks = loss_masks([row.pair for row in good])
-    masks_digest = digest_of_masks(masks)
-    marks = [f"{name} {digest}" for name, digest in digests.items()]
-    marks += [f"loss masks {masks_digest}"] if masks else []
-    name = hashlib.sha256("\n".join([content, *marks, *pair_ids]).encode()).hexdigest()
-    url = block_url(cache_dir, f"{name}.parquet")
-    if not storage.exists(url):
-        arrays = [pa.array(pair_ids, pa.string()), *(_list_array(column) for column in columns)]
-        arrays += [_list_array(side) for side in zip(*scores, strict=True)]
-        fields = list(schema.DATASET_LOGPS_SCHEMA if scores else schema.TOKENIZED_SCHEMA)
-        arrays += [column.values for column in extras]
-        fields += [schema.EXTRAS_FIELDS[column.name] for column in extras]
-        arrays += [_list_array(side) for side in masks]
-        fields += list(schema.LOSS_MASK_FIELDS) if masks else []
-        storage.write_table(url, pa.table(arrays, schema=pa.schema(fields)))
-    return schema.Block(
-        content=content,
-        shard=raw.shard.name,
-        index=raw.index,
-        pairs=len(good),
-        tokens=sum(row.pair.tokens for row in good),
-        url=url,
-        weights=digests.get(schema.WEIGHT, ""),
-        margins=digests.get(schema.MARGIN, ""),
-        loss_masks=masks_digest,
-    )
-
-
-def _digest(sides: tuple[FloatArray, FloatArray]) -> str:
-    return hashlib.sha256(b"".join(side.astype("<f4").tobytes() for side in sides)).hexdigest()
-
-
-def content_digest(columns: Sequence[Sequence[TokenIds]]) -> str:
-    """Return the SHA-256 (hex) of the token ids in `columns`: prompts, chosen and rejected, one int32 array per pair.
-
-    For each column, the digest covers the number of pairs and the lengths (int64), then the ids (int32), all
-    little-endian, so that different contents never give the same bytes.
-    """
-    digest = hashlib.sha256()
-    for column in columns:
-        digest.update(np.array([len(column), *map(len, column)], dtype="<i8").tobytes())
-        for ids in column:
-            digest.update(np.asarray(ids, dtype="<i4").tobytes())
-    return digest.hexdigest()
-
-
-def _list_array(column: Sequence[TokenIds | FloatArray | BoolArray]) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in column])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(column)))

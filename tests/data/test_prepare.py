@@ -277,15 +277,6 @@ def test_each_raw_block_is_a_task_of_its_own(tmp_path: Path, text_tokenizer: Pre
     assert ray_stream.DataContext.get_current().target_max_block_size == before
 
 
-def test_the_dialect_is_detected_in_the_first_readable_rows(tmp_path: Path) -> None:
-    row = {"conversations": [{"from": "human", "value": "a"}], "chosen": "b", "rejected": "c"}
-    (tmp_path / "a.jsonl").write_bytes(b"{\n" * 100 + jsonl([row]) * 10)
-    shard = Shard("a.jsonl", str(tmp_path / "a.jsonl"))
-    for block_pairs in (20, 200):
-        raw_blocks = list(ray_stream.raw_blocks(shard, 0, ray_stream.Slicing("auto", block_pairs)))
-        assert raw_blocks[-1].dialect == "sharegpt"
-
-
 def test_a_retried_block_writes_the_same_files(tmp_path: Path, text_tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl([pair(1), {"chosen": "x"}, pair(2)]))
     recipe = tokenize_block.BlockRecipe(Truncation(), str(tmp_path / "cache"), str(tmp_path / "quarantine"))

@@ -117,7 +117,7 @@ def test_rows_with_lost_words_are_counted_with_the_first_of_them(tmp_path: Path)
     assert kept.bad_reasons == {}
     (quarantined,) = outcomes(path, tokenizer)
     assert quarantined.bad_reasons == {"dropped by the chat template": 2}
-    assert ("loss", "reasoning") not in quarantined.remarks
+    assert ("dropped words", "reasoning") not in quarantined.remarks
 
 
 def test_one_conversation_among_texts_costs_itself_only_where_there_is_no_template(tmp_path: Path) -> None:
