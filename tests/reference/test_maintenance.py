@@ -89,7 +89,7 @@ def fill_tokens(cache_dir: Path) -> None:
     for key, blocks in (("first", ("old", "middle")), ("second", ("new",))):
         sizes = {f"{name}.parquet": 1 for name in blocks}
         index_entries.write_entry(
-            url := index_entries.entry_url(str(cache_dir), key), index_entries.Entry("a", "/a", (), sizes, {})
+            url := index_entries.entry_url(str(cache_dir), key), index_entries.IndexEntry("a", "/a", (), sizes, {})
         )
         os.utime(url, (time.time() - DAY - 60,) * 2)
 

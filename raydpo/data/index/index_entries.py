@@ -22,7 +22,7 @@ _ENDING = ".json.zst"
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """What is known about a shard that was tokenized completely."""
 
     shard: str
@@ -47,16 +47,16 @@ def block_url(cache_dir: str, name: str) -> str:
     return storage.join(cache_dir, TOKENIZED, name)
 
 
-def write_entry(url: str, entry: Entry) -> None:
+def write_entry(url: str, entry: IndexEntry) -> None:
     """Write an entry atomically."""
     storage.write_bytes(url, zstandard.compress(json.dumps(vars(entry)).encode()))
 
 
-def read_entry(url: str) -> Entry:
+def read_entry(url: str) -> IndexEntry:
     """Return the entry at a path or URL. Raises FileNotFoundError if there is none, DamagedFile if it is not whole."""
     content = storage.read_bytes(url)
     try:
-        return Entry(**json.loads(zstandard.decompress(content)))
+        return IndexEntry(**json.loads(zstandard.decompress(content)))
     except (zstandard.ZstdError, ValueError, TypeError) as error:
         raise DamagedFile(f"{url} is damaged ({error})") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from raydpo.data import quarantine
 from raydpo.data.index import index_entries
-from raydpo.data.index.index_entries import Entry
+from raydpo.data.index.index_entries import IndexEntry
 from raydpo.data.index.record_json import from_json, to_json
 from raydpo.data.index.shard_identity import shard_identity
 from raydpo.data.ray_stream import ShardEnd
@@ -118,7 +118,7 @@ class TokenIndex:
             block = replace(block, url=index_entries.block_url(self.cache_dir, posixpath.basename(block.url)))
         return replace(outcome, shard_index=position, block=block)
 
-    def _faulty_block(self, entry: Entry) -> str:
+    def _faulty_block(self, entry: IndexEntry) -> str:
         """Return what is wrong with a block file of the entry, and remove the file if it is damaged; "" if nothing."""
         for name, expected in entry.block_bytes.items():
             url = index_entries.block_url(self.cache_dir, name)
@@ -146,7 +146,7 @@ class TokenIndex:
         if bad_bytes > MAX_QUARANTINE_BYTES:
             _log.warning("%s is tokenized in every run: its bad rows take %d MiB", shard.url, bad_bytes >> 20)
             return
-        entry = Entry(
+        entry = IndexEntry(
             shard.name,
             shard.url,
             tuple(map(to_json, sorted(outcomes, key=lambda outcome: outcome.index))),

@@ -30,7 +30,7 @@ class EntryRows:
     rows: int | None = None
     """Number of rows in its files; None if they need not be counted, as all are trained on."""
     taken: int | None = None
-    """Number of rows that are trained on; None as above."""
+    """Number of rows that are trained on; None if rows is None."""
     held_out: int = 0
     """Number of rows held out by test_split_size."""
 

@@ -87,7 +87,7 @@ class _Completion:
     template: ChatTemplate
     pair: Pair
     side: str
-    """chosen or rejected."""
+    """Which completion it is: chosen or rejected."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
