@@ -41,12 +41,18 @@ def loss_table() -> list[str]:
             kind.source,
             *(
                 "yes" if flag else ""
-                for flag in (kind.supports_divergence, kind.supports_smoothing, kind.needs_global_batch)
+                for flag in (
+                    kind.supports_divergence,
+                    kind.supports_smoothing,
+                    kind.supports_margin,
+                    kind.needs_global_batch,
+                )
             ),
         )
         for name, kind in LOSS_TYPES.items()
     ]
-    return ["", *table("`loss_type` | source | `f_divergence_type` | `label_smoothing` | whole global batch", rows)]
+    head = "`loss_type` | source | `f_divergence_type` | `label_smoothing` | margin | whole global batch"
+    return ["", *table(head, rows)]
 
 
 def options_text(values: Mapping[str, Any]) -> str:

@@ -251,7 +251,7 @@ def test_words_that_a_template_drops_are_counted_and_logged_once(
     lost, tails = [record.getMessage() for record in caplog.records if record.name.startswith("raydpo.data")]
     assert lost.startswith("The chat template drops words of 3 pairs (reasoning), for example 'easy' in row 1 of ")
     assert tails.startswith("The prompts of 3 pairs lose the end of the chat template's generation prompt")
-    with pytest.raises(DataError, match=r"no good row is left.*dropped by the chat template: reasoning of chosen"):
+    with pytest.raises(DataError, match=r"no row of 3 is .*dropped by the chat template: reasoning of chosen"):
         prepare(shards, request(tmp_path, tokenizer))
 
 
