@@ -151,15 +151,15 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
 def _prompt(row: Mapping[str, Any], dialect: str, chosen: Any, rejected: Any) -> Any:
     """Return the value of the prompt column, or None if the prompt must be split off `chosen` and `rejected`."""
     own = _PROMPT_COLUMNS[dialect]
-    if own in row:
-        return _column(row, own)
+    if row.get(own) is not None:
+        return row[own]
     if _are_whole(chosen, rejected):
         return None
     # A row of another dialect than most of its file has its prompt in another column.
-    others = [name for name in _PROMPT_COLUMNS.values() if isinstance(row.get(name), list)]
+    others = [name for name in _PROMPT_COLUMNS.values() if row.get(name) and isinstance(row[name], list | str)]
     if others:
         return row[others[0]]
-    return None if dialect == "preference" else _column(row, own)
+    return None if dialect == "preference" and own not in row else _column(row, own)
 
 
 def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -173,6 +173,8 @@ def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -
     if isinstance(chosen, str) and isinstance(prompt, str):
         return prompt, chosen, rejected
     good, bad = as_messages(chosen, "chosen"), as_messages(rejected, "rejected")
+    if prompt is None and not row.get("history") and turns.are_answers(good, bad):
+        raise ColumnError("no prompt column", "chosen and rejected are answers without what they answer")
     return turns.join(prompt if prompt is None or isinstance(prompt, str) else as_messages(prompt, "prompt"), good, bad)
 
 

@@ -20,6 +20,12 @@ def is_whole(conversation: Sequence[Mapping[str, Any]]) -> bool:
     return bool(conversation) and not is_from_model(conversation[0])
 
 
+def are_answers(chosen: Messages, rejected: Messages) -> bool:
+    """Return whether both completions begin with a turn of the model, and both with another one."""
+    begin = bool(chosen and rejected) and is_from_model(chosen[0]) and is_from_model(rejected[0])
+    return begin and not same_turn(chosen[0], rejected[0])
+
+
 def same_turn(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two messages say the same."""
     return _said(one) == _said(other)
