@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from raydpo.data.dialects.messages import REASONING_KEYS
 from raydpo.data.dialects.pair import Messages
 from raydpo.data.template_probe import REASONING, SYSTEM, THINK_TAGS, TOOL_CALLS, TOOL_RESULTS, TOOLS, TURNS
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _TOOL_ROLES = frozenset({"tool", "function", "ipython", "observation", "tool_response"})
 _THINK_START, _THINK_END = "<think>", "</think>"

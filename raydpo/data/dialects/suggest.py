@@ -6,7 +6,7 @@ from typing import Any
 
 _PROMPTS = (
     "prompt question instruction query input problem context trajectory history dialogue conversation conversations "
-    "messages post request task user user_input prompt_text"
+    "messages context_messages prompt_messages post request task user user_input prompt_text"
 ).split()
 """Names under which data sets have their prompt, the most likely first."""
 _COMPLETION = re.compile(
