@@ -190,6 +190,14 @@ def test_content_parts_become_text_as_the_template_writes_them() -> None:
         assert chosen == "Rome.<|end|>\n"
 
 
+@pytest.mark.parametrize("template", [templates.TEXT_ARGUMENTS, templates.PRINTED_ARGUMENTS, templates.TOOLS])
+def test_arguments_are_written_as_json_whatever_form_the_template_takes(template: str) -> None:
+    row = pair([user("Capital?"), call("capital", of="Italy", n=3), user("And now?")], call("capital", of="Perú"))
+    prompt, chosen = texts(template, row)
+    assert '{"of": "Italy", "n": 3}' in prompt
+    assert '{"of": "Perú"}' in chosen
+
+
 def test_text_becomes_a_part_where_the_template_takes_only_parts() -> None:
     prompt = "<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n"
     assert texts(templates.ONLY_PARTS, pair([QUESTION], ROME)) == (prompt, "It is Rome.<|end|>\n")
