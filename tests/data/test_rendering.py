@@ -258,3 +258,18 @@ def test_a_row_that_the_tokenizer_refuses_costs_itself_only(content: str) -> Non
     found = list(tokenize(build_tokenizer(templates.CHATML), [good, pair([user(content)], ROME), good, good]))
     assert [isinstance(part, EncodedPair) for part in found] == [True, False, True, True]
     assert str(found[1]) == "bad Unicode: half of a surrogate pair stands alone"
+
+
+def test_words_in_a_variable_that_the_template_does_not_use_are_not_lost_in_silence() -> None:
+    documents = {"documents": [{"text": "Rome is the capital."}]}
+    row = pair([user("Capital?")], answer("Rome."), chat_template_kwargs=documents)
+    assert reason(templates.CHATML, row).startswith(
+        "dropped by the chat template: chat_template_kwargs, for example 'doc"
+    )
+    found = result(templates.CHATML, row, KEEP)
+    assert isinstance(found, EncodedPair)
+    assert [remark.detail for remark in found.remarks] == ["chat_template_kwargs"]
+    written = "{{ documents[0].text }}" + templates.CHATML
+    assert texts(written, row)[0].startswith("Rome is the capital.<|start|>")
+    for setting in ({"enable_thinking": False}, {"reasoning_effort": "high"}, {"custom_instructions": ""}):
+        texts(templates.CHATML, pair([user("Capital?")], answer("Rome."), chat_template_kwargs=setting))

@@ -186,6 +186,11 @@ def _step(value: Any, key: str, path: str, row: Mapping[str, Any]) -> Any:
     raise RowError("missing column", f"{path!r} of column_mapping; the row has {', '.join(map(repr, row)) or 'none'}")
 
 
+def without_nans(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with null for the NaN that pandas writes where a column of text has nothing."""
+    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+
+
 def with_common_names(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row with `prompt`, `system`, `chosen` and `rejected` where it has these under other common names.
 

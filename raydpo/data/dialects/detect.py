@@ -92,7 +92,7 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool, mapping: ColumnMap
 
 def _named(row: Mapping[str, Any], mapping: ColumnMapping) -> dict[str, Any]:
     """Return the row with the columns of the dialects, by the mapping or by common names."""
-    named = columns.with_common_names(mapping.apply(row))
+    named = columns.with_common_names(columns.without_nans(mapping.apply(row)))
     for name in ("prompt", "messages", "conversations"):
         if name in named:
             named[name] = unwrap_messages(named[name])

@@ -119,12 +119,21 @@ def as_messages(value: Any, column: str, role: str = ASSISTANT) -> Messages:
     """Convert a column to a conversation; text becomes one message of role `role`. Raises RowError for other types."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    return [_message(part, column) for part in (value if isinstance(value, list) else [value])]
+    parts = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        raise RowError(
+            "wrong type",
+            f"column {column!r} is a list of {len(value)} texts, not of messages; --column_mapping {column}=COLUMN.0 "
+            "reads the first text",
+        )
+    return [_message(part, column) for part in parts]
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
     if not is_message(value):
-        raise RowError("wrong type", f"column {column!r} holds {type_name(value)}, not a message with role and content")
+        keys = f" with {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, Mapping) and value else ""
+        what = f"{type_name(value)}{keys}, not a message with role and content"
+        raise RowError("wrong type", f"column {column!r} holds {what}")
     given = _one_of(value, "role", "from", column=column)
     if not isinstance(given, str):
         raise RowError("wrong type", f"a role in column {column!r} is {type_name(given)}, not a string")

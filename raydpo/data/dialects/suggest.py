@@ -50,10 +50,12 @@ def suggest_mapping(row: Mapping[str, Any]) -> str:
 
 def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values inside of the objects of a row by their paths."""
-    objects = {
-        name: value for name, value in row.items() if isinstance(value, Mapping) and not {"role", "from"} & value.keys()
-    }
-    return {f"{name}.{key}": part for name, value in objects.items() for key, part in value.items() if "." not in key}
+    objects = [
+        (name, value)
+        for name, value in row.items()
+        if isinstance(value, Mapping) and not {"role", "from"} & value.keys() and not name.isdecimal()
+    ]
+    return {f"{name}.{key}": part for name, value in objects for key, part in value.items() if "." not in key}
 
 
 def _mapping(row: Mapping[str, Any]) -> str:
@@ -69,7 +71,8 @@ def _prompt(row: Mapping[str, Any]) -> str:
     if all(isinstance(row.get(name), str) for name in ("instruction", "input")) and "prompt" not in row:
         return "instruction+input"
     texts = {name.rsplit(".", 1)[-1]: name for name in reversed(list(row)) if isinstance(row[name], str | list)}
-    whole = [name for name in _PROMPTS if isinstance(row.get(name), str | list)]
+    lower = {name.lower(): name for name in row}
+    whole = [lower[name] for name in _PROMPTS if isinstance(row.get(lower.get(name, "")), str | list)]
     nested = [texts[name] for name in _PROMPTS if name in texts]
     objects = [
         f"{name}.{key}"

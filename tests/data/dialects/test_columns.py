@@ -227,6 +227,17 @@ def test_a_null_column_that_arrow_has_filled_in_hides_no_other() -> None:
     messages = [{"role": "user", "content": "Capital?"}]
     assert pair_of({**row, "question": None, "messages": messages}, chat=True).prompt == messages
     assert refusal({**row, "question": None}).startswith("null column: 'prompt'")
+    missing = float("nan")  # as pandas writes nothing in a column of text
+    assert pair_of({**row, "prompt": missing, "system": missing, "tools": missing}) == Pair("Capital?", GOOD, BAD)
+
+
+def test_one_of_several_rows_in_an_object_is_not_suggested_as_the_row() -> None:
+    row = {"prompt": "Capital?", "chosen": GOOD, "rejected": BAD}
+    assert refusal({"0": row, "1": row}).endswith("prompt=COLUMN chosen=COLUMN rejected=COLUMN")
+    assert refusal({"row": row}).endswith("prompt=row.prompt chosen=row.chosen rejected=row.rejected")
+    assert refusal({"Prompt": "Capital?", "Chosen": GOOD, "Rejected": BAD}).endswith(
+        "prompt=Prompt chosen=Chosen rejected=Rejected"
+    )
 
 
 def test_two_columns_of_system_prompts_lose_none() -> None:

@@ -287,3 +287,18 @@ def test_a_list_of_tools_as_texts_is_read() -> None:
     assert pair_of({**row, "tools": [json.dumps(tool)]}).tools == [tool]
     with pytest.raises(RowError, match="not a list of objects, one for each tool"):
         pair_of({**row, "tools": tool})
+
+
+def test_a_prompt_of_text_may_render_the_turns_but_says_nothing_else() -> None:
+    whole = {"chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO]}
+    rendered = f"<|system|>\n{SYSTEM['content']}</s>\n<|user|>\n{USER['content']}</s>\n<|assistant|>\n"
+    assert pair_of({**whole, "prompt": rendered}) == Pair([SYSTEM, USER], [YES], [NO])
+    with pytest.raises(RowError, match=r"^prompts differ: the prompt ends with 'prompt: Answer in French"):
+        pair_of({**whole, "prompt": f"Answer in French. {SYSTEM['content']} {USER['content']}"})
+
+
+def test_a_list_of_texts_is_refused_as_what_it_is() -> None:
+    with pytest.raises(RowError, match=r"^wrong type: column 'chosen' is a list of 1 texts"):
+        pair_of({"prompt": [USER], "chosen": ["Rome."], "rejected": ["Pisa."]})
+    with pytest.raises(RowError, match=r"holds an object with 'sender', 'words', not a message"):
+        pair_of({"prompt": [USER], "chosen": {"sender": "a", "words": "b"}, "rejected": {"sender": "a", "words": "c"}})
