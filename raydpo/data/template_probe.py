@@ -24,6 +24,7 @@ _LACKS = {
     REASONING: "drops the reasoning of an answer",
     TURNS: "drops turns of this role",
 }
+_VANISHES = "writes a system message only into a last turn of the user, not where an answer follows"
 THINK_TAGS = "content"
 """Source of reasoning that stands in the content, between <think> and </think>."""
 
@@ -141,7 +142,15 @@ class TemplateProbe:
 
     def lack_text(self, kind: str, source: str) -> str:
         """Return, as the end of a sentence, what the template lacks; empty if it lacks nothing of this kind."""
-        return _LACKS[kind] if self.lacks(kind, source) else ""
+        if not self.lacks(kind, source):
+            return ""
+        return _VANISHES if kind == SYSTEM and self._writes_system_last(source) else _LACKS[kind]
+
+    def _writes_system_last(self, role: str) -> bool:
+        """Return whether a system message is written while no answer follows, as by Mistral's templates."""
+        messages = [{"role": role, "content": _WORD}, _USER]
+        rendered = self._render(_in_parts(messages) if self.needs_parts else messages)
+        return isinstance(rendered, str) and _WORD in rendered
 
     def __hash__(self) -> int:
         return id(self)

@@ -273,3 +273,18 @@ def test_words_in_a_variable_that_the_template_does_not_use_are_not_lost_in_sile
     assert texts(written, row)[0].startswith("Rome is the capital.<|start|>")
     for setting in ({"enable_thinking": False}, {"reasoning_effort": "high"}, {"custom_instructions": ""}):
         texts(templates.CHATML, pair([user("Capital?")], answer("Rome."), chat_template_kwargs=setting))
+
+
+def test_a_system_message_that_vanishes_when_an_answer_follows_is_named_as_that() -> None:
+    row = pair([system("Answer in French."), user("Capital?")], answer("Rome."))
+    assert "only into a last turn of the user, not where an answer follows" in reason(
+        templates.SYSTEM_IN_LAST_TURN, row
+    )
+
+
+def test_a_switch_that_the_template_obeys_is_no_word_that_it_drops() -> None:
+    obeys = templates.CHATML.replace("{{ m.content }}", "{{ m.content | replace('/no_think', '') }}")
+    row = pair([system("Answer /no_think in French."), user("Capital?")], answer("Rome."))
+    assert "Answer  in French." in texts(obeys, row)[0]
+    drops = templates.CHATML.replace("{{ m.content }}", "{{ m.content | replace('French', '') }}")
+    assert reason(drops, row).startswith("dropped by the chat template: system message")
