@@ -288,3 +288,10 @@ def test_a_switch_that_the_template_obeys_is_no_word_that_it_drops() -> None:
     assert "Answer  in French." in texts(obeys, row)[0]
     drops = templates.CHATML.replace("{{ m.content }}", "{{ m.content | replace('French', '') }}")
     assert reason(drops, row).startswith("dropped by the chat template: system message")
+
+
+def test_a_template_of_a_row_that_needs_too_much_memory_costs_that_row() -> None:
+    greedy = pair([user("Capital?")], answer("Rome."), chat_template_kwargs={"chat_template": "{{ 'x' * (10 ** 17) }}"})
+    assert reason(templates.CHATML, greedy) == (
+        "refused by the chat template: the row's own template takes too much memory"
+    )

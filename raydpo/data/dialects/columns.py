@@ -172,7 +172,11 @@ def _find(row: Mapping[str, Any], path: str) -> Any:
     value: Any = row
     for key in path.split("."):
         if isinstance(value, list) and not key.isdecimal():
-            value = [_step(part, key, path, row) for part in value]
+            # A null of one element is left out of it; a key that no element has is a wrong path.
+            known = [part for part in value if isinstance(part, Mapping) and key in part]
+            value = [
+                part.get(key) if known and isinstance(part, Mapping) else _step(part, key, path, row) for part in value
+            ]
         else:
             value = _step(value, key, path, row)
     return value
@@ -236,10 +240,12 @@ def _name_prompt(named: dict[str, Any]) -> None:
         return
     beside = [name for name in _BESIDE_QUESTION if named.get(name) and name not in ("prompt", *asked)]
     if beside:
+        both = [beside[0], asked[0]]
+        join = f"prompt={'+'.join(both)} joins them, " if all(isinstance(named[name], str) for name in both) else ""
         raise ColumnError(
             "no prompt column",
             f"column {asked[0]!r} is a prompt, and what stands in {beside[0]!r} may belong to it "
-            f"(--column_mapping prompt={beside[0]}+{asked[0]} joins them, prompt={asked[0]} leaves it out)",
+            f"(--column_mapping {join}prompt={asked[0]} leaves it out)",
         )
     if asked == ["instruction", "input"]:
         named["prompt"] = _joined([named.pop("instruction"), named.pop("input")], "prompt")

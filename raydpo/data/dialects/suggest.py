@@ -60,11 +60,18 @@ def _parts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mapping(row: Mapping[str, Any]) -> str:
     prompt = _prompt(row)
-    if prompt == _UNKNOWN and any(name.lower().startswith("conversation") for name in row):
+    if prompt == _UNKNOWN and any(name.lower().startswith("conversation") or _is_whole(row[name]) for name in row):
         prompt = "prompt"  # the completions are conversations, which contain it
     completions = _of_lists(row) or _of_texts(row) or _of_numbered(row) or _of_sides(row, prompt)
     pairs = [pair.split("=") for pair in (f"prompt={prompt} {completions}").split()]
     return " ".join(f"{name}={column}" for name, column in pairs if name != column)
+
+
+def _is_whole(value: Any) -> bool:
+    """Return whether a value is a conversation that contains its prompt, as it begins with another's turn."""
+    first = value[0] if isinstance(value, list) and value else None
+    role = (first.get("role") or first.get("from")) if isinstance(first, Mapping) else None
+    return str(role).lower() in ("system", "user", "human")
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

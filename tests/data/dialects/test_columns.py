@@ -221,6 +221,20 @@ def test_what_a_question_is_about_is_not_left_out(beside: str) -> None:
     assert refusal(given).startswith("no prompt column")
 
 
+def test_a_completion_without_a_score_is_not_compared() -> None:
+    answers = [{"text": "?", "score": None}, {"text": GOOD, "score": 5}, {"text": BAD, "score": 2}, {"text": "!"}]
+    row = {"prompt": "Capital?", "answers": [{key: part for key, part in a.items() if part} for a in answers]}
+    assert pair_of(row, "completions=answers.text scores=answers.score") == Pair("Capital?", GOOD, BAD)
+    assert refusal(row, "completions=answers.text scores=answers.rank").startswith("missing column: 'answers.rank'")
+
+
+def test_no_prompt_is_asked_for_where_conversations_contain_it() -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "Capital?"), ("assistant", GOOD))]
+    row = {"chosen_traj": turns, "rejected_traj": [turns[0], {"role": "assistant", "content": BAD}]}
+    assert refusal(row).endswith("--column_mapping chosen=chosen_traj rejected=rejected_traj")
+    assert pair_of(row, "chosen=chosen_traj rejected=rejected_traj", chat=True).prompt == turns[:1]
+
+
 def test_a_null_column_that_arrow_has_filled_in_hides_no_other() -> None:
     row = {"prompt": None, "messages": None, "question": "Capital?", "system": None, "chosen": GOOD, "rejected": BAD}
     assert pair_of(row) == Pair("Capital?", GOOD, BAD)
