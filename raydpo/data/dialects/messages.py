@@ -88,7 +88,10 @@ def _messages_in_text(text: str) -> Any:
         value = _parsed(value) if isinstance(value, str) else value  # JSON that was written as JSON again
     except RowError as error:
         if _LOOKS_LIKE_MESSAGES.match(stripped):
-            raise RowError(error.kind, f"{error.detail}; it begins as messages do: save messages as lists") from error
+            remedy = (
+                "; it begins as messages do: save messages as lists" if str(error).startswith("broken JSON") else ""
+            )
+            raise RowError(f"{error}{remedy}") from error
         return None
     if isinstance(value, Mapping):
         is_one = str(value.get("role") or value.get("from")).strip().lower() in ROLES

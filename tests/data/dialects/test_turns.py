@@ -243,6 +243,12 @@ def test_numpys_notation_of_messages_is_not_trained_on(text: str) -> None:
         pair_of({"prompt": text, "chosen": "Rome.", "rejected": "Pisa."})
 
 
+def test_half_a_surrogate_in_messages_as_text_keeps_its_reason() -> None:
+    text = json.dumps([USER]).replace("Italy", "\\ud83d")
+    with pytest.raises(RowError, match=r"^bad Unicode: .* stands alone$"):
+        pair_of({"prompt": text, "chosen": [YES], "rejected": [NO]})
+
+
 @pytest.mark.parametrize("answers", [('{"role": "chef", "pay": 1}', '{"role": "cook"}'),
     ('[{"from": "Rome", "to": "Pisa"}]', '[{"from": "Pisa", "to": "Rome"}]')])  # fmt: skip
 def test_answers_in_json_are_not_taken_for_messages_by_one_key(answers: tuple[str, str]) -> None:
