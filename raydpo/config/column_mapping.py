@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from raydpo.errors import ConfigError
 
-CHOICE_TARGETS = ("best", "scores", "ranks")
-"""Names of what tells the better one of several completions: its index or column, their scores, or their ranks."""
+CHOICE_TARGETS = ("best", "strength", "scores", "ranks")
+"""Names of what tells the better one of several completions: its index or column, a signed strength of the preference,
+their scores, or their ranks."""
 MAPPING_TARGETS = (
     *("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs", "history"),
     *("completions", *CHOICE_TARGETS),

@@ -53,8 +53,8 @@ class DataConfig(Section):
     column_mapping: dict[str, str] = option(
         {},
         "Columns of the rows by the names that are read, such as prompt=question chosen=answers.0.text; the better of "
-        "several by completions=response_0+response_1 with best=better_response_id, scores=... or ranks=.... Unset: "
-        "the columns of the dialects, and question, query, instruction with input.",
+        "several by completions=response_0+response_1 with best=better_response_id, strength=..., scores=... or "
+        "ranks=.... Unset: the columns of the dialects, and question, query, instruction with input.",
     )
     on_template_loss: str = option(
         "quarantine",

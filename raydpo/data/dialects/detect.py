@@ -19,7 +19,7 @@ from typing import Any
 from raydpo.data.dialects import columns, hh, turns
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.implicit_prompt import check_no_other_prompt, split_text
-from raydpo.data.dialects.messages import as_messages, is_blank, unwrap_messages
+from raydpo.data.dialects.messages import UNREAD, as_messages, is_blank, unwrap_messages
 from raydpo.data.dialects.pair import ColumnError, Messages, Pair, RowError, type_name
 from raydpo.data.dialects.suggest import columns_and_mapping
 from raydpo.data.files.json_text import parse_json_text
@@ -27,8 +27,6 @@ from raydpo.data.row_errors import ROW_ERRORS
 
 DIALECTS = ("preference", "hh", "sharegpt", "openai")
 _PROMPT_COLUMNS = {"preference": "prompt", "sharegpt": "conversations", "openai": "messages"}
-_UNREAD = ("images", "image", "videos", "video", "audios", "audio")
-"""Columns that a text model cannot read; a row that has something in one of them is refused."""
 
 COLUMNS = frozenset(
     (
@@ -36,7 +34,7 @@ COLUMNS = frozenset(
         "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps "
         "weight margin score_chosen score_rejected"
     ).split()
-) | frozenset({*columns.ALIASES, *_UNREAD})
+) | frozenset({*columns.ALIASES, *UNREAD})
 """All columns that any dialect reads."""
 _CONTEXT = ("system", "history", "tools")
 """Columns of what stands before the prompt."""
@@ -94,7 +92,7 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool, mapping: ColumnMap
 
 def _named(row: Mapping[str, Any], mapping: ColumnMapping) -> dict[str, Any]:
     """Return the row with the columns of the dialects, by the mapping or by common names."""
-    named = columns.with_common_names(mapping.apply(row))
+    named = columns.with_common_names(columns.without_nans(mapping.apply(row)))
     for name in ("prompt", "messages", "conversations"):
         if name in named:
             named[name] = unwrap_messages(named[name])
@@ -105,7 +103,7 @@ def _named(row: Mapping[str, Any], mapping: ColumnMapping) -> dict[str, Any]:
 
 
 def _to_pair(row: dict[str, Any], dialect: str, chat: bool) -> Pair:
-    for name in _UNREAD:
+    for name in UNREAD:
         if row.get(name):
             raise RowError("not text", f"column {name!r} is not empty, and only text is read")
     if dialect == "openai" and "preferred_output" in row:
@@ -151,15 +149,15 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
 def _prompt(row: Mapping[str, Any], dialect: str, chosen: Any, rejected: Any) -> Any:
     """Return the value of the prompt column, or None if the prompt must be split off `chosen` and `rejected`."""
     own = _PROMPT_COLUMNS[dialect]
-    if own in row:
-        return _column(row, own)
+    if row.get(own) is not None:
+        return row[own]
     if _are_whole(chosen, rejected):
         return None
     # A row of another dialect than most of its file has its prompt in another column.
-    others = [name for name in _PROMPT_COLUMNS.values() if isinstance(row.get(name), list)]
+    others = [name for name in _PROMPT_COLUMNS.values() if row.get(name) and isinstance(row[name], list | str)]
     if others:
         return row[others[0]]
-    return None if dialect == "preference" else _column(row, own)
+    return None if dialect == "preference" and own not in row else _column(row, own)
 
 
 def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -173,6 +171,8 @@ def _assemble(row: Mapping[str, Any], prompt: Any, chosen: Any, rejected: Any) -
     if isinstance(chosen, str) and isinstance(prompt, str):
         return prompt, chosen, rejected
     good, bad = as_messages(chosen, "chosen"), as_messages(rejected, "rejected")
+    if prompt is None and not row.get("history") and turns.are_answers(good, bad):
+        raise ColumnError("no prompt column", "chosen and rejected are answers without what they answer")
     return turns.join(prompt if prompt is None or isinstance(prompt, str) else as_messages(prompt, "prompt"), good, bad)
 
 
@@ -254,8 +254,10 @@ def _check_text(prompt: str, chosen: Any, rejected: Any) -> None:
 
 def _tools(row: Mapping[str, Any]) -> list[Any] | None:
     tools = _parsed(row, "tools")
+    if isinstance(tools, list):  # When2Call has each tool as text
+        tools = [parse_json_text(tool, "column 'tools'") if isinstance(tool, str) else tool for tool in tools]
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowError("wrong type", f"column 'tools' is {type_name(tools)}, not a list of tools")
+        raise RowError("wrong type", f"column 'tools' is {type_name(tools)}, not a list of objects, one for each tool")
     return tools
 
 

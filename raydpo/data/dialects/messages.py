@@ -8,6 +8,7 @@ as JSON text.
 import ast
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,10 +31,22 @@ ROLES = {
 """Roles of the rows, in lower case, and what chat templates call them."""
 _CALL_ROLES = ("tool_call", "function_call")
 """Roles whose content is the JSON of tool calls."""
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = (
+    *("reasoning_content", "thinking", "reasoning", "thinking_content", "reasoning_text", "thought", "thoughts"),
+    *("chain_of_thought", "cot"),
+)
 """Keys under which a message may have the model's reasoning, apart from its content."""
 _PAYLOAD_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
-_LOOKS_LIKE_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|from)["']\s*:""")
+UNREAD = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns, and keys of messages, that a text model cannot read; a row that has something in one of them is refused."""
+_CONTENT_KEYS = ("content", "value", "text")
+"""Keys of a message's content: OpenAI's, ShareGPT's and Open Assistant's."""
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+"""Keys of a tool call's arguments: OpenAI's, Llama's, LangChain's and Anthropic's."""
+_LOOKS_LIKE_MESSAGES = re.compile(
+    r"""(?:array\()?\[\s*\{\s*["'](?:(?:role|from)["']\s*:|(?:content|value)["']\s*:.*["'](?:role|from)["']\s*:)""",
+    re.DOTALL,
+)
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a content that are text."""
 
@@ -67,19 +80,29 @@ def _messages_in_text(text: str) -> Any:
     Raises RowError for text that begins as messages do and cannot be parsed.
     """
     stripped = text.strip()
-    if not (stripped.startswith(("[", "{")) and stripped.endswith(("]", "}"))):
+    if not (stripped.startswith(("[", "{", '"', "array(")) and stripped.endswith(("]", "}", '"', ")"))):
         return None
     if not ("role" in stripped or "from" in stripped):
         return None
     try:
         value = _parsed(stripped)
-    except RowError:
+        value = _parsed(value) if isinstance(value, str) else value  # JSON that was written as JSON again
+    except RowError as error:
         if _LOOKS_LIKE_MESSAGES.match(stripped):
-            raise
+            remedy = (
+                "; it begins as messages do: save messages as lists" if str(error).startswith("broken JSON") else ""
+            )
+            raise RowError(f"{error}{remedy}") from error
         return None
-    if isinstance(value, Mapping) and not is_message(value):
-        value = value.get("messages")
-    return value if _are_messages(value) else None
+    if isinstance(value, Mapping):
+        is_one = str(value.get("role") or value.get("from")).strip().lower() in ROLES
+        value = [value] if is_one else value.get("messages")
+    return value if _are_messages(value) and all(map(_says_something, value)) else None
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    """Return whether an object is a message and not an answer in JSON that happens to have the key `role` or `from`."""
+    return any(key in message for key in (*_CONTENT_KEYS, *_PAYLOAD_KEYS))
 
 
 def _parsed(text: str) -> Any:
@@ -100,20 +123,31 @@ def as_messages(value: Any, column: str, role: str = ASSISTANT) -> Messages:
     """Convert a column to a conversation; text becomes one message of role `role`. Raises RowError for other types."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    return [_message(part, column) for part in (value if isinstance(value, list) else [value])]
+    parts = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        raise RowError(
+            "wrong type",
+            f"column {column!r} is a list of {len(value)} texts, not of messages; --column_mapping {column}=COLUMN.0 "
+            "reads the first text",
+        )
+    return [_message(part, column) for part in parts]
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
     if not is_message(value):
-        raise RowError("wrong type", f"column {column!r} holds {type_name(value)}, not a message with role and content")
-    given = _one_of(value, "role", "from", column)
+        keys = f" with {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, Mapping) and value else ""
+        what = f"{type_name(value)}{keys}, not a message with role and content"
+        raise RowError("wrong type", f"column {column!r} holds {what}")
+    given = _one_of(value, "role", "from", column=column)
     if not isinstance(given, str):
         raise RowError("wrong type", f"a role in column {column!r} is {type_name(given)}, not a string")
     name = given.strip().lower()
     if name not in ROLES:
         raise RowError("unknown role", f"{given!r} in column {column!r}; known roles are {', '.join(ROLES)}")
-    content = _one_of(value, "content", "value", column)
-    message = {key: part for key, part in value.items() if key not in ("role", "from", "content", "value")}
+    content = _one_of(value, *_CONTENT_KEYS, column=column)
+    if unread := next((key for key in UNREAD if value.get(key)), None):
+        raise RowError("not text", f"a message in column {column!r} has {unread!r}, and only text is read")
+    message = {key: part for key, part in value.items() if key not in ("role", "from", *_CONTENT_KEYS)}
     message = {"role": ROLES[name], "content": _content(content, column), **_with_calls(message, column)}
     if name in _CALL_ROLES:
         message |= {"content": "", "tool_calls": _calls_in_text(content, column)}
@@ -124,12 +158,15 @@ def _message(value: Any, column: str) -> dict[str, Any]:
     return message
 
 
-def _one_of(message: Mapping[str, Any], name: str, other: str, column: str) -> Any:
-    """Return the value that stands under OpenAI's or ShareGPT's key. Raises RowError if the two contradict."""
-    value, second = message.get(name), message.get(other)
-    if value is not None and second is not None and value != second:
-        raise RowError("two messages in one", f"a message in column {column!r} has both {name!r} and {other!r}")
-    return second if value is None else value
+def _one_of(message: Mapping[str, Any], *names: str, column: str) -> Any:
+    """Return the value that stands under one of several keys. Raises RowError if two of them contradict."""
+    found = [(name, message[name]) for name in names if message.get(name) is not None]
+    for name, value in found[1:]:
+        if value != found[0][1]:
+            raise RowError(
+                "two messages in one", f"a message in column {column!r} has both {found[0][0]!r} and {name!r}"
+            )
+    return found[0][1] if found else None
 
 
 def _content(content: Any, column: str) -> Any:
@@ -177,7 +214,8 @@ def _call(call: Any, column: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not (isinstance(function, Mapping) and isinstance(function.get("name"), str) and function["name"].strip()):
         raise RowError("wrong type", f"a tool call in column {column!r} has no name")
-    arguments = function.get("arguments", {})
+    given = [key for key in _ARGUMENT_KEYS if function.get(key) is not None]
+    arguments = function[given[0]] if given else {}
     if isinstance(arguments, str):
         arguments = parse_json_text(arguments, f"arguments in column {column!r}") if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
@@ -185,7 +223,8 @@ def _call(call: Any, column: str) -> dict[str, Any]:
             "wrong type", f"the arguments of a tool call in column {column!r} are {type_name(arguments)}, not an object"
         )
     outer = call if "function" in call else {"type": "function"}
-    return {**outer, "function": {**function, "arguments": arguments}}
+    named = {key: part for key, part in function.items() if key != "arguments" and key not in given[:1]}
+    return {**outer, "function": {**named, "arguments": arguments}}
 
 
 def _without_payload(message: Mapping[str, Any]) -> bool:
@@ -200,7 +239,12 @@ def content_text(message: Mapping[str, Any]) -> str:
 
 
 def is_blank(completion: str | Messages) -> bool:
-    """Return whether a completion has nothing to learn from: only whitespace, and no tool call or reasoning."""
+    """Return whether a completion has nothing to learn from: nothing visible, and no tool call or reasoning."""
     if isinstance(completion, str):
-        return not completion.strip()
-    return all(not content_text(message).strip() and _without_payload(message) for message in completion)
+        return _is_invisible(completion)
+    return all(_is_invisible(content_text(message)) and _without_payload(message) for message in completion)
+
+
+def _is_invisible(text: str) -> bool:
+    """Return whether text has only whitespace, control characters, and marks such as the zero-width space."""
+    return all(sign.isspace() or unicodedata.category(sign) in ("Cc", "Cf") for sign in text)

@@ -3,6 +3,7 @@
 Turns are compared by role, text and tool calls; surrounding whitespace makes no difference.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,11 +14,24 @@ from raydpo.data.dialects.pair import Messages, RowError
 Conversations = tuple[Messages, Messages, Messages]
 """Prompt, chosen and rejected."""
 _SHOWN = 60
+_MARKS_OF_TURNS = re.compile(
+    r"<[^<>]*>|\[/?[A-Z_]+\]"
+    r"|\b(?:system|developer|user|human|assistant|gpt|bot|ai|model|tool|instructions?|inputs?|response|question|answer"
+    r"|prompt|context|below|is|a|an|the|that|describes|task|write|appropriately|completes|request|q)\b",
+    re.IGNORECASE,
+)
+"""Special tokens and words with which templates mark turns, those of Alpaca's included."""
 
 
 def is_whole(conversation: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a conversation contains its prompt, as it does not begin with a turn of the model."""
     return bool(conversation) and not is_from_model(conversation[0])
+
+
+def are_answers(chosen: Messages, rejected: Messages) -> bool:
+    """Return whether both completions begin with a turn of the model, and both with another one."""
+    begin = bool(chosen and rejected) and is_from_model(chosen[0]) and is_from_model(rejected[0])
+    return begin and not same_turn(chosen[0], rejected[0])
 
 
 def same_turn(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -87,7 +101,7 @@ def _agreed(prompt: str | Messages, common: Messages) -> Messages:
     """
     if isinstance(prompt, str):
         words, said = _words(prompt), _words(" ".join(map(content_text, common)))
-        if words in said or all(_words(content_text(turn)) in words for turn in common):
+        if words in said or (common and _is_rendering(words, common)):
             return common  # some datasets repeat the first question, or a rendering of all turns, as text
         shown_prompt = shown({"role": "prompt", "content": prompt})
     else:
@@ -103,6 +117,15 @@ def _agreed(prompt: str | Messages, common: Messages) -> Messages:
         f"the prompt ends with {shown_prompt!r}, and chosen and rejected are conversations that begin with another one "
         f"({shown(common[-1]) if common else 'nothing in common'!r})",
     )
+
+
+def _is_rendering(words: str, turns: Messages) -> bool:
+    """Return whether text says these turns and nothing else, apart from what marks turns."""
+    for text in sorted((_words(content_text(turn)) for turn in turns), key=len, reverse=True):
+        if text not in words:
+            return False
+        words = words.replace(text, " ", 1)
+    return not re.search(r"\w", _MARKS_OF_TURNS.sub(" ", words))
 
 
 def _words(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from raydpo.data.dialects.pair import Messages
+from raydpo.data.dialects.pair import Messages, RowError
 
 CALL_ARGUMENTS = frozenset(
     "conversation tools add_generation_prompt continue_final_message tokenize padding truncation max_length "
@@ -55,7 +55,10 @@ class ChatTemplate:
         return str(self.tokenizer.get_chat_template(self.variables.get("chat_template"), self.tools))
 
     def render(self, conversations: Sequence[Messages], *, generation_prompt: bool) -> list[str]:
-        """Return the text of each conversation. Raises whatever the template raises."""
+        """Return the text of each conversation. Raises whatever the template raises.
+
+        Where a template that a row brings itself needs too much memory, that is a RowError: no fault of the machine.
+        """
         source, variables = self.text, {**self.variables}
         if _NOW in source:
             if self.date is None:
@@ -64,13 +67,18 @@ class ChatTemplate:
                 variables.setdefault(_DATES, _directives(source, self.date))
                 source = _FROZEN + source
         variables["chat_template"] = source
-        rendered = self.tokenizer.apply_chat_template(
-            list(conversations),
-            tools=self.tools,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **variables,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(conversations),
+                tools=self.tools,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **variables,
+            )
+        except MemoryError as error:
+            if "chat_template" not in self.variables:
+                raise
+            raise RowError("refused by the chat template", "the row's own template takes too much memory") from error
         return [str(text) for text in rendered]
 
 

@@ -1,5 +1,7 @@
 """Find out what a chat template can render by giving it small conversations of words that no template contains."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,6 +24,7 @@ _LACKS = {
     REASONING: "drops the reasoning of an answer",
     TURNS: "drops turns of this role",
 }
+_VANISHES = "writes a system message only into a last turn of the user, not where an answer follows"
 THINK_TAGS = "content"
 """Source of reasoning that stands in the content, between <think> and </think>."""
 
@@ -65,6 +68,20 @@ def _in_parts(messages: Messages) -> Messages:
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
+def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with the arguments of its tool calls as JSON text, as OpenAI's API has them."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_with_text(call) for call in calls]} if calls else dict(message)
+
+
+def _with_text(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str):
+        return call
+    arguments = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
 @dataclass(frozen=True)
 class TemplateProbe:
     """What a chat template renders, each question answered once; see `probe_of`."""
@@ -105,6 +122,17 @@ class TemplateProbe:
         rendered = self._render([_USER, _REPLY])
         return self.renders_parts and (isinstance(rendered, RowError) or _ANSWER not in rendered)
 
+    @cached_property
+    def needs_text_arguments(self) -> bool:
+        """Whether arguments are written as JSON only where they are JSON text, as by DeepSeek's templates."""
+        return not self._writes_call(_call("probecall")) and self._writes_call(with_text_arguments(_call("probecall")))
+
+    def _writes_call(self, message: dict[str, Any]) -> bool:
+        template = replace(self.template, tools=[_tool("probetool")])
+        rendered = attempt(lambda: template.render([[_USER, message]], generation_prompt=False)[0], "")
+        # Single quotes are Python's notation of an object that the template takes for text.
+        return isinstance(rendered, str) and "probevalue" in rendered and "'probekey'" not in rendered
+
     def lacks(self, kind: str, source: str) -> bool:
         """Return whether the template drops words of this kind, silently; False if it refuses them or that is unknown.
 
@@ -114,7 +142,15 @@ class TemplateProbe:
 
     def lack_text(self, kind: str, source: str) -> str:
         """Return, as the end of a sentence, what the template lacks; empty if it lacks nothing of this kind."""
-        return _LACKS[kind] if self.lacks(kind, source) else ""
+        if not self.lacks(kind, source):
+            return ""
+        return _VANISHES if kind == SYSTEM and self._writes_system_last(source) else _LACKS[kind]
+
+    def _writes_system_last(self, role: str) -> bool:
+        """Return whether a system message is written while no answer follows, as by Mistral's templates."""
+        messages = [{"role": role, "content": _WORD}, _USER]
+        rendered = self._render(_in_parts(messages) if self.needs_parts else messages)
+        return isinstance(rendered, str) and _WORD in rendered
 
     def __hash__(self) -> int:
         return id(self)
@@ -129,6 +165,8 @@ def _lacks(probe: TemplateProbe, kind: str, source: str) -> bool:
         template = replace(template, tools=[_tool(_WORD if kind == TOOLS else "probetool")])
     if probe.needs_parts:
         messages = _in_parts(messages)
+    elif kind in (TOOL_CALLS, TOOL_RESULTS) and probe.needs_text_arguments:
+        messages = list(map(with_text_arguments, messages))
     rendered = attempt(lambda: template.render([messages], generation_prompt=False)[0], "")
     if isinstance(rendered, RowError):
         return False

@@ -17,7 +17,7 @@ from raydpo.data.dialects.messages import TEXT_PARTS
 from raydpo.data.dialects.pair import Pair, RowError, type_name
 from raydpo.data.row_errors import attempt, attempt_each
 from raydpo.data.templates.chat_template import CALL_ARGUMENTS, ChatTemplate
-from raydpo.data.templates.probe import probe_of
+from raydpo.data.templates.probe import probe_of, with_text_arguments
 from raydpo.data.templates.rendered import Rendered
 from raydpo.data.templates.rendering_check import checked
 from raydpo.data.templates.text_options import TextOptions
@@ -85,7 +85,7 @@ def _check_template(
 
 
 def for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOptions) -> Pair:
-    """Return the pair with every content in a form that the template renders as text."""
+    """Return the pair with contents and tool calls in a form that the template renders."""
     if reserved := CALL_ARGUMENTS & pair.chat_template_kwargs.keys():
         raise RowError(
             "wrong chat_template_kwargs", f"{sorted(reserved)} are not variables of the chat template; remove them"
@@ -93,6 +93,9 @@ def for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOp
     sides: list[Any] = [pair.prompt, pair.chosen, pair.rejected]
     contents = [message.get("content") for side in sides for message in side]
     found = probe_of(template_of(tokenizer, pair, options))
+    if any(message.get("tool_calls") for side in sides for message in side) and found.needs_text_arguments:
+        sides = [list(map(with_text_arguments, side)) for side in sides]
+        pair = replace(pair, prompt=sides[0], chosen=sides[1], rejected=sides[2])
     if not found.needs_parts and all(content is None or isinstance(content, str) for content in contents):
         return pair
     form = partial(_with_text, joined=not found.renders_parts, split=found.needs_parts)

@@ -32,6 +32,13 @@ def checked(template: ChatTemplate, pair: Pair, texts: Rendered, options: TextOp
     Raises RowError if they lack anything, unless `on_template_loss=keep`; if the prompt is rendered differently when an
     answer follows; or if no word of a completion is left.
     """
+    unused = _unused_variables(template, pair)
+    if unused and options.on_template_loss != "keep":
+        raise RowError(
+            DROPPED,
+            f"chat_template_kwargs, for example {unused[0]!r}, which the template does not use; use one that does, "
+            "remove it from the row, or set on_template_loss=keep",
+        )
     check = _Check(template, pair, texts)
     chosen, rejected = check.lost_of_completion("chosen"), check.lost_of_completion("rejected")
     lost = [*check.lost_of_prompt(), *chosen, *rejected]
@@ -42,10 +49,25 @@ def checked(template: ChatTemplate, pair: Pair, texts: Rendered, options: TextOp
     for name, dropped in (("chosen", chosen), ("rejected", rejected)):
         if len(dropped) == len(check.wanted[name]):
             raise RowError("empty completion", f"the chat template leaves no words of {name}")
-    if not lost:
+    if not (lost or unused):
         return texts
     examples = {part.piece.kind: part.piece.example for part in reversed(lost)}
+    if unused:
+        examples["chat_template_kwargs"] = repr(unused[0])
     return replace(texts, dropped=tuple(DroppedWords(kind, example) for kind, example in examples.items()))
+
+
+def _unused_variables(template: ChatTemplate, pair: Pair) -> list[str]:
+    """Return the names of template variables with words, lists or objects that do not occur in the template.
+
+    A single word or a number is a setting, such as how much to think, and no loss where a template has no such setting.
+    """
+    return [
+        name
+        for name, value in pair.chat_template_kwargs.items()
+        if value and (isinstance(value, list | dict) or (isinstance(value, str) and " " in value.strip()))
+        if name != "chat_template" and name not in template.text
+    ]
 
 
 @dataclass(frozen=True)

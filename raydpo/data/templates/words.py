@@ -15,6 +15,8 @@ from raydpo.data.templates.probe import REASONING, SYSTEM, THINK_TAGS, TOOL_CALL
 _KINDS = {"system": SYSTEM, "developer": SYSTEM, "tool": TOOL_RESULTS}
 """Kind of the words of a message by its role; the words of all other messages are TURNS."""
 _THINK_START, _THINK_END = "<think>", "</think>"
+_SWITCHES = re.compile(r"/(?:no_)?think\b")
+"""Words of a system message that switch reasoning on or off; SmolLM3's template obeys and removes them."""
 _EXAMPLE_CHARACTERS = 60
 _DISTINCT_LETTERS = 8
 """Number of letters in a row that are not found in a text by chance, across the borders of its words."""
@@ -71,7 +73,7 @@ def _content_pieces(role: str, content: Any, reasoning: bool) -> Iterator[Piece]
             thought, _, text = text.rpartition(_THINK_END)
             if reasoning:
                 yield from _pieces(REASONING, THINK_TAGS, thought.replace(_THINK_START, "").replace(_THINK_END, ""))
-        yield from _pieces(kind, role, text)
+        yield from _pieces(kind, role, _SWITCHES.sub("", text) if kind == SYSTEM and isinstance(text, str) else text)
 
 
 def _call_pieces(role: str, call: Any) -> Iterator[Piece]:

@@ -121,6 +121,31 @@ MAPPED: dict[str, tuple[Row, str]] = {
         {"prompt": "Capital?", "response_a": BAD, "response_b": GOOD, "winner": "model_b"},
         "completions=response_a+response_b best=winner",
     ),
+    "winners of Chatbot Arena": (
+        {"prompt": "Capital?", "response_a": GOOD, "response_b": BAD, "winner_model_a": 1, "winner_model_b": 0},
+        "completions=response_a+response_b scores=winner_model_a+winner_model_b",
+    ),
+    "lists of completions and ratings": (
+        {"instruction": "Capital?", "generations": [BAD, GOOD], "ratings": [2, 5], "generation_models": ["a", "b"]},
+        "prompt=instruction completions=generations scores=ratings",
+    ),
+    "a list of two": ({"prompt": "Capital?", "output": [GOOD, BAD]}, "chosen=output.0 rejected=output.1"),
+    "objects and a choice": (
+        {"info": {"post": "Capital?"}, "summaries": [{"text": BAD}, {"text": GOOD}], "choice": 1},
+        "prompt=info.post completions=summaries.text best=choice",
+    ),
+    "an export": (
+        {"id": "7", "fields": {"prompt": "Capital?", "response_1": GOOD, "response_2": BAD}, "better": 1},
+        "prompt=fields.prompt completions=fields.response_1+fields.response_2 best=better",
+    ),
+    "an object with the text": (
+        {"question": {"full_text": "Capital?"}, "answer_0": GOOD, "answer_1": BAD, "score_0": 1.5, "score_1": 1},
+        "prompt=question.full_text completions=answer_0+answer_1 scores=score_0+score_1",
+    ),
+    "instruction with input": (
+        {"instruction": "Capital?", "input": "", "winner": GOOD, "loser": BAD},
+        "prompt=instruction+input chosen=winner rejected=loser",
+    ),
     "other names": ({"question": "Capital?", "accepted": GOOD, "rejected": BAD}, "prompt=question chosen=accepted"),
 }
 
@@ -150,12 +175,108 @@ def test_completions_of_which_none_is_better_are_refused() -> None:
     assert refusal(row, "completions=response_a best=winner").startswith("no completions: ")
 
 
+ANSWERS = {"response_1": GOOD, "response_2": BAD, "response1": GOOD, "response2": BAD, "a": GOOD, "b": BAD}
+
+
+@pytest.mark.parametrize(("names", "first", "second"), [("response_1+response_2", 1, 2), ("response1+response2", 1, 2),
+    ("response1+response2", "1", "2"), ("response1+response2", "response_1", "Response 2"), ("a+b", 0, 1),
+    ("a+b", "A", "B"), ("a+b", "model_a", "model_b")])  # fmt: skip
+def test_the_number_in_a_columns_name_is_what_a_choice_means(names: str, first: Any, second: Any) -> None:
+    row = {"prompt": "Capital?", **ANSWERS}
+    assert pair_of({**row, "better": first}, f"completions={names} best=better") == Pair("Capital?", GOOD, BAD)
+    assert pair_of({**row, "better": second}, f"completions={names} best=better") == Pair("Capital?", BAD, GOOD)
+
+
+@pytest.mark.parametrize("choice", [0, 3, True, False, None, 0.5, [1], "tie", "0"])
+def test_a_choice_that_names_neither_completion_is_not_taken_for_an_index(choice: Any) -> None:
+    row = {"prompt": "Capital?", **ANSWERS, "better": choice}
+    assert refusal(row, "completions=response1+response2 best=better").startswith("no preference: 'better' is ")
+
+
+def test_a_signed_strength_of_preference_tells_the_better_one() -> None:
+    row = {"context": [{"role": "user", "content": "Capital?"}], "response1": GOOD, "response2": BAD}
+    mapping = "prompt=context completions=response1+response2 strength=overall_preference"
+    assert refusal({**row, "overall_preference": 1}).endswith(f"--column_mapping {mapping}")
+    for strength, (chosen, rejected) in {-2: (GOOD, BAD), 1: (BAD, GOOD)}.items():
+        pair = pair_of({**row, "overall_preference": strength}, mapping, chat=True)
+        assert [turn["content"] for side in (pair.chosen, pair.rejected) for turn in side] == [chosen, rejected]  # type: ignore[index]
+    for none in (0, None, "much"):
+        assert refusal({**row, "overall_preference": none}, mapping, chat=True).startswith("no preference: 'overall")
+
+
+def test_a_column_that_is_mapped_is_not_read_under_its_own_name_too() -> None:
+    row = {"history": "Capital?", "human_ref_A": GOOD, "human_ref_B": BAD, "score_A": 9, "score_B": 2, "labels": 1}
+    mapping = "prompt=history completions=human_ref_A+human_ref_B scores=score_A+score_B"
+    assert refusal(row).endswith(mapping)
+    assert pair_of(row, mapping) == pair_of(row, mapping, chat=True) == Pair("Capital?", GOOD, BAD)
+
+
+@pytest.mark.parametrize("beside", ["context", "passage", "documents"])
+def test_what_a_question_is_about_is_not_left_out(beside: str) -> None:
+    row = {"question": "What is its capital?", beside: "This is about Italy.", "chosen": GOOD, "rejected": BAD}
+    assert f"--column_mapping prompt={beside}+question joins them" in refusal(row)
+    assert pair_of(row, f"prompt={beside}+question").prompt == "This is about Italy.\nWhat is its capital?"
+    assert pair_of({**row, beside: ""}).prompt == "What is its capital?"
+    given = {"instruction": "Name the capital.", "input": {"of": "Italy"}, "chosen": GOOD, "rejected": BAD}
+    assert refusal(given).startswith("no prompt column")
+
+
+def test_a_completion_without_a_score_is_not_compared() -> None:
+    answers = [{"text": "?", "score": None}, {"text": GOOD, "score": 5}, {"text": BAD, "score": 2}, {"text": "!"}]
+    row = {"prompt": "Capital?", "answers": [{key: part for key, part in a.items() if part} for a in answers]}
+    assert pair_of(row, "completions=answers.text scores=answers.score") == Pair("Capital?", GOOD, BAD)
+    assert refusal(row, "completions=answers.text scores=answers.rank").startswith("missing column: 'answers.rank'")
+
+
+def test_no_prompt_is_asked_for_where_conversations_contain_it() -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "Capital?"), ("assistant", GOOD))]
+    row = {"chosen_traj": turns, "rejected_traj": [turns[0], {"role": "assistant", "content": BAD}]}
+    assert refusal(row).endswith("--column_mapping chosen=chosen_traj rejected=rejected_traj")
+    assert pair_of(row, "chosen=chosen_traj rejected=rejected_traj", chat=True).prompt == turns[:1]
+
+
+def test_a_null_column_that_arrow_has_filled_in_hides_no_other() -> None:
+    row = {"prompt": None, "messages": None, "question": "Capital?", "system": None, "chosen": GOOD, "rejected": BAD}
+    assert pair_of(row) == Pair("Capital?", GOOD, BAD)
+    messages = [{"role": "user", "content": "Capital?"}]
+    assert pair_of({**row, "question": None, "messages": messages}, chat=True).prompt == messages
+    assert refusal({**row, "question": None}).startswith("null column: 'prompt'")
+    missing = float("nan")  # as pandas writes nothing in a column of text
+    assert pair_of({**row, "prompt": missing, "system": missing, "tools": missing}) == Pair("Capital?", GOOD, BAD)
+
+
+def test_one_of_several_rows_in_an_object_is_not_suggested_as_the_row() -> None:
+    row = {"prompt": "Capital?", "chosen": GOOD, "rejected": BAD}
+    assert refusal({"0": row, "1": row}).endswith("prompt=COLUMN chosen=COLUMN rejected=COLUMN")
+    assert refusal({"row": row}).endswith("prompt=row.prompt chosen=row.chosen rejected=row.rejected")
+    assert refusal({"Prompt": "Capital?", "Chosen": GOOD, "Rejected": BAD}).endswith(
+        "prompt=Prompt chosen=Chosen rejected=Rejected"
+    )
+
+
+def test_two_columns_of_system_prompts_lose_none() -> None:
+    row = {"prompt": [{"role": "user", "content": "Capital?"}], "chosen": [{"role": "assistant", "content": GOOD}],
+           "rejected": [{"role": "assistant", "content": BAD}], "system_prompt": SYSTEM["content"]}  # fmt: skip
+    for empty in (None, "", " "):
+        assert pair_of({**row, "system": empty}, chat=True).prompt[0] == SYSTEM  # type: ignore[index]
+    assert refusal({**row, "system": "Be brief."}, chat=True).startswith("two system messages: columns 'system' and")
+
+
+def test_rows_of_when2call_are_read() -> None:
+    row = {"messages": [{"role": "user", "content": "Capital?"}], "tools": [],
+           "chosen_response": {"role": "assistant", "content": GOOD},
+           "rejected_response": {"role": "assistant", "content": BAD}}  # fmt: skip
+    pair = pair_of(row, chat=True)
+    assert (pair.prompt, pair.chosen) == (row["messages"], [row["chosen_response"]])
+    assert pair.rejected == [row["rejected_response"]]
+
+
 @pytest.mark.parametrize(
     ("mapping", "said"),
     [
         ("promt=question", "maps promt, which is not one of prompt, chosen"),
-        ("completions=a+b", "together with one of best, scores, ranks"),
-        ("best=a", "together with one of best, scores, ranks"),
+        ("completions=a+b", "together with one of best, strength, scores, ranks"),
+        ("best=a", "together with one of best, strength, scores, ranks"),
         ("completions=a+b,best=c,chosen=d", "maps completions and chosen"),
         ("prompt=", "gives prompt no column"),
     ],

@@ -180,7 +180,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "list of text": (
         "preference",
         {"prompt": "p", "chosen": ["a"], "rejected": ["b"]},
-        "wrong type: column 'chosen' holds a string",
+        "wrong type: column 'chosen' is a list of 1 texts",
     ),
     "no content": (
         "preference",

@@ -1,6 +1,7 @@
 """Turns make sense: a prompt and whole conversations agree, answers are the model's, roles are those of templates."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -201,6 +202,8 @@ FORMS: dict[str, Row] = {
     "before tool calls": {"role": "assistant", "content": None, "function_call": CALL["function"]},
     "a role of its own": {"role": "tool_call", "content": json.dumps(CALL["function"])},
     "ShareGPT": {"from": "function_call", "value": json.dumps(CALL["function"])},
+    "Llama": {"role": "assistant", "tool_calls": [{"name": "capital", "parameters": {"of": "Italy"}}]},
+    "LangChain": {"role": "assistant", "tool_calls": [{"name": "capital", "args": {"of": "Italy"}}]},
 }
 
 
@@ -218,3 +221,90 @@ def test_transcripts_with_single_newlines_are_text() -> None:
 def test_one_answer_may_be_json_that_looks_like_messages() -> None:
     row = {"prompt": "Write a chat as JSON.", "chosen": json.dumps([USER]), "rejected": "I would rather not."}
     assert pair_of(row) == Pair(row["prompt"], row["chosen"], row["rejected"])
+
+
+@pytest.mark.parametrize("form", [json.dumps, str, lambda value: json.dumps(json.dumps(value))])
+def test_messages_that_a_table_holds_as_text_are_messages(form: Callable[[Any], str]) -> None:
+    assert pair_of({"prompt": form([USER]), "chosen": form([YES]), "rejected": form([NO])}) == PAIR
+    if form is json.dumps:
+        assert pair_of({"prompt": form([USER]), "chosen": form(YES), "rejected": form(NO)}) == PAIR
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'role': 'user', 'content': 'hi'}\n {'role': 'assistant', 'content': 'ho'}]",
+        "[{'content': 'hi', 'role': 'user'}\n {'content': 'ho', 'role': 'assistant'}]",
+        "array([{'content': 'hi', 'role': 'user'}], dtype=object)",
+    ],
+)
+def test_numpys_notation_of_messages_is_not_trained_on(text: str) -> None:
+    with pytest.raises(RowError, match=r"^broken JSON: .*it begins as messages do: save messages as lists"):
+        pair_of({"prompt": text, "chosen": "Rome.", "rejected": "Pisa."})
+
+
+def test_half_a_surrogate_in_messages_as_text_keeps_its_reason() -> None:
+    text = json.dumps([USER]).replace("Italy", "\\ud83d")
+    with pytest.raises(RowError, match=r"^bad Unicode: .* stands alone$"):
+        pair_of({"prompt": text, "chosen": [YES], "rejected": [NO]})
+
+
+@pytest.mark.parametrize("answers", [('{"role": "chef", "pay": 1}', '{"role": "cook"}'),
+    ('[{"from": "Rome", "to": "Pisa"}]', '[{"from": "Pisa", "to": "Rome"}]')])  # fmt: skip
+def test_answers_in_json_are_not_taken_for_messages_by_one_key(answers: tuple[str, str]) -> None:
+    row = {"prompt": "Answer in JSON.", "chosen": answers[0], "rejected": answers[1]}
+    assert pair_of(row) == Pair("Answer in JSON.", *answers)
+
+
+def test_a_message_with_its_words_under_text_is_read_and_two_contents_are_refused() -> None:
+    assert (
+        pair_of({"prompt": [{"role": "prompter", "text": USER["content"]}], "chosen": [YES], "rejected": [NO]}) == PAIR
+    )
+    with pytest.raises(RowError, match=r"two messages in one: .* has both 'content' and 'text'"):
+        pair_of({"prompt": [USER], "chosen": [{**YES, "text": "Paris."}], "rejected": [NO]})
+
+
+def test_images_of_a_message_are_not_left_out() -> None:
+    row = {"prompt": [{**USER, "images": ["a.png"]}], "chosen": [YES], "rejected": [NO]}
+    with pytest.raises(RowError, match=r"^not text: a message in column 'prompt' has 'images'"):
+        pair_of(row)
+    assert pair_of({**row, "prompt": [{**USER, "images": []}]}).chosen == [YES]
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060", "\x00", "\u00a0"])
+def test_an_answer_of_which_nothing_is_visible_is_empty(blank: str) -> None:
+    with pytest.raises(RowError, match=r"^empty completion: chosen"):
+        pair_of({"prompt": [USER], "chosen": [{**YES, "content": blank}], "rejected": [NO]})
+    with pytest.raises(RowError, match=r"^empty completion: rejected"):
+        pair_of({"prompt": "Capital?", "chosen": "Rome.", "rejected": blank})
+
+
+def test_answers_without_a_prompt_name_the_columns_and_the_mapping() -> None:
+    row = {"context_messages": [USER], "chosen": [YES], "rejected": [NO]}
+    with pytest.raises(RowError) as caught:
+        pair_of(row)
+    assert str(caught.value).startswith("no prompt column: chosen and rejected are answers without what they answer")
+    assert str(caught.value).endswith("--column_mapping prompt=context_messages")
+
+
+def test_a_list_of_tools_as_texts_is_read() -> None:
+    tool = {"type": "function", "function": {"name": "capital"}}
+    row = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
+    assert pair_of({**row, "tools": [json.dumps(tool)]}).tools == [tool]
+    with pytest.raises(RowError, match="not a list of objects, one for each tool"):
+        pair_of({**row, "tools": tool})
+
+
+def test_a_prompt_of_text_may_render_the_turns_but_says_nothing_else() -> None:
+    whole = {"chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO]}
+    rendered = f"<|system|>\n{SYSTEM['content']}</s>\n<|user|>\n{USER['content']}</s>\n<|assistant|>\n"
+    assert pair_of({**whole, "prompt": rendered}) == Pair([SYSTEM, USER], [YES], [NO])
+    with pytest.raises(RowError, match=r"^prompts differ: the prompt ends with 'prompt: Answer in French"):
+        pair_of({**whole, "prompt": f"Answer in French. {SYSTEM['content']} {USER['content']}"})
+
+
+def test_a_list_of_texts_is_refused_as_what_it_is() -> None:
+    with pytest.raises(RowError, match=r"^wrong type: column 'chosen' is a list of 1 texts"):
+        pair_of({"prompt": [USER], "chosen": ["Rome."], "rejected": ["Pisa."]})
+    with pytest.raises(RowError, match=r"holds an object with 'sender', 'words', not a message"):
+        pair_of({"prompt": [USER], "chosen": {"sender": "a", "words": "b"}, "rejected": {"sender": "a", "words": "c"}})

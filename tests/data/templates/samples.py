@@ -94,3 +94,13 @@ HISTORY_CHANGES = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 """Renders a turn differently when another follows."""
+
+TEXT_ARGUMENTS = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name + ' ' + call.function.arguments }}"
+    "{% endfor %}{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+"""Joins arguments to text, so that they must be text themselves, as those of DeepSeek V3 do."""
+
+PRINTED_ARGUMENTS = TEXT_ARGUMENTS.replace(" + call", " ~ call").replace("name + ", "name ~ ")
+"""Prints arguments as they are, which is Python's notation where they are an object."""

@@ -190,6 +190,14 @@ def test_content_parts_become_text_as_the_template_writes_them() -> None:
         assert chosen == "Rome.<|end|>\n"
 
 
+@pytest.mark.parametrize("template", [samples.TEXT_ARGUMENTS, samples.PRINTED_ARGUMENTS, samples.TOOLS])
+def test_arguments_are_written_as_json_whatever_form_the_template_takes(template: str) -> None:
+    row = pair([user("Capital?"), call("capital", of="Italy", n=3), user("And now?")], call("capital", of="Perú"))
+    prompt, chosen = texts(template, row)
+    assert '{"of": "Italy", "n": 3}' in prompt
+    assert '{"of": "Perú"}' in chosen
+
+
 def test_text_becomes_a_part_where_the_template_takes_only_parts() -> None:
     prompt = "<|start|>user\nWhat is the capital of Italy?<|end|>\n<|start|>assistant\n"
     assert texts(samples.ONLY_PARTS, pair([QUESTION], ROME)) == (prompt, "It is Rome.<|end|>\n")
@@ -250,3 +258,38 @@ def test_a_row_that_the_tokenizer_refuses_costs_itself_only(content: str) -> Non
     found = list(tokenize(build_tokenizer(samples.CHATML), [good, pair([user(content)], ROME), good, good]))
     assert [isinstance(part, EncodedPair) for part in found] == [True, False, True, True]
     assert str(found[1]) == "bad Unicode: half of a surrogate pair stands alone"
+
+
+def test_words_in_a_variable_that_the_template_does_not_use_are_not_lost_in_silence() -> None:
+    documents = {"documents": [{"text": "Rome is the capital."}]}
+    row = pair([user("Capital?")], answer("Rome."), chat_template_kwargs=documents)
+    assert reason(samples.CHATML, row).startswith(
+        "dropped by the chat template: chat_template_kwargs, for example 'doc"
+    )
+    found = result(samples.CHATML, row, KEEP)
+    assert isinstance(found, EncodedPair)
+    assert [remark.detail for remark in found.remarks] == ["chat_template_kwargs"]
+    written = "{{ documents[0].text }}" + samples.CHATML
+    assert texts(written, row)[0].startswith("Rome is the capital.<|start|>")
+    for setting in ({"enable_thinking": False}, {"reasoning_effort": "high"}, {"custom_instructions": ""}):
+        texts(samples.CHATML, pair([user("Capital?")], answer("Rome."), chat_template_kwargs=setting))
+
+
+def test_a_system_message_that_vanishes_when_an_answer_follows_is_named_as_that() -> None:
+    row = pair([system("Answer in French."), user("Capital?")], answer("Rome."))
+    assert "only into a last turn of the user, not where an answer follows" in reason(samples.SYSTEM_IN_LAST_TURN, row)
+
+
+def test_a_switch_that_the_template_obeys_is_no_word_that_it_drops() -> None:
+    obeys = samples.CHATML.replace("{{ m.content }}", "{{ m.content | replace('/no_think', '') }}")
+    row = pair([system("Answer /no_think in French."), user("Capital?")], answer("Rome."))
+    assert "Answer  in French." in texts(obeys, row)[0]
+    drops = samples.CHATML.replace("{{ m.content }}", "{{ m.content | replace('French', '') }}")
+    assert reason(drops, row).startswith("dropped by the chat template: system message")
+
+
+def test_a_template_of_a_row_that_needs_too_much_memory_costs_that_row() -> None:
+    greedy = pair([user("Capital?")], answer("Rome."), chat_template_kwargs={"chat_template": "{{ 'x' * (10 ** 17) }}"})
+    assert reason(samples.CHATML, greedy) == (
+        "refused by the chat template: the row's own template takes too much memory"
+    )
