@@ -44,6 +44,7 @@ def _each(text: str, **neutral: object) -> dict[str, ForeignKey]:
 RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",  # the name from transformers 6 on
     "evaluation_strategy": "eval_strategy",
+    "model": "model_name_or_path",
     "num_processes": "num_workers",  # a flag of `accelerate launch`
     "ref_model": "reference_model",
     "ref_model_name_or_path": "reference_model",
