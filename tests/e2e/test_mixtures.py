@@ -100,7 +100,10 @@ def test_held_out_rows_are_evaluated_and_not_trained_on(folder: Path, job: dict[
     "options",
     [
         {"reference_schedule": "staged"},
-        {"sync_ref_model": True, "ref_model_sync_steps": 5, "reference_num_workers": 1, "cpus_per_worker": 1},
+        pytest.param(
+            {"sync_ref_model": True, "ref_model_sync_steps": 5, "reference_num_workers": 1, "cpus_per_worker": 1},
+            marks=pytest.mark.whole,
+        ),
     ],
     ids=["staged", "tr-dpo"],
 )

@@ -23,7 +23,16 @@ def floor(name: str, entry: dict[str, Any]) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("name", CASES)
+CORE = (
+    *("sigmoid", "ipo", "aot", "sft", "exo_pair", "js_divergence", "ld_alpha", "use_weighting"),
+    *("sigmoid, bco_pair and sft", "orpo", "simpo", "cpo"),
+)
+"""Cases in `make test`: one for each option and each way in which a loss takes its numbers."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in CORE else pytest.param(name, marks=pytest.mark.whole) for name in CASES]
+)
 def test_metrics_of_each_update_equal_trl(name: str, sides: Sides) -> None:
     trl_log, raydpo_lines = sides.trl_log(name), sides.raydpo_run(name).lines
     assert len(raydpo_lines) == len(trl_log) == 5
