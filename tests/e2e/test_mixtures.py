@@ -148,7 +148,7 @@ def test_a_chat_template_decides_the_tokens_and_is_exported(job: dict[str, Any],
     tokenizer = AutoTokenizer.from_pretrained(run.summary["model"])
     assert tokenizer.chat_template == template
     expected = sum(
-        len(tokenizer(tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False))["input_ids"])
+        len(tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=True)["input_ids"])
         for row in conversations
         for side in ("chosen", "rejected")
     )
