@@ -68,7 +68,7 @@ FORMATS: dict[str, list[Row]] = {
     "tools as JSON": [{"prompt": call(i), **answers(i, []), "tools": json.dumps(tools(i))} for i in ROWS],
     "tools as objects": [{**answers(i, call(i)), "tools": tools(i)} for i in ROWS],
     "template arguments": [
-        {**answers(i, [turn("user", i, 0)]), "chat_template_kwargs": {"style" if i % 2 else "other": words(i, 5)}}
+        {**answers(i, [turn("user", i, 0)]), "chat_template_kwargs": {"style": words(i, 5)} if i % 2 else {"other": i}}
         for i in ROWS
     ],
 }
