@@ -98,7 +98,6 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     """Print what is in the data of a job; return 1 where a file has no row that can be trained on, else 0."""
     # Imported here, so that `--help` and wrong flags are answered at once.
     from raydpo.data.inspection import inspect_shard, with_tokenizer, without_tokenizer
-    from raydpo.data.prepare import recipes
     from raydpo.data.templates.chat_template import writes_date
     from raydpo.reporting import data_report
     from raydpo.reporting.console import Stage, print_line
@@ -110,7 +109,8 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
         today = datetime.date.today().isoformat()  # that of a run which starts now
         job = replace(job, data=replace(job.data, chat_template_date=today))
     plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer))
-    slicing, recipe = recipes(tokenization_request(plan, Path()))
+    request = tokenization_request(plan, Path())
+    slicing, recipe = request.slicing, request.recipe
     examine = without_tokenizer(recipe.mapping) if tokenizer is None else with_tokenizer(tokenizer, recipe)
     if tokenizer is None:
         print_line("Model", "none: texts before the chat template, lengths in characters; see --model_name_or_path")

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
-from raydpo.data.dialects.columns import ColumnMapping
-from raydpo.data.extras import ExtrasCounts, ExtrasOptions, total_extras
+from raydpo.data.extras import ExtrasCounts, total_extras
 from raydpo.data.index.settings_digest import settings_digest
 from raydpo.data.index.token_index import TokenIndex
 from raydpo.data.quarantine import BadRow
 from raydpo.data.ray_stream import Slicing, block_outcomes
 from raydpo.data.remarks import DROPPED_WORDS, GENERATION_TAIL, MERGED_TAIL, log_remarks, merged, rows_of
 from raydpo.data.shards import Shard
-from raydpo.data.templates.text_options import TextOptions
-from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockOutcome, BlockRecipe
 from raydpo.errors import DataError
 from raydpo.runtime import storage
@@ -31,28 +28,10 @@ class TokenizationRequest:
     """The settings for converting shards to tokenized blocks."""
 
     tokenizer: PreTrainedTokenizerBase
-    cache_dir: str
-    """Folder or URL for tokenized blocks, reachable from every node."""
-    quarantine_dir: str
-    """Folder or URL for bad rows, reachable from every node. `prepare` removes its previous contents."""
-    dialect: str = "auto"
-    """One of `detect.DIALECTS` for all shards, or auto: detected from the first rows of each shard."""
-    mapping: ColumnMapping = field(default_factory=ColumnMapping)
-    """The columns of the rows by the names of the dialects."""
-    truncation: Truncation = field(default_factory=Truncation)
-    """Length limits of the pairs."""
-    block_pairs: int = 4096
-    """Maximum number of rows per raw block; the tokenized block contains the good ones."""
-    dataset_logps: bool = False
-    """Whether the reference log-probs come from the rows."""
-    per_token: bool = False
-    """Whether these must be one value per token instead of a sum per completion."""
-    assistant_only: bool = False
-    """Whether only tokens of assistant turns are targets of the loss (`loss_on` assistant)."""
-    text: TextOptions = field(default_factory=TextOptions)
-    """What happens where a chat template drops words, and to special tokens of text."""
-    extras_options: ExtrasOptions = field(default_factory=ExtrasOptions)
-    """Columns that weights and margins come from."""
+    slicing: Slicing
+    """How shards are cut into raw blocks."""
+    recipe: BlockRecipe
+    """How raw blocks are tokenized. `prepare` removes the previous contents of its quarantine folder."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +79,6 @@ class PreparedData:
         return sum(block.pairs for block in self.blocks)
 
 
-def recipes(request: TokenizationRequest) -> tuple[Slicing, BlockRecipe]:
-    """Return the settings for cutting shards into raw blocks, and those for tokenizing raw blocks."""
-    recipe = BlockRecipe(
-        truncation=request.truncation,
-        cache_dir=request.cache_dir,
-        quarantine_dir=request.quarantine_dir,
-        mapping=request.mapping,
-        dataset_logps=request.dataset_logps,
-        per_token=request.per_token,
-        assistant_only=request.assistant_only,
-        text=request.text,
-        extras_options=request.extras_options,
-    )
-    return Slicing(request.dialect, request.block_pairs, request.mapping), recipe
-
-
 def prepare(
     shards: Sequence[Shard],
     request: TokenizationRequest,
@@ -128,9 +91,9 @@ def prepare(
     there are more than `max_bad_rows` bad rows (checked while running; None: no limit), if no good row is left, if a
     shard cannot be read, or if the tokenizer lacks a chat template or EOS token that the rows need.
     """
-    storage.remove_folder(request.quarantine_dir)
+    slicing, recipe = request.slicing, request.recipe
+    storage.remove_folder(recipe.quarantine_dir)
     tally = _Tally()
-    slicing, recipe = recipes(request)
     settings = settings_digest(request.tokenizer, recipe, slicing)
     index = TokenIndex(shards, settings, recipe.cache_dir, recipe.quarantine_dir)
     stream = index.outcomes(lambda missing: block_outcomes(missing, slicing, request.tokenizer, recipe))
@@ -140,10 +103,10 @@ def prepare(
             if not reused:
                 on_progress(tally.rows)
             if max_bad_rows is not None and tally.bad > max_bad_rows and tally.first_bad_is_known():
-                raise _too_many_bad_rows(tally, shards, request, f"more than max_bad_rows={max_bad_rows}")
+                raise _too_many_bad_rows(tally, shards, recipe, f"more than max_bad_rows={max_bad_rows}")
     if not any(outcome.block for outcome in tally.outcomes):
         if tally.bad:
-            raise _no_good_rows(tally, shards, request)
+            raise _no_good_rows(tally, shards, recipe)
         raise DataError(f"there are no rows in {', '.join(shard.url for shard in shards[:5])}; check dataset_name")
     _warn_of_bad_shards(tally, shards)
     return _summary(tally, shards)
@@ -175,25 +138,25 @@ class _Tally:
         return len(before) == first.index
 
 
-def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], request: TokenizationRequest, verdict: str) -> DataError:
+def _too_many_bad_rows(tally: _Tally, shards: Sequence[Shard], recipe: BlockRecipe, verdict: str) -> DataError:
     outcome = tally.first_bad()
     first: BadRow | None = outcome.first_bad
     assert first is not None
     url = shards[outcome.shard_index].url
     return DataError(
         f"{tally.bad} bad rows in the first {tally.rows} read, {verdict}. The first is row {first.row} of {url}: "
-        f"{first.reason}. See {request.quarantine_dir}; fix or drop the rows, set their dialect with dataset_format, "
+        f"{first.reason}. See {recipe.quarantine_dir}; fix or drop the rows, set their dialect with dataset_format, "
         "or raise max_bad_rows"
     )
 
 
-def _no_good_rows(tally: _Tally, shards: Sequence[Shard], request: TokenizationRequest) -> DataError:
+def _no_good_rows(tally: _Tally, shards: Sequence[Shard], recipe: BlockRecipe) -> DataError:
     """Return the error for data without any good row. Its first reason names the columns, if these are at fault."""
     outcome = tally.first_bad()
     assert outcome.first_bad is not None
     return DataError(
         f"no row of {tally.rows} is a preference pair. Row {outcome.first_bad.row} of "
-        f"{shards[outcome.shard_index].url}: {outcome.first_bad.reason}. See {request.quarantine_dir}"
+        f"{shards[outcome.shard_index].url}: {outcome.first_bad.reason}. See {recipe.quarantine_dir}"
     )
 
 

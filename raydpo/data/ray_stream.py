@@ -41,9 +41,9 @@ _CPUS_PER_READER = 4
 class Slicing:
     """The settings for cutting shards into raw blocks."""
 
-    dialect: str
+    dialect: str = "auto"
     """One of `detect.DIALECTS`, or auto: detected from the first rows of each shard."""
-    block_pairs: int
+    block_pairs: int = 4096
     """Maximum number of rows per raw block."""
     mapping: ColumnMapping = field(default_factory=ColumnMapping)
     """The columns of the rows by the names of the dialects."""

@@ -14,9 +14,11 @@ from raydpo.data.extras import total_extras
 from raydpo.data.mixtures.mixture import EntryRows, Mixture, draw_rows, find_entries
 from raydpo.data.mixtures.row_counts import count_all
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
+from raydpo.data.ray_stream import Slicing
 from raydpo.data.shards import Shard
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
+from raydpo.data.tokenize_block import BlockRecipe
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
 from raydpo.stages.extras import describe_extras, extras_options, unused_margins
@@ -108,17 +110,16 @@ class Tokenizing(Protocol):
 def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequest:
     """Return the settings of the tokenization that a job's options stand for."""
     data = plan.job.data
-    return TokenizationRequest(
-        tokenizer=plan.tokenizer,
+    mapping = ColumnMapping.parse(data.column_mapping)
+    recipe = BlockRecipe(
+        truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
-        dialect=data.dataset_format,
-        mapping=ColumnMapping.parse(data.column_mapping),
-        truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
-        block_pairs=data.block_pairs,
+        mapping=mapping,
         dataset_logps=plan.job.loss.needs_reference and not plan.job.scores_reference,
         per_token=plan.job.loss.ld_alpha is not None,
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
         extras_options=extras_options(plan.job.loss),
     )
+    return TokenizationRequest(plan.tokenizer, Slicing(data.dataset_format, data.block_pairs, mapping), recipe)

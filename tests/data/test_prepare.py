@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from raydpo.blocks import schema
 from raydpo.data import ray_stream, tokenize_block
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
+from raydpo.data.ray_stream import Slicing
 from raydpo.data.shards import Shard, find_shards
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
+from raydpo.data.tokenize_block import BlockRecipe
 from raydpo.errors import DataError
 from raydpo.runtime import storage
 from tests.data.templates.samples import THINKING_STRIPPED
@@ -35,7 +37,10 @@ def jsonl(rows: list[dict[str, Any]]) -> bytes:
 
 
 def request(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> TokenizationRequest:
-    return TokenizationRequest(tokenizer, str(tmp_path / "cache"), str(tmp_path / "quarantine"), **options)
+    slicing = Slicing(**{name: options.pop(name) for name in ("dialect", "block_pairs") if name in options})
+    options.setdefault("truncation", Truncation())
+    folders = {"cache_dir": str(tmp_path / "cache"), "quarantine_dir": str(tmp_path / "quarantine")}
+    return TokenizationRequest(tokenizer, slicing, BlockRecipe(**folders, **options))
 
 
 def quarantined(tmp_path: Path) -> list[dict[str, Any]]:

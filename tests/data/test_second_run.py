@@ -9,7 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from raydpo.data import ray_stream
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
+from raydpo.data.ray_stream import Slicing
 from raydpo.data.shards import find_shards
+from raydpo.data.tokenization import Truncation
+from raydpo.data.tokenize_block import BlockRecipe
 from raydpo.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -32,8 +35,8 @@ def data(tmp_path: Path) -> Path:
 
 def run(folder: Path, tokenizer: PreTrainedTokenizerFast, name: str, **limits: Any) -> PreparedData:
     shards = find_shards([str(folder / "data")], "train")
-    request = TokenizationRequest(tokenizer, str(folder / "cache"), str(folder / name), block_pairs=10)
-    return prepare(shards, request, **limits)
+    recipe = BlockRecipe(Truncation(), str(folder / "cache"), str(folder / name))
+    return prepare(shards, TokenizationRequest(tokenizer, Slicing(block_pairs=10), recipe), **limits)
 
 
 def quarantined(folder: Path, name: str) -> dict[str, str]:

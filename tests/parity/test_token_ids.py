@@ -10,8 +10,10 @@ from datasets import load_dataset
 from transformers import PreTrainedTokenizerFast
 
 from raydpo.data.prepare import TokenizationRequest, prepare
+from raydpo.data.ray_stream import Slicing
 from raydpo.data.shards import find_shards
 from raydpo.data.tokenization import Truncation
+from raydpo.data.tokenize_block import BlockRecipe
 from raydpo.runtime import storage
 from tests.data.tokenizers import TEMPLATE, build_tokenizer
 from tests.e2e.jobs import read_lines, write_rows
@@ -90,10 +92,8 @@ def numbered_distinct(rows: list[Row]) -> list[Row]:
 def raydpo_ids(path: str, tokenizer: PreTrainedTokenizerFast, **truncation: Any) -> tuple[Sides, dict[int, str]]:
     """Return raydpo's token ids and its quarantine reasons, each by row number."""
     folder = Path(path).parent
-    request = TokenizationRequest(
-        tokenizer, str(folder / "cache"), str(folder / "quarantine"), truncation=Truncation(**truncation)
-    )
-    data = prepare(find_shards([path], "train"), request)
+    recipe = BlockRecipe(Truncation(**truncation), str(folder / "cache"), str(folder / "quarantine"))
+    data = prepare(find_shards([path], "train"), TokenizationRequest(tokenizer, Slicing(), recipe))
     rows = [row for block in data.blocks for row in storage.read_table(block.url).to_pylist()]
     sides = {
         int(row["pair_id"].rsplit(":", 1)[1]): (

@@ -54,20 +54,17 @@ def bare(tokenizer: Any, rows: list[dict[str, str]]) -> float:
 def stage(tokenizer: Any, files: list[Path], folder: Path) -> float:
     """Return the seconds from JSONL to tokenized blocks on disk, after a warm-up that starts Ray's workers."""
     from raydpo.data.prepare import TokenizationRequest, prepare
+    from raydpo.data.ray_stream import Slicing
     from raydpo.data.shards import find_shards
     from raydpo.data.tokenization import Truncation
+    from raydpo.data.tokenize_block import BlockRecipe
 
     shards = find_shards([str(file) for file in files], "train")
     for part, is_warm_up in ((shards[:2], True), (shards, False)):
         name = "warm-up" if is_warm_up else "timed"
-        request = TokenizationRequest(
-            tokenizer=tokenizer,
-            cache_dir=str(folder / name),
-            quarantine_dir=str(folder / f"{name}-quarantine"),
-            truncation=Truncation(data.MAX_LENGTH),
-        )
+        recipe = BlockRecipe(Truncation(data.MAX_LENGTH), str(folder / name), str(folder / f"{name}-quarantine"))
         start = time.monotonic()
-        prepare(part, request)
+        prepare(part, TokenizationRequest(tokenizer, Slicing(), recipe))
     return time.monotonic() - start
 
 
