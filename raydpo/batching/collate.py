@@ -64,6 +64,7 @@ def collate(
         prompt_pair_index=prompt_pair_index,
         ref_logps=np.zeros(0, dtype=np.float32),
         pair_ids=tuple(pairs[index].pair_id for tree in trees for index in tree.pairs),
+        images=tuple(tree.images for tree in trees),
     )
     mask = joint_mask([pairs[index] for tree in trees for index in tree.pairs])
     return batch if mask is None else without_masked(batch, mask)

@@ -79,6 +79,8 @@ class MicroBatch:
     """[B]: weight of each pair's loss, from its row; [0] in a batch for the scoring workers."""
     margins: FloatArray = field(default_factory=_no_values)
     """[B]: margin of each pair, from its row; [0] in a batch for the scoring workers."""
+    images: tuple[tuple[str, ...], ...] = ()
+    """For each prompt of `layout`, filler excluded, the digest of each of its images in the order of its tokens."""
 
     @property
     def pairs(self) -> int:

@@ -27,6 +27,8 @@ class PromptTree:
     """Index in `completions` of each pair's rejected completion."""
     masked: int = 0
     """Number of completion tokens that are a target of no pair, as loss masks hide them."""
+    images: tuple[str, ...] = ()
+    """Digest of each image of the prompt, in the order of its tokens."""
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -54,19 +56,24 @@ def build_prompt_trees(
 ) -> list[PromptTree]:
     """Return trees that contain each of the pairs once, in the order of the first pair of each prompt.
 
-    Pairs with the same prompt share a tree of at most `max_tokens` tokens (a single pair may be longer) and at most
-    `max_pairs` pairs.
+    Pairs with the same prompt and images share a tree of at most `max_tokens` tokens (a single pair may be longer) and
+    at most `max_pairs` pairs.
     """
-    by_prompt: dict[bytes, list[int]] = {}
+    by_prompt: dict[tuple[bytes, tuple[str, ...]], list[int]] = {}
     for index, pair in enumerate(pairs):
-        by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(index)
+        by_prompt.setdefault((pair.prompt_ids.tobytes(), pair.images), []).append(index)
     most = max_pairs or max(len(pairs), 1)
     parts = (members[first : first + most] for members in by_prompt.values() for first in range(0, len(members), most))
     return [tree for part in parts for tree in _trees(pairs, part, max_tokens)]
 
 
 def build_completion_trees(
-    prompt: IntArray, completions: Sequence[IntArray], max_tokens: int, *, one_pair: bool
+    prompt: IntArray,
+    completions: Sequence[IntArray],
+    max_tokens: int,
+    *,
+    one_pair: bool,
+    images: tuple[str, ...] = (),
 ) -> list[PromptTree]:
     """Return trees, without pairs, that contain each of a prompt's distinct completions once, in the given order.
 
@@ -78,10 +85,10 @@ def build_completion_trees(
     for first in range(0, len(completions), 2):
         added = list(completions[first : first + 2])
         if held and (one_pair or len(prompt) + sum(map(len, held + added)) > max_tokens):
-            trees.append(PromptTree(prompt, tuple(held), (), (), ()))
+            trees.append(PromptTree(prompt, tuple(held), (), (), (), images=images))
             held = []
         held += added
-    return [*trees, PromptTree(prompt, tuple(held), (), (), ())] if held else trees
+    return [*trees, PromptTree(prompt, tuple(held), (), (), (), images=images)] if held else trees
 
 
 def _trees(pairs: Sequence[TokenizedPair], members: Iterable[int], max_tokens: int) -> Iterable[PromptTree]:
@@ -115,5 +122,6 @@ def _tree(
     different = tuple(ids for _, ids in completions.values())
     uses = [(better, pairs[index].chosen_ids, pairs[index].chosen_loss_mask) for index, better, _ in taken]
     uses += [(worse, pairs[index].rejected_ids, pairs[index].rejected_loss_mask) for index, _, worse in taken]
-    prompt, masked = pairs[members[0]].prompt_ids, count_masked(uses)
-    return PromptTree(prompt, different, tuple(members), tuple(chosen), tuple(rejected), masked)
+    first = pairs[members[0]]
+    sides = (tuple(chosen), tuple(rejected))
+    return PromptTree(first.prompt_ids, different, tuple(members), *sides, count_masked(uses), first.images)

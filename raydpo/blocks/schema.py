@@ -107,6 +107,8 @@ class TokenizedPair:
     """[tokens]: whether each token of the chosen completion is a target of the loss; None: every token is."""
     rejected_loss_mask: BoolArray | None = field(default=None, kw_only=True)
     """[tokens]: the mask of the rejected completion's tokens; None: every token is a target."""
+    images: tuple[str, ...] = field(default=(), kw_only=True)
+    """Digest of each image of the prompt, in the order of its tokens."""
 
     @property
     def chosen_targets(self) -> int:

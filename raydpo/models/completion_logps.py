@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
-from raydpo.models.attention.padded import to_padded_rows
-from raydpo.models.attention.segments import Segments
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, LogitTransform, TokenStatsRequest
+from raydpo.models.inputs import packed_inputs, padded_inputs
 from raydpo.models.router import RouterLoss
 
 
@@ -49,31 +48,16 @@ class CompletionLogps(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
-        inputs: dict[str, Any]
-        if self._shares:
-            inputs = {
-                "input_ids": to_device(micro_batch.input_ids[None], device),
-                "position_ids": to_device(micro_batch.position_ids[None], device),
-                "attention_mask": None,
-                "segments": Segments(micro_batch.layout, device),
-            }
-            predictors, multiplicity = micro_batch.predictors, micro_batch.multiplicity[None]
-        else:
-            rows = to_padded_rows(micro_batch)
-            inputs = {
-                "input_ids": to_device(rows.input_ids, device),
-                "attention_mask": to_device(rows.attention_mask, device),
-            }
-            predictors, multiplicity = rows.predictors, rows.multiplicity
+        inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
         # Requested only if the loss is used; the configs of some models turn router logits on by themselves.
         router = {} if self._router_loss is None else {"output_router_logits": True}
-        body = self.causal_lm.base_model(**inputs, use_cache=False, **router)
+        body = self.causal_lm.base_model(**inputs.arguments, use_cache=False, **router)
         hidden = body.last_hidden_state.to(last)
         targets = to_device(micro_batch.targets, last)
-        outputs: tuple[Tensor, ...] = head(hidden, to_device(predictors, last), targets, request)
+        outputs: tuple[Tensor, ...] = head(hidden, to_device(inputs.predictors, last), targets, request)
         loss = hidden.new_zeros(())
         if self._router_loss:
-            loss = self._router_loss(body.router_logits, to_device(multiplicity, last))
+            loss = self._router_loss(body.router_logits, to_device(inputs.multiplicity, last))
         return *outputs, loss
 
 

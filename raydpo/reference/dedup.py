@@ -121,18 +121,21 @@ class PromptCompletions:
     """Each [tokens]."""
     places: list[list[Place]]
     """For each completion, the places in the block that it stands at."""
+    images: tuple[str, ...] = ()
+    """Digest of each image of the prompt, in the order of its tokens."""
 
 
 def unique_completions(pairs: Sequence[TokenizedPair], reused: ReusedScores) -> list[PromptCompletions]:
     """Return the different completions of a block's pairs by prompt, without those whose scores are reused."""
     skipped = {(row, side) for row, side, *_ in reused.places.tolist()}
-    found: dict[bytes, tuple[IntArray, dict[bytes, tuple[IntArray, list[Place]]]]] = {}
+    found: dict[tuple[bytes, tuple[str, ...]], tuple[IntArray, dict[bytes, tuple[IntArray, list[Place]]]]] = {}
     for row, pair in enumerate(pairs):
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             if (row, side) not in skipped:
-                _, completions = found.setdefault(pair.prompt_ids.tobytes(), (pair.prompt_ids, {}))
+                key = (pair.prompt_ids.tobytes(), pair.images)
+                _, completions = found.setdefault(key, (pair.prompt_ids, {}))
                 completions.setdefault(ids.tobytes(), (ids, []))[1].append((row, side))
     return [
-        PromptCompletions(prompt, *map(list, zip(*completions.values(), strict=True)))
-        for prompt, completions in found.values()
+        PromptCompletions(prompt, [ids for ids, _ in unique.values()], [where for _, where in unique.values()], images)
+        for (_, images), (prompt, unique) in found.items()
     ]

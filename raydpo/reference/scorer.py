@@ -152,7 +152,9 @@ def _build_trees(
     trees: list[PromptTree] = []
     places: list[list[list[Place]]] = []
     for entry in unique:
-        built = build_completion_trees(entry.prompt, entry.completions, planner.tokens, one_pair=planner.padded)
+        built = build_completion_trees(
+            entry.prompt, entry.completions, planner.tokens, one_pair=planner.padded, images=entry.images
+        )
         remaining = iter(entry.places)
         trees += built
         places += [[next(remaining) for _ in tree.completions] for tree in built]
