@@ -18,17 +18,22 @@ MARK = "<image>"
 """What many data sets write into a text in the place of an image, whatever the model's own token is."""
 
 
-def placed(pair: Pair, token: str) -> Pair:
+def placed(pair: Pair, token: str, chat: bool) -> Pair:
     """Return a pair whose prompt has a place for each of its images; `token` is the model's image token.
 
     A prompt with image parts, or with as many tokens as images, is returned as it is. In a conversation, marks
-    (`<image>`) become parts; without any, the images stand at the start of the first user message, as in TRL. Raises
-    RowError if there are more or fewer places than images, or none in text.
+    (`<image>`) become parts; without any, the images stand at the start of the first user message, as in TRL. Text
+    without the token becomes a conversation if there is a chat template (`chat`), which knows how to write an image.
+    Raises RowError if there are more or fewer places than images, or none in text.
     """
     count = len(pair.images)
     if isinstance(pair.prompt, str):
-        _check(pair.prompt.count(token), count, token, "; write it where each image stands, or use messages")
-        return pair
+        if token in pair.prompt or not chat:
+            _check(pair.prompt.count(token), count, token, "; write it where each image stands, or use messages")
+            return pair
+        question = [{"role": "user", "content": pair.prompt}]
+        answers = [[{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected)]
+        pair = replace(pair, prompt=question, chosen=answers[0], rejected=answers[1])
     if not count or in_messages(pair.prompt):
         return pair
     texts = [content_text(message) for message in pair.prompt]

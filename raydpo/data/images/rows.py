@@ -66,7 +66,7 @@ class ImageReader:
             if token:
                 check_free_of(pair, token)
             return pair
-        pair = self._templated(placed(pair, token))
+        pair = self._templated(placed(pair, token, bool(self.tokenizer.chat_template)))
         found = []
         for source in pair.images:
             image = self.processing.process(open_picture(source, self.shard_url), self.tokenizer, self.cache_dir)
