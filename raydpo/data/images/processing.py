@@ -7,6 +7,7 @@ expanded and encoded without pixels. A processor that places images in another w
 
 import copy
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ TEXT_OUTPUTS = frozenset(
 """Names in a processor's output that belong to its text; the others belong to its images."""
 _OF_BOTH = "cross_attention_mask"
 _OFFSETS = "text_replacement_offsets"
+_REMEMBERED = 4096
+"""Number of images whose texts a process keeps in memory."""
 _proven: set[tuple[str, str]] = set()
 """Processors, with their tokens, that this process has compared with expanded texts."""
 
@@ -94,7 +97,9 @@ class ImageProcessing(Identified):
             tensors, text = self._output(picture)
             if cache_dir:
                 store.write(cache_dir, digest, tensors, text)
-        self._texts[digest] = text
+        if len(self._texts) >= _REMEMBERED:
+            self._texts.clear()
+        self._texts[digest] = text = sys.intern(text)  # pictures of one size have one text
         return ProcessedImage(digest, text, is_new)
 
     def digest(self, picture: Any) -> str:

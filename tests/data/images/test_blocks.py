@@ -8,6 +8,7 @@ import pytest
 
 from raydpo.blocks.block import TokenizedBlock
 from raydpo.blocks.schema import Block
+from raydpo.cli import reference_store
 from raydpo.data.images import store
 from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.images.rows import total_images
@@ -18,6 +19,7 @@ from raydpo.data.shards import Shard, find_shards
 from raydpo.data.tokenize_block import BlockOutcome, tokenize_block
 from raydpo.reference.dedup import NOTHING_REUSED, completion_keys, unique_completions
 from tests.data.images.models import Case, row
+from tests.data.images.processors import picture
 
 
 @pytest.fixture
@@ -104,40 +106,67 @@ def index_of(case: Case, shards: Sequence[Shard]) -> TokenIndex:
     return TokenIndex(shards, settings, recipe.cache_dir, recipe.quarantine_dir)
 
 
-def test_the_second_run_processes_nothing_unless_an_image_or_the_processor_is_another(case: Case) -> None:
-    path = case.write([row("What?", images=["a.png"]), row("What?", images=["b.png", "a.png"])])
-    tokenized: list[str] = []
+def run(case: Case, path: Path) -> tuple[BlockOutcome, bool]:
+    """Return the outcome of the one block of a file, and whether it was reused."""
 
     def tokenize(shards: Sequence[Shard]) -> Generator[BlockOutcome | ShardEnd, None, None]:
         for position, shard in enumerate(shards):
-            tokenized.append(shard.name)
             (raw,) = raw_blocks(shard, position, Slicing())
             yield tokenize_block(raw, case.tokenizer, case.recipe())
             yield ShardEnd(position, 1)
 
-    def run() -> list[tuple[BlockOutcome, bool]]:
-        return list(index_of(case, find_shards([str(path)], "train")).outcomes(tokenize))
+    (found,) = index_of(case, find_shards([str(path)], "train")).outcomes(tokenize)
+    return found
 
-    ((first, reused),) = run()
+
+def test_the_second_run_processes_nothing_unless_an_image_is_gone_or_the_processor_is_another(case: Case) -> None:
+    path = case.write([row("What?", images=["a.png"]), row("What?", images=["b.png", "a.png"])])
+    first, reused = run(case, path)
     assert not reused
-    ((second, reused),) = run()
+    second, reused = run(case, path)
     assert reused
-    assert len(tokenized) == 1
     assert second.block == first.block
     assert total_images([second.images]).distinct == 2
 
     digest = sorted(store.digests(str(case.folder / "cache")))[0]
     Path(store.image_url(str(case.folder / "cache"), digest)).unlink()
-    ((third, reused),) = run()
+    third, reused = run(case, path)
     assert not reused
     assert third.images.processed == 1
     assert third.block == first.block
 
     config = case.folder / "model" / "preprocessor_config.json"
     config.write_text(config.read_text().replace('"do_rescale": true', '"do_rescale": false'))
-    ((fourth, reused),) = run()
+    fourth, reused = run(case, path)
     assert not reused
     assert fourth.images.processed == 2
     assert fourth.block is not None
     assert first.block is not None
     assert fourth.block.content != first.block.content
+
+
+def test_a_picture_that_was_changed_or_has_come_is_read_again(case: Case) -> None:
+    path = case.write([row("What?", images=["a.png"]), row("What?", images=["late.png"])])
+    first, _ = run(case, path)
+    assert first.bad_reasons == {"image not found": 1}
+    assert run(case, path)[1]
+    picture(7).save(case.folder / "late.png")
+    second, reused = run(case, path)
+    assert not reused
+    assert not second.bad_reasons
+    picture(8).save(case.folder / "a.png")
+    third, reused = run(case, path)
+    assert not reused
+    assert third.block is not None
+    assert second.block is not None
+    assert third.block.content != second.block.content
+    assert run(case, path)[1]
+
+
+def test_images_are_listed_and_pruned_with_the_tokenized_blocks(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    run(case, case.write([row("What?", images=["a.png", "b.png"])]))
+    cache = str(case.folder / "cache")
+    assert reference_store.main(["list", "--cache_dir", cache]) == 0
+    assert "1 shards in the index, 2 images" in capsys.readouterr().out
+    assert reference_store.main(["prune", "--cache_dir", cache, "--max_gigabytes", "0"]) == 0
+    assert not store.digests(cache)
