@@ -7,6 +7,7 @@ from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm
 from raydpo.models.router import RouterLoss, router_loss
+from raydpo.models.vision import freeze, frozen_modules
 from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
 
@@ -27,7 +28,12 @@ def build_policy(task: TrainTask) -> tuple[CompletionLogps, RouterLoss | None]:
     if plan.adapter:
         model = load_adapter(model, plan.adapter, trainable=True)
     elif job.adapter.use_peft:
-        model = add_lora(model, job.adapter)
+        frozen = frozen_modules(
+            model, tower=job.model.freeze_vision_tower, projector=job.model.freeze_multi_modal_projector
+        )
+        model = add_lora(model, job.adapter, frozen)
+    else:
+        freeze(model, tower=job.model.freeze_vision_tower, projector=job.model.freeze_multi_modal_projector)
     if job.loss.disable_dropout:
         disable_dropout(model)
     if job.model.torch_compile:
