@@ -25,6 +25,8 @@ class ModelPlan:
     attention: AttentionChoice
     planner: MicroBatchPlanner
     """Groups pairs into micro-batches within the token budget."""
+    images: str | None = None
+    """cache_dir, where what the processor made of images lies, for a vision-language model; None for others."""
 
     @property
     def gpu(self) -> bool:

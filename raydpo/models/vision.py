@@ -26,11 +26,16 @@ def part_of_each(causal_lm: Any) -> dict[str, str]:
     the projector. All parameters of a model without towers are TEXT.
     """
     names = [name for name, _ in causal_lm.named_parameters()]
-    if not any(TOWERS & set(name.split(".")) for name in names):
+    if not any(map(in_tower, names)):
         return dict.fromkeys(names, TEXT)
     text_modules = (causal_lm.get_decoder(), causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
     text = {id(parameter) for module in text_modules if module is not None for parameter in module.parameters()}
     return {name: _part(name, id(parameter) in text) for name, parameter in causal_lm.named_parameters()}
+
+
+def in_tower(name: str) -> bool:
+    """Return whether the module or parameter of this full name is within a tower, or is one."""
+    return not TOWERS.isdisjoint(name.split("."))
 
 
 def _part(name: str, in_decoder: bool) -> str:

@@ -17,6 +17,7 @@ from raydpo.config import BASE, JobConfig
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
+from raydpo.models.classes import is_vision_language
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
 from raydpo.models.plan import ModelPlan
@@ -25,7 +26,7 @@ from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.models.template_option import read_chat_template
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
-from raydpo.runtime import resources
+from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
@@ -195,4 +196,5 @@ def plan_model(
     tokens = job.tokens_per_micro_batch(gpu=group.gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if group.gpu else 1
     planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
-    return ModelPlan(*model, group, precision, attention, planner)
+    images = storage.absolute(job.data.cache_dir) if is_vision_language(config) else None
+    return ModelPlan(*model, group, precision, attention, planner, images)

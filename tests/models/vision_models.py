@@ -98,7 +98,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3": {
         "text_config": {
             **TEXT,
-            "sliding_window": 6,
+            "sliding_window": 3,
             "layer_types": ["sliding_attention", "full_attention"],
             "query_pre_attn_scalar": 8,
         },
