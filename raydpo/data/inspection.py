@@ -129,7 +129,8 @@ def inspect_shard(
 
 
 def with_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> Examine:
-    """Return the function that examines rows as a run with this recipe tokenizes them."""
+    """Return the function that examines rows as a run with this recipe tokenizes them; it keeps no images."""
+    recipe = replace(recipe, cache_dir="")
 
     def examine(raw: RawBlock) -> tuple[Sequence[GoodRow], Sequence[BadRow]]:
         uncut, refused, _ = tokenized_rows(raw, tokenizer, replace(recipe, truncation=Truncation()))

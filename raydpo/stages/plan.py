@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
+from raydpo.data.images.loading import load_image_processing
+from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
@@ -50,6 +52,8 @@ class RunPlan:
     """Whether the reference is scored while the policy trains."""
     deepspeed_config: dict[str, Any]
     """DeepSpeed config of the train workers."""
+    images: ImageProcessing | None = None
+    """How the policy's model reads images, or why it reads none."""
 
     @property
     def ranks(self) -> int:
@@ -118,8 +122,22 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     )
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
+    images = plan_images(source, tokenizer, job)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed, images)
+
+
+def plan_images(source: ModelSource, tokenizer: PreTrainedTokenizerBase, job: JobConfig) -> ImageProcessing:
+    """Return how a model reads images; its tokenizer gets the processor's chat template if it has none."""
+    images = load_image_processing(
+        source.folder,
+        tokenizer,
+        trust_remote_code=job.model.trust_remote_code,
+        own_template=job.model.chat_template is not None,
+    )
+    if not tokenizer.chat_template and images.identity.chat_template:
+        tokenizer.chat_template = images.identity.chat_template
+    return images
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:
