@@ -19,6 +19,7 @@ from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose, follows_own_length
+from raydpo.models.classes import is_vision_language
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
 from raydpo.models.plan import ModelPlan
@@ -27,7 +28,7 @@ from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.models.template_option import read_chat_template
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
-from raydpo.runtime import resources
+from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
@@ -215,4 +216,5 @@ def plan_model(
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if group.gpu else 1
     planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
     own_length = follows_own_length(config, job.data.max_length)
-    return ModelPlan(*model, group, precision, attention, planner, own_length)
+    images = storage.absolute(job.data.cache_dir) if is_vision_language(config) else None
+    return ModelPlan(*model, group, precision, attention, planner, own_length, images)
