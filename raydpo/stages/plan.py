@@ -5,7 +5,7 @@ Plans are plain records. Nothing here needs Ray: the cluster's nodes are an argu
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,11 +23,12 @@ from raydpo.models.plan import ModelPlan
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.models.template_option import read_chat_template
+from raydpo.reporting.notes import Notes
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources
 from raydpo.runtime.resources import Node, WorkerGroup
-from raydpo.training.deepspeed_engine import deepspeed_config
+from raydpo.training.deepspeed_config import deepspeed_config, hidden_size, with_deepspeed_file
 from raydpo.training.drift import DRIFT_TOLERANCES
 
 COMPILED_LENGTHS = 4
@@ -49,6 +50,8 @@ class RunPlan:
     """Whether the reference is scored while the policy trains."""
     deepspeed_config: dict[str, Any]
     """DeepSpeed config of the train workers."""
+    notes: Notes = field(default_factory=Notes)
+    """What the run does otherwise than its options say, as it is found out."""
 
     @property
     def ranks(self) -> int:
@@ -91,20 +94,21 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
 
     `output_dir` and `model_name_or_path` must be set. Raises the `RaydpoError` that fits what is wrong.
     """
-    assert job.run.output_dir, "the command line sets it"
-    assert job.model.model_name_or_path, "the command line sets it"
     check_trackers(job)
     check_quantization(job)
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
+    job, file, overridden = with_deepspeed_file(job, gpu=train_group.gpu, num_workers=train_group.workers)
     precision = job.precision(gpu=train_group.gpu)
-    deepspeed = deepspeed_config(job, precision, gpu=train_group.gpu, num_workers=train_group.workers)
+    assert job.run.output_dir, "the command line sets it"
+    assert job.model.model_name_or_path, "the command line sets it"
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
     adapter, reference_adapter = resolve_adapters(job)
     config = load_config(source, trust_remote_code=trust)
+    deepspeed = deepspeed_config(job, file, train_group, hidden_size(config))
     check_router(config, job.loss.router_aux_loss_coef)
     policy = plan_model(job, (source, adapter), train_group, precision, config, flops_model(config))
     reference_config, flops = config, policy.planner.flops
@@ -118,7 +122,9 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    plan = RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    plan.notes.add(*overridden)
+    return plan
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:

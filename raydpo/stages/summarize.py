@@ -80,6 +80,7 @@ def summarize(
             "drift_mean": first.get("reference_drift/mean"),
             "drift_max": first.get("reference_drift/max"),
         },
+        "notes": list(plan.notes.texts),
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
         **_environment(seconds),

@@ -14,11 +14,14 @@ from raydpo.stages.score import ScoringProgress, score_in_background
 from raydpo.stages.sync_scoring import serve_requests
 from raydpo.stages.tokenize import RunData
 from raydpo.training import trainer
+from raydpo.training.deepspeed_sections import schedule_notes
 from raydpo.training.task import TrainReport, TrainTask
 
 
 def train_policy(plan: RunPlan, feeds: Feeds, note: Callable[[], str] = lambda: "") -> TrainReport:
     """Make all updates and write the result to `output_dir/model`. `note()` is appended to the line of progress."""
+    file, total_steps = str(plan.job.cluster.deepspeed), feeds.schedule.total_steps
+    plan.notes.add(*schedule_notes(file, plan.deepspeed_config, plan.job.optim, total_steps))
     task = TrainTask(
         job=plan.job,
         policy=plan.policy,

@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 import torch
 
-from raydpo.errors import RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
+from raydpo.errors import ConfigError, RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.models.device import device
@@ -44,7 +44,10 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
     check_run_dir(task.run_dir)
     device(task.policy.gpu)
     deepspeed_engine.prepare_process(task.policy.gpu)
-    worker = Worker(task)
+    try:
+        worker = Worker(task)
+    except ConfigError as error:  # DeepSpeed refuses the file; a damaged checkpoint may be found by one rank only
+        return error
     try:
         worker.train()
     except (ReferenceMismatch, ResumeError, TrainingError) as error:
