@@ -30,6 +30,7 @@ from raydpo.runtime import resources
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.training.deepspeed_config import deepspeed_config, hidden_size, with_deepspeed_file
 from raydpo.training.drift import DRIFT_TOLERANCES
+from raydpo.training.resume import with_absolute_path
 
 COMPILED_LENGTHS = 4
 """Number of lengths that packed rows have under torch_compile, which compiles the layers for each."""
@@ -98,7 +99,9 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     check_quantization(job)
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
-    job, file, overridden = with_deepspeed_file(job, gpu=train_group.gpu, num_workers=train_group.workers)
+    job, file, overridden = with_deepspeed_file(
+        with_absolute_path(job), gpu=train_group.gpu, num_workers=train_group.workers
+    )
     precision = job.precision(gpu=train_group.gpu)
     assert job.run.output_dir, "the command line sets it"
     assert job.model.model_name_or_path, "the command line sets it"

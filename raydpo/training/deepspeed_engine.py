@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO around the policy. DeepSpeed is imported inside functions, as only train workers can import it."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,8 +10,8 @@ import torch
 from torch import nn
 
 from raydpo.config import JobConfig
-from raydpo.errors import ConfigError
-from raydpo.training.optimizer import own_optimizer, parameter_groups, schedule_factory
+from raydpo.errors import ConfigError, ResumeError
+from raydpo.training.optimizer import fast_forward, own_optimizer, parameter_groups, schedule_factory, updates_of
 from raydpo.training.task import TrainTask
 
 
@@ -60,7 +61,9 @@ class DeepSpeedEngine:
         self._max_norm = float(config["gradient_clipping"]) or float("inf")
         groups = parameter_groups(model, task.job.optim.weight_decay)
         optimizer = own_optimizer(task, config, groups)
-        self._schedule = schedule_factory(task, config)
+        self._new_schedule = schedule_factory(task, config)
+        self.fingerprint = {"trained parameters": _digest(model)}
+        """What a checkpoint of this engine and the run that resumes from it must have in common."""
         settings = {key: value for key, value in config.items() if key != "scheduler"}
         if optimizer is not None:
             settings.pop("optimizer", None)
@@ -71,9 +74,45 @@ class DeepSpeedEngine:
             model=model,
             optimizer=optimizer,
             model_parameters=groups if optimizer is None else None,
-            lr_scheduler=self._schedule,
+            lr_scheduler=self._first_schedule,
             config=settings,
         )
+
+    def _first_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Return the schedule from the first update, and remember the settings of the run, which it changes."""
+        self._settings = [{key: group[key] for key in group.keys() - {"params"}} for group in optimizer.param_groups]
+        return self._new_schedule(optimizer)
+
+    def load(self, folder: str, tag: str) -> None:
+        """Load a checkpoint that `save_checkpoint` wrote; all ranks call it.
+
+        Weights and the optimizer's state come from there. Learning rate, weight decay and schedule are those of this
+        run, at the update that the checkpoint has reached. Raises ResumeError where the checkpoint does not fit.
+        """
+        try:
+            loaded, _ = self.engine.load_checkpoint(folder, tag=tag, load_module_strict=False)
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ResumeError(
+                f"{folder} does not fit the model and the optimizer of this run ({type(error).__name__}: {error}); set "
+                "the options of the run that wrote it, or choose another with resume_from_checkpoint"
+            ) from error
+        if loaded is None:
+            raise ResumeError(f"DeepSpeed found no checkpoint in {folder}; choose another with resume_from_checkpoint")
+        updates = updates_of(self.engine.lr_scheduler)
+        optimizer = self.engine.basic_optimizer
+        for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
+            group.pop("initial_lr", None)  # the schedule takes it from the rate
+            group.update(settings)
+        self.engine.lr_scheduler = self._new_schedule(optimizer)
+        fast_forward(self.engine.lr_scheduler, updates)
 
     def step(self) -> tuple[float, float]:
         """Clip, update and advance the schedule; return the gradient norm before clipping and the learning rate."""
@@ -85,6 +124,16 @@ class DeepSpeedEngine:
         if norm is None:
             norm = self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm), learning_rate
+
+
+def _digest(model: nn.Module) -> str:
+    """Return the number of trained parameters, and a digest of their names and full shapes."""
+    lines = [
+        f"{name} {tuple(getattr(parameter, 'ds_shape', parameter.shape))}"
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    return f"{len(lines)} tensors, {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:12]}"
 
 
 def _check(settings: Mapping[str, Any], job: JobConfig) -> None:

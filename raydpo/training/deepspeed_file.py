@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config import HINTS, SECTIONS, JobConfig
-from raydpo.config.fields import convert, hints_of, show, whole
+from raydpo.config.fields import convert, hints_of, show, show_whole
 from raydpo.errors import ConfigError
 from raydpo.training import deepspeed_keys
 
@@ -119,24 +119,20 @@ def apply_file(job: JobConfig, content: Mapping[str, Any], *, gpu: bool) -> tupl
         shown = value_at(content, key) if option == "offload" else value
         if changes.get(option, value) != value:
             raise ConfigError(
-                f"deepspeed={path} sets {key}={_shown(shown)} beside another value of the same thing "
-                f"({option}={_shown(changes[option])}); set one of them to auto"
+                f"deepspeed={path} sets {key}={show_whole(shown)} beside another value of the same thing "
+                f"({option}={show_whole(changes[option])}); set one of them to auto"
             )
         changes[option] = value
-        before, differs = f"{option}={_shown(flat[option])}", flat[option] != value
+        before, differs = f"{option}={show_whole(flat[option])}", flat[option] != value
         if option == "warmup_steps" and flat["warmup_ratio"]:
             changes["warmup_ratio"], differs = 0.0, True
             before += f" and warmup_ratio={flat['warmup_ratio']:g}"
         if differs:
-            notes.append(f"deepspeed={path} sets {key}={_shown(shown)}, which overrides {before}")
+            notes.append(f"deepspeed={path} sets {key}={show_whole(shown)}, which overrides {before}")
     try:
         return _replaced(job, changes), tuple(notes)
     except ConfigError as error:
         raise ConfigError(f"deepspeed={path}: {error}") from error
-
-
-def _shown(value: Any) -> str:
-    return show(whole(value) if isinstance(value, float) else value)
 
 
 def _replaced(job: JobConfig, changes: Mapping[str, Any]) -> JobConfig:

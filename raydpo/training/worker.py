@@ -80,7 +80,7 @@ class Worker:
         self._sync = self._reference_sync()
         self._state = TrainState()
         if newest := ray.train.get_checkpoint() or self._named_checkpoint():
-            self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
+            self._state = checkpoint.restore(self._deepspeed, newest, task.fingerprint)
         self._resumed_at = self._state.step
         self._objective = Objective(
             task.job.loss, router.coefficient if router else 0.0, RewardMean(*self._state.rewards)
@@ -249,7 +249,7 @@ class Worker:
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
         sums = self._sums.totals(self._engine.device)
         state = dataclasses.replace(self._state, sums=sums, reference=self._version)
-        checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
+        checkpoint.save(self._deepspeed, state, self._task, metrics)
         self._throughput.restart()
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:

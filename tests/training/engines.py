@@ -20,11 +20,11 @@ WIDTH = 6
 class Regression(nn.Module):
     """Two linear layers with a norm between them; the forward returns the mean squared error of a fixed target."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         """Give every parameter a fixed random value."""
         super().__init__()
         torch.manual_seed(5)
-        self.layers = nn.Sequential(nn.Linear(4, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1))
+        self.layers = nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 1))
         for parameter in self.parameters():
             nn.init.normal_(parameter, 0.5, 0.3)
 
@@ -52,11 +52,11 @@ def task_of(total_steps: int, **options: Any) -> Any:
 class Trained:
     """An engine, and what its updates gave."""
 
-    def __init__(self, total_steps: int, **options: Any) -> None:
+    def __init__(self, total_steps: int, width: int = WIDTH, **options: Any) -> None:
         """Start DeepSpeed in this process, which must be the only rank of a process group."""
         os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
         deepspeed_engine.prepare_process(gpu=False)
-        self.model = Regression()
+        self.model = Regression(width)
         self.wrapper = deepspeed_engine.DeepSpeedEngine(self.model, task_of(total_steps, **options))
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -83,9 +83,13 @@ class Trained:
 def plain_weights(
     rates: Sequence[float], optimizer: type[torch.optim.Optimizer], **arguments: Any
 ) -> dict[str, Tensor]:
-    """Return the weights after updates with these rates by a plain torch loop; vectors have no weight decay."""
+    """Return the weights after updates with these rates by a plain torch loop; vectors have no weight decay.
+
+    `weight_decay` is that of every update; `decays` has one for each.
+    """
     model = Regression()
     decay = arguments.pop("weight_decay", 0.0)
+    decays = arguments.pop("decays", [decay] * len(rates))
     groups = [
         {"params": [part for part in model.parameters() if part.dim() > 1], "weight_decay": decay},
         {"params": [part for part in model.parameters() if part.dim() <= 1], "weight_decay": 0.0},
@@ -94,6 +98,7 @@ def plain_weights(
     for step, rate in enumerate(rates, start=1):
         for group in steps.param_groups:
             group["lr"] = rate
+        steps.param_groups[0]["weight_decay"] = decays[step - 1]
         steps.zero_grad()
         model(inputs(step)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
