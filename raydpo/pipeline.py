@@ -22,6 +22,7 @@ from raydpo.stages.score import quarantine_failed, reference_store, score_refere
 from raydpo.stages.summarize import PreparedRun, Stopwatch, summarize, summarize_scoring
 from raydpo.stages.tokenize import tokenize
 from raydpo.stages.train import train_policy, train_while_scoring
+from raydpo.training.resume import check_options
 
 
 def run(job: JobConfig) -> dict[str, Any]:
@@ -32,7 +33,9 @@ def run(job: JobConfig) -> dict[str, Any]:
     """
     watch = Stopwatch()
     plan = plan_run(job, cluster_nodes())
+    resumed = check_options(plan.job, str(plan.run_dir.path))
     plan.run_dir.start(plan.job)
+    plan.notes.add(*resumed)
     print_line("Policy", plan.policy.summary_line)
     if job.scores_reference and plan.reference.summary_line != plan.policy.summary_line:
         print_line("Reference", plan.reference.summary_line)

@@ -235,10 +235,15 @@ def _read_mapping(text: str, expected: str) -> Any:
 
 def show(value: object) -> str:
     """Return a value as the user would write it after a flag; unset for None and empty collections."""
-    if value is None or value in ((), {}):
+    if value is None or value in ((), [], {}):
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def show_whole(value: object) -> str:
+    """Return a value as `show` does, and a float that is a whole number without decimals."""
+    return show(whole(value) if isinstance(value, float) else value)

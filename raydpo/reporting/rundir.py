@@ -7,53 +7,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from raydpo.config import JobConfig, from_flat, to_flat, to_yaml
+from raydpo.config import JobConfig, from_flat, to_yaml
 from raydpo.config.reading import read_yaml
-from raydpo.errors import ResumeError
+from raydpo.config.resume import changes, check_changes, recorded
 from raydpo.runtime import storage
 
 REFERENCES = "references"
 """Name of the run's subfolder for the references that training writes."""
-
-# Options that may change when a run is resumed: they affect where it runs, what it logs and when it ends, but not what
-# an update computes.
-MAY_CHANGE = {
-    "cache_dir",
-    "cpus_per_worker",
-    "device_peak_tflops",
-    "eval_steps",
-    "eval_strategy",
-    "gpus_per_worker",
-    "gradient_checkpointing",
-    "logging_first_step",
-    "logging_steps",
-    "logging_strategy",
-    "logits_chunk_tokens",
-    "max_bad_rows",
-    "max_failures",
-    "max_steps",
-    "num_train_epochs",
-    "output_dir",
-    "per_device_eval_batch_size",
-    "reference_cpus_per_worker",
-    "reference_gpus_per_worker",
-    "reference_label_selector",
-    "reference_num_workers",
-    "reference_resources",
-    "report_to",
-    "resume_from_checkpoint",
-    "run_name",
-    "save_steps",
-    "save_strategy",
-    "save_total_limit",
-    "storage_path",
-    "tokens_per_micro_batch",
-    "torch_compile",
-    "trust_remote_code",
-    "verbose",
-    "worker_label_selector",
-    "worker_resources",
-}
 
 
 class RunDir:
@@ -101,16 +61,8 @@ class RunDir:
 
     def _check_same(self, job: JobConfig) -> None:
         """Raise ResumeError if an option that must not change differs from the run in the folder."""
-        before = to_flat(from_flat(read_yaml(str(self.config))))
-        for name, value in to_flat(job).items():
-            if name == "chat_template_date" and before[name] is None:
-                continue  # a run of an earlier version; the blocks of its data show whether its tokens are the same
-            if name not in MAY_CHANGE and before[name] != value:
-                raise ResumeError(
-                    f"{self.path} holds a run with {name}={before[name]}, but this run has {name}={value}; choose "
-                    "another output_dir, or start over with resume_from_checkpoint=none (this removes the old "
-                    "checkpoints)"
-                )
+        before = recorded(from_flat(read_yaml(str(self.config))))
+        check_changes(changes(before, job), str(self.path), own_folder=True)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; an empty list if the file does not exist yet."""

@@ -5,7 +5,7 @@ Plans are plain records. Nothing here needs Ray: the cluster's nodes are an argu
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,12 +26,14 @@ from raydpo.models.plan import ModelPlan
 from raydpo.models.router import check_router
 from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.models.template_option import read_chat_template
+from raydpo.reporting.notes import Notes
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
-from raydpo.training.deepspeed_engine import deepspeed_config
+from raydpo.training.deepspeed_config import deepspeed_config, hidden_size, with_deepspeed_file
 from raydpo.training.drift import DRIFT_TOLERANCES
+from raydpo.training.resume import with_absolute_path
 
 COMPILED_LENGTHS = 4
 """Number of lengths that packed rows have under torch_compile, which compiles the layers for each."""
@@ -54,6 +56,8 @@ class RunPlan:
     """DeepSpeed config of the train workers."""
     images: ImageProcessing | None = None
     """How the policy's model reads images, or why it reads none."""
+    notes: Notes = field(default_factory=Notes)
+    """What the run does otherwise than its options say, as it is found out."""
 
     @property
     def ranks(self) -> int:
@@ -96,20 +100,23 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
 
     `output_dir` and `model_name_or_path` must be set. Raises the `RaydpoError` that fits what is wrong.
     """
-    assert job.run.output_dir, "the command line sets it"
-    assert job.model.model_name_or_path, "the command line sets it"
     check_trackers(job)
     check_quantization(job)
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
+    job, file, overridden = with_deepspeed_file(
+        with_absolute_path(job), gpu=train_group.gpu, num_workers=train_group.workers
+    )
     precision = job.precision(gpu=train_group.gpu)
-    deepspeed = deepspeed_config(job, precision, gpu=train_group.gpu, num_workers=train_group.workers)
+    assert job.run.output_dir, "the command line sets it"
+    assert job.model.model_name_or_path, "the command line sets it"
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
     reference_source = resolve_model(other, None, trust_remote_code=trust) if other else source
     adapter, reference_adapter = resolve_adapters(job)
     config = load_config(source, trust_remote_code=trust)
+    deepspeed = deepspeed_config(job, file, train_group, hidden_size(config))
     check_router(config, job.loss.router_aux_loss_coef)
     policy = plan_model(job, (source, adapter), train_group, precision, config, flops_model(config))
     reference_config, flops = config, policy.planner.flops
@@ -124,7 +131,10 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
     images = plan_images(source, tokenizer, job)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed, images)
+    job = dated(job, run_dir, tokenizer)
+    plan = RunPlan(job, run_dir, tokenizer, policy, reference, pipelined, deepspeed, images)
+    plan.notes.add(*overridden)
+    return plan
 
 
 def plan_images(source: ModelSource, tokenizer: PreTrainedTokenizerBase, job: JobConfig) -> ImageProcessing:

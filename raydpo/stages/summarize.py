@@ -82,6 +82,7 @@ def summarize(
             "drift_max": first.get("reference_drift/max"),
         },
         "forward_check": {"policy": report.forward_check, **_reference_check(prepared)},
+        "notes": list(plan.notes.texts),
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
         **_environment(seconds),

@@ -10,15 +10,20 @@ from raydpo.reporting.console import Poller, Stage, print_line
 from raydpo.runtime.actors import get_result
 from raydpo.stages.feeds import Feeds, blocks_in_training_order, start_feeds
 from raydpo.stages.plan import RunPlan
+from raydpo.stages.resume import plan_fingerprint
 from raydpo.stages.score import ScoringProgress, score_in_background
 from raydpo.stages.sync_scoring import serve_requests
 from raydpo.stages.tokenize import RunData
 from raydpo.training import trainer
+from raydpo.training.deepspeed_sections import schedule_notes
+from raydpo.training.resume import check_resume
 from raydpo.training.task import TrainReport, TrainTask
 
 
 def train_policy(plan: RunPlan, feeds: Feeds, note: Callable[[], str] = lambda: "") -> TrainReport:
     """Make all updates and write the result to `output_dir/model`. `note()` is appended to the line of progress."""
+    file, total_steps = str(plan.job.cluster.deepspeed), feeds.schedule.total_steps
+    plan.notes.add(*schedule_notes(file, plan.deepspeed_config, plan.job.optim, total_steps))
     task = TrainTask(
         job=plan.job,
         policy=plan.policy,
@@ -28,10 +33,11 @@ def train_policy(plan: RunPlan, feeds: Feeds, note: Callable[[], str] = lambda: 
         eval_sets=feeds.held_out,
         drift_tolerance=plan.drift_tolerance,
         run_dir=str(plan.run_dir.path),
-        fingerprint=feeds.fingerprint,
+        fingerprint={**feeds.fingerprint, **plan_fingerprint(plan)},
         sync=feeds.sync,
         chat_template=plan.tokenizer.chat_template if plan.job.model.chat_template else None,
     )
+    plan.notes.add(*check_resume(task))
     stage = Stage("Training", "updates")
 
     def show_progress() -> None:

@@ -1,82 +1,18 @@
-"""DeepSpeed ZeRO around the policy. Only this module imports DeepSpeed, and only inside a train worker."""
+"""DeepSpeed ZeRO around the policy. DeepSpeed is imported inside functions, as only train workers can import it."""
 
-import json
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from raydpo.config import JobConfig
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, ResumeError
+from raydpo.training.optimizer import fast_forward, own_optimizer, parameter_groups, schedule_factory, updates_of
 from raydpo.training.task import TrainTask
-
-# Keys of a DeepSpeed file that may only be "auto", with the options that set them: the feed makes the batches.
-BATCH_KEYS = {
-    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "train_batch_size": "per_device_train_batch_size",
-}
-
-
-def deepspeed_config(job: JobConfig, precision: str, *, gpu: bool, num_workers: int) -> dict[str, Any]:
-    """Return the DeepSpeed config of a run: from the options, overridden by the file that `deepspeed` names.
-
-    The worker accumulates gradients itself, over a loss that is normalised by the global batch, so gradient
-    accumulation is 1 for DeepSpeed. Raises ConfigError where the file cannot be read or sets a batch size.
-    """
-    stage = job.zero_stage(num_workers, precision)
-    zero: dict[str, Any] = {"stage": stage}
-    if job.cluster.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
-        zero["offload_param"] = {"device": "cpu", "pin_memory": gpu} if job.cluster.offload == "all" else {}
-        zero = {key: value for key, value in zero.items() if value != {}}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": job.optim.per_device_train_batch_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": job.optim.max_grad_norm,
-        "zero_optimization": zero,
-        # Without a GPU the optimizer is torch's, offloaded or not: DeepSpeed's would have to be compiled.
-        "zero_force_ds_cpu_optimizer": gpu,
-        "steps_per_print": None,
-    }
-    if precision == "bfloat16":
-        config["bf16"] = {"enabled": True}
-        if stage > 0:  # bf16 sums would lose later micro-batches; stage 0 of DeepSpeed has no fp32 sums
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif precision == "float16":
-        config["fp16"] = {"enabled": True}
-    return merge(config, read_file(job.cluster.deepspeed)) if job.cluster.deepspeed else config
-
-
-def read_file(path: str) -> dict[str, Any]:
-    """Read a DeepSpeed JSON config. Raises ConfigError where it cannot be used."""
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"deepspeed={path} cannot be read ({error.strerror}); give a JSON file's path") from error
-    except ValueError as error:
-        raise ConfigError(f"deepspeed={path} is not JSON ({error}); correct the file") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"deepspeed={path} must hold a JSON object, not a {type(content).__name__}")
-    for key, flag in BATCH_KEYS.items():
-        if content.get(key, "auto") != "auto":
-            raise ConfigError(f"deepspeed={path} sets {key}={content[key]}; set it to auto, and use the flag {flag}")
-    return content
-
-
-def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `ours` overridden by `theirs`, key by key at every depth; "auto" keeps ours, or DeepSpeed's default."""
-    merged = dict(ours)
-    for key, value in theirs.items():
-        if isinstance(value, Mapping):
-            merged[key] = merge(ours[key] if isinstance(ours.get(key), Mapping) else {}, value)
-        elif value != "auto":
-            merged[key] = value
-    return merged
 
 
 def prepare_process(gpu: bool) -> None:
@@ -109,61 +45,74 @@ def gather(config: Mapping[str, Any]) -> Callable[[Sequence[nn.Parameter]], Abst
     return lambda parameters: deepspeed.zero.GatheredParameters(list(parameters))
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Vectors are biases and norms, which get no weight decay; under ZeRO-3 ds_shape has the full shape.
-    matrices = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
-    vectors = [parameter for parameter in trained if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-
-
-def _optimizer(job: JobConfig, config: Mapping[str, Any], model: nn.Module, gpu: bool) -> torch.optim.Optimizer:
-    optim = job.optim
-    groups = [group for group in _parameter_groups(model, optim.weight_decay) if group["params"]]
-    betas = (optim.adam_beta1, optim.adam_beta2)
-    arguments: dict[str, Any] = {"lr": optim.learning_rate, "betas": betas, "eps": optim.adam_epsilon}
-    if gpu and config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **arguments)
-        return offloaded
-    return torch.optim.AdamW(groups, **arguments, fused=True)
-
-
 class DeepSpeedEngine:
     """A DeepSpeed engine whose step returns the gradient norm and the learning rate."""
 
     def __init__(self, model: nn.Module, task: TrainTask) -> None:
-        """Wrap the model, with AdamW and the run's learning-rate schedule unless the DeepSpeed config names others."""
-        import deepspeed
-        from transformers import get_scheduler
+        """Wrap the model, with the run's optimizer and learning-rate schedule.
 
-        job, total_steps = task.job, task.schedule.total_steps
+        Raises ConfigError where DeepSpeed refuses the config that the options and the run's file make.
+        """
+        import deepspeed
+
         config = task.deepspeed_config
         # Without ZeRO and in fp32 DeepSpeed clips but does not return the norm, so `step` clips in that case.
         self._clips = config["zero_optimization"]["stage"] == 0 and not _enabled(config, "bf16", "fp16")
         self._max_norm = float(config["gradient_clipping"]) or float("inf")
+        groups = parameter_groups(model, task.job.optim.weight_decay)
+        optimizer = own_optimizer(task, config, groups)
+        self._new_schedule = schedule_factory(task, config)
+        self.fingerprint = {"trained parameters": _digest(model)}
+        """What a checkpoint of this engine and the run that resumes from it must have in common."""
+        settings = {key: value for key, value in config.items() if key != "scheduler"}
+        if optimizer is not None:
+            settings.pop("optimizer", None)
         if self._clips:
-            config = {**config, "gradient_clipping": 0.0}
-
-        def schedule(optimizer: torch.optim.Optimizer) -> Any:
-            return get_scheduler(
-                job.optim.lr_scheduler_type,
-                optimizer,
-                num_warmup_steps=job.optim.warmup_updates(total_steps),
-                num_training_steps=total_steps,
-                scheduler_specific_kwargs=job.optim.lr_scheduler_kwargs,
-            )
-
-        self.engine, _, _, self._scheduler = deepspeed.initialize(
+            settings["gradient_clipping"] = 0.0
+        _check(settings, task.job)
+        self.engine, _, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=None if "optimizer" in config else _optimizer(job, config, model, task.policy.gpu),
-            lr_scheduler=None if "scheduler" in config else schedule,
-            config=dict(config),
+            optimizer=optimizer,
+            model_parameters=groups if optimizer is None else None,
+            lr_scheduler=self._first_schedule,
+            config=settings,
         )
+
+    def _first_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Return the schedule from the first update, and remember the settings of the run, which it changes."""
+        self._settings = [{key: group[key] for key in group.keys() - {"params"}} for group in optimizer.param_groups]
+        return self._new_schedule(optimizer)
+
+    def load(self, folder: str, tag: str) -> None:
+        """Load a checkpoint that `save_checkpoint` wrote; all ranks call it.
+
+        Weights and the optimizer's state come from there. Learning rate, weight decay and schedule are those of this
+        run, at the update that the checkpoint has reached. Raises ResumeError where the checkpoint does not fit.
+        """
+        try:
+            loaded, _ = self.engine.load_checkpoint(folder, tag=tag, load_module_strict=False)
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ResumeError(
+                f"{folder} does not fit the model and the optimizer of this run ({type(error).__name__}: {error}); set "
+                "the options of the run that wrote it, or choose another with resume_from_checkpoint"
+            ) from error
+        if loaded is None:
+            raise ResumeError(f"DeepSpeed found no checkpoint in {folder}; choose another with resume_from_checkpoint")
+        updates = updates_of(self.engine.lr_scheduler)
+        optimizer = self.engine.basic_optimizer
+        for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
+            group.pop("initial_lr", None)  # the schedule takes it from the rate
+            group.update(settings)
+        self.engine.lr_scheduler = self._new_schedule(optimizer)
+        fast_forward(self.engine.lr_scheduler, updates)
 
     def step(self) -> tuple[float, float]:
         """Clip, update and advance the schedule; return the gradient norm before clipping and the learning rate."""
@@ -175,6 +124,30 @@ class DeepSpeedEngine:
         if norm is None:
             norm = self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm), learning_rate
+
+
+def _digest(model: nn.Module) -> str:
+    """Return the number of trained parameters, and a digest of their names and full shapes."""
+    lines = [
+        f"{name} {tuple(getattr(parameter, 'ds_shape', parameter.shape))}"
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    return f"{len(lines)} tensors, {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:12]}"
+
+
+def _check(settings: Mapping[str, Any], job: JobConfig) -> None:
+    """Raise ConfigError where DeepSpeed does not read these settings; the user's file made them so."""
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig(dict(settings))
+    except (AssertionError, KeyError, TypeError, ValueError, DeepSpeedConfigError) as error:
+        if job.cluster.deepspeed is None:
+            raise
+        raise ConfigError(
+            f"deepspeed={job.cluster.deepspeed} is not a config that DeepSpeed takes: {error}; correct the file"
+        ) from error
 
 
 def _enabled(config: Mapping[str, Any], *keys: str) -> bool:

@@ -1,64 +1,28 @@
 """The driver's side of training: Ray Train's TorchTrainer around `worker.train_worker`."""
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from raydpo.config import JobConfig
-from raydpo.errors import RaydpoError, ResumeError, TrainingError
-from raydpo.runtime import storage
-from raydpo.training import checkpoint
+from raydpo.errors import RaydpoError, TrainingError
+from raydpo.training.resume import storage_of
 from raydpo.training.task import TrainReport, TrainTask
 from raydpo.training.worker import train_worker
 
-CHECKPOINTS = "checkpoints"
-"""Ray Train's name of the run, if its storage path is the run's own folder."""
 COLLECTIVE_TIMEOUT_S = 1800
 """Seconds that a rank waits for the others: saving to slow storage and loading a large model take minutes."""
-
-
-def storage_of(job: JobConfig, run_dir: str) -> tuple[str, str]:
-    """Return where checkpoints lie: Ray Train's storage path, and the name of the run in it."""
-    if job.run.storage_path is None:
-        return run_dir, CHECKPOINTS
-    return storage.absolute(job.run.storage_path), job.run.run_name or os.path.basename(run_dir.rstrip("/"))
-
-
-def check_resume(task: TrainTask) -> None:
-    """Raise ResumeError before workers start, where the newest checkpoint does not belong to this run.
-
-    Checkpoints behind a URL are checked by the workers.
-    """
-    storage_path, name = storage_of(task.job, task.run_dir)
-    snapshot = Path(storage_path) / name / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-    if storage.is_remote(storage_path) or not snapshot.exists():
-        return
-    try:
-        newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
-    except ValueError as error:  # Ray Train writes it in place, so a crash can cut it short
-        raise ResumeError(
-            f"{snapshot} was cut short ({error}); remove it, and pass the newest folder beside it with "
-            "resume_from_checkpoint, or none to start over"
-        ) from error
-    if newest:
-        folder = snapshot.parent / newest["checkpoint_dir_name"]
-        checkpoint.read_state(folder, task.fingerprint, task.policy.group.workers)
 
 
 def fit(task: TrainTask) -> TrainReport:
     """Train, resuming from the newest checkpoint after a lost worker, and return rank 0's report.
 
-    A run of the same name in the same storage is resumed. Raises the `RaydpoError` that a worker raised, or
-    TrainingError where workers were lost more often than `max_failures` allows.
+    A run of the same name in the same storage is resumed; `check_resume` has looked at its checkpoint. Raises the
+    `RaydpoError` that a worker raised, or TrainingError where workers were lost more often than `max_failures` allows.
     """
     job, group = task.job, task.policy.group
-    check_resume(task)
     storage_path, name = storage_of(job, task.run_dir)
     # Ray gives a group of workers up that takes longer than this to start, as large images and models do.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")

@@ -9,7 +9,15 @@ from typing import Any
 import ray.train
 import torch
 
-from raydpo.errors import ModelError, RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
+from raydpo.errors import (
+    ConfigError,
+    ModelError,
+    RaydpoError,
+    ReferenceMismatch,
+    ResumeError,
+    StorageError,
+    TrainingError,
+)
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.models.device import device
@@ -44,7 +52,10 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
     check_run_dir(task.run_dir)
     device(task.policy.gpu)
     deepspeed_engine.prepare_process(task.policy.gpu)
-    worker = Worker(task)
+    try:
+        worker = Worker(task)
+    except ConfigError as error:  # DeepSpeed refuses the file; a damaged checkpoint may be found by one rank only
+        return error
     try:
         worker.train()
     except (ModelError, ReferenceMismatch, ResumeError, TrainingError) as error:
@@ -77,7 +88,7 @@ class Worker:
         self._sync = self._reference_sync()
         self._state = TrainState()
         if newest := ray.train.get_checkpoint() or self._named_checkpoint():
-            self._state = checkpoint.restore(self._engine, newest, task.fingerprint)
+            self._state = checkpoint.restore(self._deepspeed, newest, task.fingerprint)
         self._resumed_at = self._state.step
         self._objective = Objective(
             task.job.loss, router.coefficient if router else 0.0, RewardMean(*self._state.rewards)
@@ -247,7 +258,7 @@ class Worker:
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
         sums = self._sums.totals(self._engine.device)
         state = dataclasses.replace(self._state, sums=sums, reference=self._version)
-        checkpoint.save(self._engine, state, self._task.fingerprint, metrics)
+        checkpoint.save(self._deepspeed, state, self._task, metrics)
         self._throughput.restart()
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:

@@ -81,17 +81,30 @@ def test_rerunning_a_finished_run_trains_nothing(ray_local: None, killed_and_res
     assert again.ledger() == killed_and_resumed.ledger()
 
 
-def test_a_checkpoint_can_be_continued_in_another_folder(
+def test_a_checkpoint_can_be_continued_in_another_folder_with_another_rate(
     ray_local: None, killed_and_resumed: Run, job: dict[str, Any], tmp_path: Path
 ) -> None:
     checkpoint = killed_and_resumed.folder / "checkpoints" / "checkpoint-10"
-    run = run_job(tmp_path, **job, resume_from_checkpoint=str(checkpoint))
+    run = run_job(tmp_path, **{**job, "learning_rate": 4e-4, "resume_from_checkpoint": str(checkpoint)})
     assert run.summary["training"]["resumed_at"] == 10
     assert [entry["step"] for entry in run.ledger()] == [11, 12]
     assert [entry["pairs"] for entry in run.ledger()] == [entry["pairs"] for entry in killed_and_resumed.ledger()[10:]]
+    left = [2 / STEPS, 1 / STEPS]  # of the linear schedule
+    assert [line["learning_rate"] for line in run.lines] == pytest.approx([4e-4 * share for share in left], rel=1e-9)
+    (note,) = run.summary["notes"]
+    assert "learning_rate=0.0004 (it was 0.001)" in note
 
 
-@pytest.mark.parametrize(("name", "recorded", "changed"), [("learning_rate", "0.001", 0.5), ("num_workers", "1", 2)])
+def test_a_checkpoint_of_another_adapter_is_refused(
+    ray_local: None, killed_and_resumed: Run, job: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint = killed_and_resumed.folder / "checkpoints" / "checkpoint-10"
+    with pytest.raises(ResumeError, match="lora_r=16, but this run has lora_r=4"):
+        run_job(tmp_path, **job, lora_r=4, resume_from_checkpoint=str(checkpoint))
+    assert list(tmp_path.iterdir()) == [], "refused before anything is written"
+
+
+@pytest.mark.parametrize(("name", "recorded", "changed"), [("seed", "42", 7), ("num_workers", "1", 2)])
 def test_other_options_in_the_same_folder_are_refused(
     ray_local: None, killed_and_resumed: Run, job: dict[str, Any], name: str, recorded: str, changed: float
 ) -> None:
