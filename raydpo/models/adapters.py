@@ -1,5 +1,6 @@
 """Adding new LoRA adapters to a model and loading saved ones, with peft; checks which modules may be adapted."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -8,10 +9,20 @@ from transformers import PreTrainedModel
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
 from raydpo.models.loading import LOAD_ERRORS
+from raydpo.models.lora_targets import (
+    default_lora_targets,
+    head_parameters,
+    is_linear,
+    is_router,
+    matching,
+    usable_lora_targets,
+)
 from raydpo.models.source import ModelSource, local_adapter
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
+
+_log = logging.getLogger(__name__)
 
 
 def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
@@ -31,11 +42,13 @@ def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
         r=adapter.lora_r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=list(adapter.lora_target_modules) or "all-linear",
+        target_modules=_named_targets(model, adapter.lora_target_modules) or "all-linear",
         modules_to_save=list(adapter.lora_modules_to_save) or None,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
     )
+    if not adapter.lora_target_modules:
+        _set_default_targets(config, model)
     linear = _linear_modules(model)  # before the call, as a failure leaves the model half adapted
     try:
         adapted: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -82,10 +95,54 @@ def load_adapter(model: PreTrainedModel, source: ModelSource, *, trainable: bool
     return adapted
 
 
-def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> None:
-    head = _head_parameters(model)
+def _set_default_targets(config: "LoraConfig", model: PreTrainedModel) -> None:
+    """Make an adapter that is for all linear layers one for those of `default_lora_targets` and for experts.
+
+    PEFT knows in which models the experts' linear layers are stacked into one tensor, and targets that instead, with
+    the ranks that the layers would have had together. What it says of routers is dropped.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    targets = default_lora_targets(model)
+    convert_peft_config_for_transformers(config, model=model, conversions=get_model_conversion_mapping(model))
+    if not isinstance(config.target_modules, str):  # converted, to the last parts of the layers' names
+        kept = set(config.target_modules or ())
+        targets = [path for path in targets if path.rpartition(".")[2] in kept]
+        # A router's parameter is named together with its module, as gate.weight, and a tensor of experts by itself.
+        routers = {path.rpartition(".")[2] for path, _ in model.named_modules() if path and is_router(model, path)}
+        config.target_parameters = sorted(
+            name for name in config.target_parameters or () if name.partition(".")[0] not in routers
+        )
+    config.target_modules = targets
+
+
+def _named_targets(model: PreTrainedModel, names: tuple[str, ...]) -> list[str]:
+    """Return the names if an adapter works on all modules that they match, and else the paths of those where it does.
+
+    Raises ModelError where a name matches no module on which an adapter works.
+    """
+    usable = usable_lora_targets(model)
+    left_out: dict[str, str] = {}
     for name in names:
-        matched = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
+        reasons = {path: usable.reason(path) for path in matching(model, name)}
+        faults = {path: reason for path, reason in reasons.items() if reason}
+        if len(faults) == len(reasons):
+            path, reason = next(iter(faults.items()))
+            raise ModelError(f"lora_target_modules={name} is {path}, {reason}; {_linear_modules(model)}")
+        left_out |= faults
+    if not left_out:
+        return list(names)
+    path, reason = next(iter(left_out.items()))
+    _log.warning("%d modules get no adapter, first %s, %s.", len(left_out), path, reason)
+    return [path for name in names for path in matching(model, name) if path not in left_out]
+
+
+def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> None:
+    head = head_parameters(model)
+    modules = dict(model.named_modules())
+    for name in names:
+        matched = [modules[path] for path in matching(model, name)]
         if not matched:
             raise ModelError(f"{flag}={name} matches no module of {type(model).__name__}; {_linear_modules(model)}")
         if any(id(parameter) in head for module in matched for parameter in module.parameters()):
@@ -97,16 +154,10 @@ def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> N
 
 def _linear_modules(model: PreTrainedModel) -> str:
     """Return the clause that lists the modules that may be named, for error messages."""
-    head = _head_parameters(model)
+    usable, head = usable_lora_targets(model), head_parameters(model)
     names: set[str] = {
         path.rpartition(".")[2]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in head
+        if is_linear(module) and id(module.weight) not in head and usable.reason(path) is None
     }
     return "its linear modules are " + ", ".join(sorted(names))
-
-
-def _head_parameters(model: PreTrainedModel) -> set[int]:
-    """Return the `id` of each parameter of the output embedding."""
-    head: Any = model.get_output_embeddings()
-    return {id(parameter) for parameter in head.parameters()}
