@@ -16,7 +16,7 @@ from raydpo.config import JobConfig
 from raydpo.errors import ConfigError
 from raydpo.reporting.console import print_line
 from raydpo.runtime.resources import cluster_nodes
-from raydpo.stages.feeds import blocks_in_training_order, start_feeds
+from raydpo.stages.feeds import blocks_in_training_order, check_schedule, start_feeds
 from raydpo.stages.plan import plan_run
 from raydpo.stages.score import quarantine_failed, reference_store, score_reference
 from raydpo.stages.summarize import PreparedRun, Stopwatch, summarize, summarize_scoring
@@ -40,7 +40,9 @@ def run(job: JobConfig) -> dict[str, Any]:
     if job.scores_reference and plan.reference.summary_line != plan.policy.summary_line:
         print_line("Reference", plan.reference.summary_line)
 
+    check_schedule(plan)
     data = tokenize(plan)
+    check_schedule(plan, data.train.pairs)
     watch.lap("tokenizing")
 
     store = reference_store(plan)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.config.fields import UPDATES, Rule, Section, above, at_least, one_of, option, show, whole, within
+from raydpo.config.lr_schedule import FOLLOW_A_METRIC, check_values
 from raydpo.errors import ConfigError
 
 SCHEDULERS: dict[str, tuple[str, ...]] = {
@@ -109,6 +110,11 @@ class OptimConfig(Section):
     )
 
     def __post_init__(self) -> None:
+        if self.lr_scheduler_type in FOLLOW_A_METRIC:
+            raise ConfigError(
+                f"lr_scheduler_type={self.lr_scheduler_type} follows a metric, and here the learning rate depends on "
+                f"the update alone; set one of {', '.join(SCHEDULERS)}"
+            )
         super().__post_init__()
         if self.eval_steps is not None:
             object.__setattr__(self, "eval_steps", whole(self.eval_steps))
@@ -151,6 +157,7 @@ class OptimConfig(Section):
                 f"learning_rate={self.learning_rate:g} must be above {end:g}, where the polynomial schedule ends; "
                 "raise it or choose another lr_scheduler_type"
             )
+        check_values(self)
 
     @property
     def order_seed(self) -> int:

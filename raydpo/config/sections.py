@@ -82,7 +82,9 @@ class AdapterConfig(Section):
         0.05, "Dropout probability on the adapter's input; no effect with disable_dropout.", within(0, 1)
     )
     lora_target_modules: tuple[str, ...] = option(
-        (), "Names of the modules that get an adapter. Unset: all linear layers except the head."
+        (),
+        "Names of the modules that get an adapter. Unset: all linear layers of the language model except the head, the "
+        "routers of experts, and layers that an adapter would have no effect on, such as Mamba's out_proj.",
     )
     lora_modules_to_save: tuple[str, ...] = option(
         (), "Names of modules that are trained in full, in addition to the adapter. Unset: none."

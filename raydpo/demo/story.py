@@ -29,6 +29,8 @@ def complete(parsed: ParsedOptions, *, use_starter: bool) -> tuple[JobConfig, bo
         train, held_out = write_preferences(str(run_dir.path / "data"), parsed.job.optim.seed)
         data = {"dataset_name": train, "eval_dataset_name": held_out, "eval_strategy": "epoch"}
         options = {**DEMO_DEFAULTS, **(ORPO_DEFAULTS if "orpo" in parsed.job.loss.loss_type else {})}
+        if parsed.explicit & {"lr_scheduler_type", "warmup_steps"}:
+            del options["warmup_ratio"]  # a schedule of the user's own may have no warm-up, or another
         parsed = parsed.with_defaults({**(options if is_demo else {}), **data})
     if use_starter:
         find_data(parsed.job)  # training the built-in model takes a minute, and a wrong name is found at once

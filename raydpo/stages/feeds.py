@@ -1,10 +1,12 @@
 """The feeds of a run: one actor gives the training batches, and one those of each set of held-out pairs."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raydpo.blocks.schema import Block
+from raydpo.config.lr_schedule import check_length
 from raydpo.feed.actor import start_feed
 from raydpo.feed.batches import FeedSpec
 from raydpo.feed.handle import FeedHandle
@@ -16,6 +18,8 @@ from raydpo.stages.plan import RunPlan
 from raydpo.stages.tokenize import RunData
 from raydpo.tr_dpo.schedule import SyncPlan, SyncSchedule
 from raydpo.training.task import EvalSet
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ def train_schedule(plan: RunPlan, pairs: int) -> Schedule:
     return Schedule.from_options(
         pairs, plan.global_batch, num_train_epochs=optim.num_train_epochs, max_steps=optim.max_steps
     )
+
+
+def check_schedule(plan: RunPlan, pairs: int | None = None) -> None:
+    """Log remarks on the learning-rate schedule of a run on this many pairs.
+
+    Called without pairs before they are counted, which is early enough where max_steps tells the length of the run.
+    Raises ConfigError where the schedule does not fit the length. A schedule that a DeepSpeed file sets is its own.
+    """
+    optim = plan.job.optim
+    if "scheduler" in plan.deepspeed_config or (pairs is None) is not (optim.max_steps > 0):
+        return
+    total = optim.max_steps if pairs is None else train_schedule(plan, pairs).total_steps
+    for remark in check_length(optim, total):
+        _log.warning(remark)
 
 
 def train_feed_spec(plan: RunPlan) -> FeedSpec:
