@@ -25,7 +25,7 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 LAYER = re.compile(r"(.*?\.)(\d+)\.(.+)")
 EXTRA_LAYERS = re.compile(r"nextn|mtp|multi_token|num_predict|draft")
 """Matches options of a config that announce layers after the last one, which predict further tokens."""
-ATTRIBUTE = "_checkpoint_keys"
+ATTRIBUTE, NOTES = "_checkpoint_keys", "_load_notes"
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,33 @@ class CheckpointKeys:
         """Return the name that an export gives a weight of these files, which is its own but for the renaming."""
         return self.renaming(name) if self.renaming else name
 
-    def notes(self, model: PreTrainedModel) -> list[str]:
-        """Return what a user should know about these files, as sentences."""
-        kind, notes = type(model).__name__, list[str]()
-        if self.renaming:
-            notes.append(f"weights of the model's files are renamed to those of {kind}: {self.renaming}")
-        if self.unloaded:
-            notes.append(
-                f"{len(self.unloaded)} weights that {kind} does not load are carried into the export: "
-                f"{', '.join(families(self.unloaded))}"
-            )
-        return notes
+    def carried(self, model: PreTrainedModel) -> str:
+        """Return the sentence that says which weights an export carries; empty if it carries none."""
+        if not self.unloaded:
+            return ""
+        found = families(self.unloaded)
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        return (
+            f"{len(self.unloaded)} weights that {type(model).__name__} does not load are carried into the export: "
+            f"{', '.join(found[:5])}{more}"
+        )
 
 
 def checkpoint_keys(model: PreTrainedModel) -> CheckpointKeys | None:
     """Return what `load_causal_lm` found out about the model's files; None for a model that comes from no files."""
     keys: CheckpointKeys | None = getattr(model, ATTRIBUTE, None)
     return keys
+
+
+def add_note(model: PreTrainedModel, note: str) -> None:
+    """Keep what a user should know about how the model was loaded, for `load_notes`."""
+    setattr(model, NOTES, [*getattr(model, NOTES, []), note])
+
+
+def load_notes(model: PreTrainedModel) -> list[str]:
+    """Return what a user should know about how the model was loaded, as sentences."""
+    notes: list[str] = getattr(model, NOTES, [])
+    return notes
 
 
 def names_in_files(folder: str) -> dict[str, str]:
@@ -128,7 +138,8 @@ def find_renaming(missing: Collection[str], unloaded: Iterable[str]) -> Renaming
     for name in names:
         length = _common_suffix(name, example)
         old, new = name[: len(name) - length], example[: len(example) - length]
-        if length and (old, new) not in found:
+        numbered = any(part.isdigit() for part in f"{old}{new}".split("."))  # one layer is not another
+        if length and not numbered and (old, new) not in found:
             found[old, new] = Renaming(f"^{re.escape(old)}", new, old)
     fitting = [prefix for prefix in found.values() if set(missing) <= {prefix(name) for name in names}]
     return fitting[0] if len(fitting) == 1 else None

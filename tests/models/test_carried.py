@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from raydpo.errors import ModelError
-from raydpo.models.checkpoint_keys import checkpoint_keys
+from raydpo.models.checkpoint_keys import checkpoint_keys, load_notes
 from raydpo.models.export import ExportTarget, export_model
 from raydpo.models.loading import load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model, weight_files
@@ -83,10 +83,10 @@ def test_weights_that_the_class_does_not_load_are_carried_byte_for_byte(
     expected = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     keys = checkpoint_keys(model)
     assert keys
-    assert keys.notes(model) == [
+    assert keys.carried(model) == (
         "3 weights that LlamaForCausalLM does not load are carried into the export: "
         "medusa_head.*, model.layers.2.*, mtp.*"
-    ]
+    )
     written = export(model, base, tmp_path / "out", gather=Partitioned(model).gather, max_shard_bytes=20_000)
     assert written.keys() == weights.keys()
     for name, tensor in written.items():
@@ -106,7 +106,7 @@ PREFIXES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize(
-    ("prefix", "architecture"), zip(PREFIXES, ["llama-tied", "llama", "mixtral", "mixtral", "llama"], strict=True)
+    ("prefix", "architecture"), list(zip(PREFIXES, ["llama-tied", "llama", "mixtral", "mixtral", "llama"], strict=True))
 )
 def test_weights_under_another_prefix_are_met_and_exported_under_the_models_own(
     prefix: str, architecture: str, tiny_model: Path, tmp_path: Path
@@ -117,10 +117,8 @@ def test_weights_under_another_prefix_are_met_and_exported_under_the_models_own(
     rewrite(base, lambda weights: {PREFIXES[prefix](name): tensor for name, tensor in weights.items()})
     model = load(base)
     torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0)
-    keys = checkpoint_keys(model)
-    assert keys
-    (note,) = keys.notes(model)
-    assert note.startswith(f"weights of the model's files are renamed to those of {type(model).__name__}: {prefix}*")
+    (note,) = load_notes(model)
+    assert note.startswith(f"weights of {base} are renamed to those of {type(model).__name__}: {prefix}*")
     written = export(model, base, tmp_path / "out")
     assert written.keys() == plain.keys()
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
