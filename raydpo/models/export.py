@@ -73,7 +73,7 @@ def export_model(
         _gather_only(tensors, gather)
         return
     carried = CarriedWeights(model, target.source) if carry else NOTHING_CARRIED
-    expected = {carried.layout(name): shape for name, shape in shapes_to_export(model).items()}
+    expected = shapes_to_export(model, carried)
     with _replacement_folder(target.folder) as aside:
         writer = ShardWriter(aside, max_shard_bytes)
         for group in _groups(tensors):
@@ -87,9 +87,10 @@ def export_model(
         _write_side_files(model, target, aside, carried)
 
 
-def shapes_to_export(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the weights that `export_model` writes."""
-    return {name: tuple(tensor.shape) for name, tensor in _converted(model, _planned(_tensors_to_save(model))).items()}
+def shapes_to_export(model: PreTrainedModel, carried: CarriedWeights = NOTHING_CARRIED) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the model's own weights that `export_model` writes, beside those carried."""
+    planned = _converted(model, _planned(_tensors_to_save(model)))
+    return {carried.layout(name): tuple(tensor.shape) for name, tensor in planned.items()}
 
 
 def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> None:
