@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
+from raydpo.models.adapter_keys import ADAPTER, load_adapter_weights
+from raydpo.models.checkpoint_keys import add_note
 from raydpo.models.loading import LOAD_ERRORS
 from raydpo.models.lora_targets import (
     default_lora_targets,
@@ -21,7 +23,7 @@ from raydpo.models.lora_targets import (
 from raydpo.models.source import ModelSource, local_adapter
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
 _log = logging.getLogger(__name__)
 
@@ -71,31 +73,41 @@ def load_adapter(model: PreTrainedModel, source: ModelSource, *, trainable: bool
 
     Raises ModelError if the adapter is no LoRA adapter, belongs to another model, or changes the output embedding.
     """
-    from peft import LoraConfig, PeftConfig, PeftModel  # imported here for the reason given in `add_lora`
+    from peft import PeftConfig, PeftModel  # imported here for the reason given in `add_lora`
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     folder = local_adapter(source)
     try:
         config = PeftConfig.from_pretrained(folder)
-        adapted: PeftModel = PeftModel.from_pretrained(
-            model, folder, config=config, is_trainable=trainable, autocast_adapter_dtype=False
-        )
+        _check_type(source, config)
+        config.inference_mode = not trainable
+        architecture = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
+        adapted: PeftModel = architecture(model, config, ADAPTER, autocast_adapter_dtype=False)
+        note = load_adapter_weights(adapted, source, folder)
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:500]
         raise ModelError(
             f"adapter {source.name!r} cannot be loaded onto {type(model).__name__}: {reason}; "
             "give an adapter of this model"
         ) from error
-    if not isinstance(config, LoraConfig):
-        raise ModelError(
-            f"adapter {source.name!r} is of type {config.peft_type}, and only LoRA adapters are supported; give one"
-        )
     base: Any = adapted.get_base_model()
     if type(base.get_output_embeddings()) is not nn.Linear:
         raise ModelError(
             f"adapter {source.name!r} changes the output embedding, whose weight log-probs are computed from directly; "
             "merge it into its base model (peft's merge_and_unload) and give the merged model"
         )
-    return adapted
+    if note:
+        add_note(base, note)
+    return adapted if trainable else adapted.eval()
+
+
+def _check_type(source: ModelSource, config: "PeftConfig") -> None:
+    from peft import LoraConfig
+
+    if not isinstance(config, LoraConfig):
+        raise ModelError(
+            f"adapter {source.name!r} is of type {config.peft_type}, and only LoRA adapters are supported; give one"
+        )
 
 
 def _set_default_targets(config: "LoraConfig", model: PreTrainedModel) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from raydpo.errors import ModelError, StorageError
+from raydpo.models.carried import NOTHING_CARRIED, CarriedWeights
 from raydpo.models.shards import ShardWriter, copy_to_cpu
 from raydpo.models.source import ADAPTER_WEIGHTS, ModelSource, local_folder
 from raydpo.runtime import storage
@@ -57,31 +58,39 @@ def export_model(
     gather: Gather,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     blend: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    *,
+    carry: bool = True,
 ) -> None:
     """Write a folder for `AutoModelForCausalLM.from_pretrained`; all ranks call it, and rank 0 writes.
 
     Weights have the names and layout that `save_pretrained` gives them, and tied weights are saved once. The tensor
     written for each weight is `blend(name, weight)`. A tensor larger than `max_shard_bytes` gets a shard of its own.
-    Raises ModelError if a weight is empty or missing, and StorageError if the folder cannot be written.
+    With `carry`, weights of the source's files that the model does not load are written as they are there. Raises
+    ModelError if a weight is empty or missing, and StorageError if the folder cannot be written.
     """
     tensors = _tensors_to_save(model)
     if not target.is_main:
         _gather_only(tensors, gather)
         return
-    expected = shapes_to_export(model)
+    carried = CarriedWeights(model, target.source) if carry else NOTHING_CARRIED
+    expected = shapes_to_export(model, carried)
     with _replacement_folder(target.folder) as aside:
         writer = ShardWriter(aside, max_shard_bytes)
         for group in _groups(tensors):
             with gather(_parameters(group)):
                 for name, tensor in _converted(model, _gathered(group)).items():
-                    writer.add(name, blend(name, tensor))
+                    writer.add(carried.layout(name), blend(name, tensor))
+        for name, tensor in carried.tensors(expected):
+            writer.add(name, tensor)
+            expected[name] = tuple(tensor.shape)
         writer.finish(expected)
-        _write_side_files(model, target, aside)
+        _write_side_files(model, target, aside, carried)
 
 
-def shapes_to_export(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the weights that `export_model` writes."""
-    return {name: tuple(tensor.shape) for name, tensor in _converted(model, _planned(_tensors_to_save(model))).items()}
+def shapes_to_export(model: PreTrainedModel, carried: CarriedWeights = NOTHING_CARRIED) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the model's own weights that `export_model` writes, beside those carried."""
+    planned = _converted(model, _planned(_tensors_to_save(model)))
+    return {carried.layout(name): tuple(tensor.shape) for name, tensor in planned.items()}
 
 
 def export_adapter(model: "PeftModel", target: ExportTarget, gather: Gather) -> None:
@@ -199,7 +208,7 @@ def _converted(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, 
     return converted
 
 
-def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str) -> None:
+def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str, carried: CarriedWeights) -> None:
     """Write all files other than the weights.
 
     The config is the one on disk, since training switches off dropout and cache in the config in memory.
@@ -207,7 +216,7 @@ def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str)
     source = local_folder(target.source)
     config = storage.read_json(os.path.join(source, "config.json"))
     config.pop("torch_dtype", None)
-    config |= {"dtype": str(model.dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
+    config |= {"dtype": str(model.dtype).removeprefix("torch."), "architectures": carried.architectures(model)}
     storage.write_json(os.path.join(folder, "config.json"), config)
     for name in sorted(os.listdir(source)):
         if name == "generation_config.json" or ("auto_map" in config and name.endswith(".py")):

@@ -25,6 +25,15 @@ from transformers.utils import logging as transformers_logging
 from raydpo.errors import ModelError
 from raydpo.models.attention.choice import IMPLEMENTATIONS
 from raydpo.models.attention.kernels import register_attention
+from raydpo.models.checkpoint_keys import (
+    ATTRIBUTE,
+    Renaming,
+    add_note,
+    check_layers,
+    find_renaming,
+    match_keys,
+    names_in_files,
+)
 from raydpo.models.classes import auto_class, by_part
 from raydpo.models.noise import keep_noise_off
 from raydpo.models.source import ModelSource, local_folder
@@ -128,30 +137,36 @@ def load_causal_lm(
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
     register_attention()
-    try:
-        loaded: Any = auto_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=DTYPES[dtype],
-            attn_implementation=by_part(config, attn_implementation),
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-            quantization_config=None if quantization is None else QUANTIZATIONS[quantization](DTYPES[dtype]),
-            ignore_mismatched_sizes=True,  # `_check_loaded` reports them by name
-            output_loading_info=True,
-        )
-    except LOAD_ERRORS as error:
-        raise _load_error("model", source, error, trust_remote_code) from error
-    model, info = loaded
-    _check_loaded(source, model, info)
+
+    def load(renaming: Renaming | None) -> Any:
+        try:
+            return auto_class(config).from_pretrained(
+                folder,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation=by_part(config, attn_implementation),
+                trust_remote_code=trust_remote_code,
+                device_map=device_map,
+                quantization_config=None if quantization is None else QUANTIZATIONS[quantization](DTYPES[dtype]),
+                ignore_mismatched_sizes=True,  # `_check_loaded` reports them by name
+                output_loading_info=True,
+                **({} if renaming is None else {"key_mapping": renaming.key_mapping}),
+            )
+        except LOAD_ERRORS as error:
+            raise _load_error("model", source, error, trust_remote_code) from error
+
+    model = _load_all_weights(source, folder, load)
     if device_map == "auto" and {"cpu", "meta"} & {parameter.device.type for parameter in model.parameters()}:
         raise ModelError(
             f"model {source.name!r} does not fit on the GPUs of one scoring worker; raise reference_gpus_per_worker, "
             "or set reference_quantization"
         )
     model.config.use_cache = False
-    # Loading under ZeRO-3 keeps every renaming rule, also unused ones, and saving reverts all rules that are kept.
-    model._weight_conversions = [rule for rule in getattr(model, "_weight_conversions", None) or () if rule.was_used()]
+    # Loading under ZeRO-3 keeps every renaming rule, also unused ones, and saving reverts all rules that are kept. A
+    # renaming of ours is not reverted: the export has the names that transformers loads without it.
+    renaming = getattr(model, ATTRIBUTE).renaming
+    rules = getattr(model, "_weight_conversions", None) or ()
+    model._weight_conversions = [rule for rule in rules[bool(renaming) :] if rule.was_used()]
     causal_lm: PreTrainedModel = model
     return causal_lm
 
@@ -169,15 +184,38 @@ def _check_config(source: ModelSource, config: Any) -> None:
         )
 
 
-def _check_loaded(source: ModelSource, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def _load_all_weights(source: ModelSource, folder: str, load: Callable[[Renaming | None], Any]) -> Any:
+    """Return the model with all of its weights, under a renaming where files and model only meet with one.
+
+    The model gets its `CheckpointKeys` as an attribute. `load(renaming)` returns the model and transformers' report.
+    """
+    model, info = load(None)
+    names = names_in_files(folder)
+    keys = match_keys(model, names)
+    missing = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
+    if missing and (renaming := find_renaming(missing, keys.unloaded.values())):
+        model = None  # before the other takes as much memory
+        model, info = load(renaming)
+        keys = match_keys(model, names, renaming)
+    _check_loaded(source, model, info, sorted(keys.unloaded))
+    check_layers(source, model, keys)
+    setattr(model, ATTRIBUTE, keys)
+    if keys.renaming:
+        add_note(model, f"weights of {source.name} are renamed to those of {type(model).__name__}: {keys.renaming}")
+    return model
+
+
+def _check_loaded(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], unexpected: list[str]) -> None:
     absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
     if absent or info["error_msgs"]:
-        unexpected = sorted(info["unexpected_keys"])
         extra = f" (and have {len(unexpected)} unexpected ones, first {unexpected[0]})" if unexpected else ""
         reason = "; ".join(info["error_msgs"])
+        remedy = "give a model whose weights fit its config.json"
+        if any(".base_layer." in name or "lora_" in name for name in unexpected):
+            remedy = "merge the adapter in these files into its model (peft's merge_and_unload) and give the result"
         raise ModelError(
             f"the files of {source.name!r} lack {len(absent)} weights of {type(model).__name__}, which would be "
-            f"random: {', '.join(absent[:5])}{reason}{extra}; give a model whose weights fit its config.json"
+            f"random: {', '.join(absent[:5])}{reason}{extra}; {remedy}"
         )
     if model.get_output_embeddings() is None:
         raise ModelError(

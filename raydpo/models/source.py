@@ -93,12 +93,24 @@ def resolve_adapter(name: str) -> ModelSource:
     if not os.path.isdir(folder):
         folder = _fetch(name, None, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "adapter")
         source = ModelSource(name, folder, os.path.basename(folder))
+    elif named := _named_adapters(folder):
+        if len(named) > 1:
+            raise ModelError(f"{name!r} holds several adapters, {', '.join(named)}; give the folder of one of them")
+        folder = os.path.join(folder, named[0])  # peft writes an adapter with a name of its own into a folder below
+        source = ModelSource(name, folder, None)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not os.path.isfile(os.path.join(folder, file)):
             raise ModelError(
                 f"adapter {name!r} has no {file} in {folder}; give the folder that peft's save_pretrained wrote"
             )
     return source
+
+
+def _named_adapters(folder: str) -> list[str]:
+    """Return the names of the adapters in folders below; [] if the folder is an adapter itself."""
+    if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if os.path.isfile(os.path.join(entry, ADAPTER_CONFIG)))
 
 
 def local_adapter(source: ModelSource) -> str:

@@ -83,6 +83,7 @@ def summarize(
         },
         "forward_check": {"policy": report.forward_check, **_reference_check(prepared)},
         "notes": list(plan.notes.texts),
+        "export_check": report.export_check,
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
         **_environment(seconds),
@@ -280,5 +281,18 @@ def _print_training(summary: Mapping[str, Any]) -> None:
                 f"{after[f'{prefix}rewards/margins']:.3f}"
             )
     print(f"{'Model':<12} {summary['model']}")
+    _print_export(summary["export_check"])
     files = "summary.json, metrics.jsonl, ledger/, quarantine/, checkpoints/"
     print(f"{'Other files':<12} {summary['output_dir']} ({files})")
+
+
+def _print_export(check: Mapping[str, Any]) -> None:
+    if check["gap"] is None:
+        print(f"{'Export':<12} too large to be loaded whole here; its names and shapes are those of config.json")
+    else:
+        print(
+            f"{'Export':<12} loaded anew, its log-probs are those of the trained policy to {check['gap']:.1e} nats per "
+            f"token (tolerance {check['tolerance']:.1e})"
+        )
+    for note in (*check["notes"], *filter(None, [check["carried"]])):
+        print(f"{'':<12} {note}")

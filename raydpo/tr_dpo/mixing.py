@@ -94,7 +94,7 @@ def write_mixed_model(
         mixed = stored[name].float().mul(1 - alpha).add_(tensor.cpu().float(), alpha=alpha)
         return mixed.to(tensor.dtype)
 
-    export_model(model, target, gather, blend=blend)
+    export_model(model, target, gather, blend=blend, carry=False)
 
 
 def write_mixed_adapter(

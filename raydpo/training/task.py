@@ -105,3 +105,5 @@ class TrainReport:
     """Folder of the trained model or adapter."""
     forward_check: dict[str, Any]
     """How far the policy's log-probs were from those of its own forward (`models.forward_check`), for summary.json."""
+    export_check: dict[str, Any]
+    """How far the export, loaded anew, is from the trained policy (`models.export_check`), for summary.json."""

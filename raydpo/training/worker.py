@@ -21,7 +21,7 @@ from raydpo.errors import (
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.models.device import device
-from raydpo.models.export import ExportTarget, export_adapter, export_model
+from raydpo.models.export import ExportTarget
 from raydpo.models.loading import load_tokenizer, quiet_libraries
 from raydpo.models.source import ModelSource
 from raydpo.reporting.rundir import REFERENCES
@@ -34,6 +34,7 @@ from raydpo.training import checkpoint, deepspeed_engine
 from raydpo.training.checkpoint import TrainState
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
+from raydpo.training.exporting import export_policy
 from raydpo.training.global_batch_loss import RewardMean
 from raydpo.training.metric_sums import MetricSums
 from raydpo.training.policy import build_policy, check_policy
@@ -58,9 +59,9 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
         return error
     try:
         worker.train()
+        return worker.export()
     except (ModelError, ReferenceMismatch, ResumeError, TrainingError) as error:
         return error
-    return worker.export()
 
 
 def check_run_dir(run_dir: str) -> None:
@@ -278,9 +279,7 @@ class Worker:
     def export(self) -> TrainReport:
         """Write the trained model or adapter, and return the report of the run."""
         target = self._target("model", self._task.policy.source)
-        write = export_adapter if self._job.adapter.use_peft else export_model
-        write(self._model, target, deepspeed_engine.gather(self._task.deepspeed_config))
-        torch.distributed.barrier()
+        exported = export_policy(self._engine, self._task, target)
         if self._trackers:
             self._trackers.close()
         return TrainReport(
@@ -291,6 +290,7 @@ class Worker:
             syncs=self._task.sync.syncs_until(self._state.step) if self._task.sync else 0,
             model_dir=target.folder,
             forward_check=self._forward_check.summary(),
+            export_check=exported.summary(),
         )
 
 
