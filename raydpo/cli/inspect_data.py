@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raydpo.data.inspection import ShardReport
+    from raydpo.data.seq2seq import Seq2SeqText
     from raydpo.data.shards import Shard
 
 PROGRAM = "inspect_data"
@@ -39,6 +40,7 @@ class Inspected:
 
     job: JobConfig
     tokenizer: "PreTrainedTokenizerBase"
+    seq2seq: "Seq2SeqText | None" = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +110,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     if tokenizer is not None and writes_date(tokenizer) and job.data.chat_template_date is None:
         today = datetime.date.today().isoformat()  # that of a run which starts now
         job = replace(job, data=replace(job.data, chat_template_date=today))
-    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer))
+    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer), seq2seq_of(job))
     request = tokenization_request(plan, Path())
     slicing, recipe = request.slicing, request.recipe
     examine = without_tokenizer(recipe.mapping) if tokenizer is None else with_tokenizer(tokenizer, recipe)
@@ -169,6 +171,21 @@ def tokenizer_of(job: JobConfig) -> "PreTrainedTokenizerBase | None":
     source = resolve_tokenizer(name, job.model.model_revision, trust_remote_code=trust)
     template = read_chat_template(job.model.chat_template)
     return loading.load_tokenizer(source, trust_remote_code=trust, chat_template=template)
+
+
+def seq2seq_of(job: JobConfig) -> "Seq2SeqText | None":
+    """Return what the text of the job's model depends on if it is an encoder-decoder, by its config; else None."""
+    name, trust = job.model.model_name_or_path, job.model.trust_remote_code
+    if name in (None, STARTER):
+        return None
+    from raydpo.models.loading import load_config
+    from raydpo.models.source import resolve_tokenizer
+    from raydpo.stages.encoder_decoder import seq2seq_text
+
+    source = resolve_tokenizer(str(name), job.model.model_revision, trust_remote_code=trust)
+    if not (Path(source.folder) / "config.json").is_file():  # a folder with a tokenizer alone is enough to inspect
+        return None
+    return seq2seq_text(load_config(source, trust_remote_code=trust))
 
 
 def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:

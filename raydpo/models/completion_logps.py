@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.schema import IntArray
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
-from raydpo.models.inputs import packed_inputs, padded_inputs
+from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
 from raydpo.models.own_forward import OwnForward, set_own_attention
 from raydpo.models.router import RouterLogits, RouterLoss
+from raydpo.models.seq2seq import is_encoder_decoder, seq2seq_inputs, shift_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class PlainRows:
 
     input_ids: IntArray
     """[R, T]: token ids."""
+    labels: IntArray | None = None
+    """[R, L]: token ids of completions of equal length, for an encoder-decoder that reads `input_ids` as prompts."""
 
 
 class CompletionLogps(nn.Module):
@@ -43,6 +47,7 @@ class CompletionLogps(nn.Module):
         head = CompletionHead(self.causal_lm.get_output_embeddings(), chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
         self._own = OwnForward.of(self.causal_lm, head)
+        self._shift = shift_of(self.causal_lm) if self.is_encoder_decoder else None
         self._probed = False
 
     @property
@@ -78,8 +83,8 @@ class CompletionLogps(nn.Module):
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         if isinstance(micro_batch, PlainRows):
-            return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
-        inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+            return (self._own_logits(micro_batch, device),)
+        inputs = self._inputs(micro_batch, device)
         hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)
         targets = to_device(micro_batch.targets, last)
@@ -88,6 +93,22 @@ class CompletionLogps(nn.Module):
         if self._router_loss:
             loss = self._router_loss(router_logits, to_device(inputs.multiplicity, last))
         return *outputs, loss
+
+    def _inputs(self, micro_batch: MicroBatch, device: torch.device) -> BodyInputs:
+        if self._shift is not None:
+            return seq2seq_inputs(micro_batch, device, self.causal_lm, self._shift)
+        return packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+
+    def _own_logits(self, rows: PlainRows, device: torch.device) -> Tensor:
+        arguments = {"input_ids": to_device(rows.input_ids, device)}
+        if rows.labels is not None:
+            arguments["labels"] = to_device(rows.labels, device)  # which the model shifts itself
+        return self._own.logits(arguments)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model is an encoder-decoder."""
+        return is_encoder_decoder(self.causal_lm.config)
 
     @property
     def _head(self) -> CompletionHead:

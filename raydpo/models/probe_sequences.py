@@ -33,14 +33,17 @@ class ProbeSequences:
     long: IntArray
 
     @staticmethod
-    def draw(config: Any, vocabulary: int) -> "ProbeSequences":
+    def draw(config: Any, vocabulary: int, *, apart: bool = False) -> "ProbeSequences":
         """Draw the sequences for a model with this Hugging Face config and number of entries of the vocabulary.
 
+        `apart` is for encoder-decoders, which read prompts and completions apart: the other prompt is the long one.
         Special tokens and those that stand for images or sounds are left out.
         """
         draw = np.random.default_rng(SEED)
         ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
         sizes = _fitting(config)
+        if apart:
+            sizes = (*sizes[:3], sizes[4], min(LONG // 2, sizes[4]))
         parts = [draw.choice(ids, size) for size in sizes]
         prompt, first, second, other, long = parts
         if first[0] == second[0]:

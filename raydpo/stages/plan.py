@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
+from raydpo.data.seq2seq import Seq2SeqText
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
@@ -27,6 +28,7 @@ from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources
 from raydpo.runtime.resources import Node, WorkerGroup
+from raydpo.stages.encoder_decoder import check_encoder_decoder, seq2seq_text
 from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
 
@@ -49,6 +51,8 @@ class RunPlan:
     """Whether the reference is scored while the policy trains."""
     deepspeed_config: dict[str, Any]
     """DeepSpeed config of the train workers."""
+    seq2seq: Seq2SeqText | None = None
+    """What the text of an encoder-decoder depends on; None for a decoder model."""
 
     @property
     def ranks(self) -> int:
@@ -111,6 +115,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         flops = flops_model(reference_config)
+    check_encoder_decoder(job, config, reference_config)
     reference_precision = job.reference_precision(gpu=reference_group.gpu)
     reference = plan_model(
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
@@ -118,7 +123,8 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    plan = RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    return dataclasses.replace(plan, seq2seq=seq2seq_text(config))
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:

@@ -85,6 +85,8 @@ def choose(
 def sharing_obstacle(config: Any) -> str | None:
     """Return the reason, as a clause, why a model with this config cannot share prompts, or None if it can."""
     text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        return "the encoder reads each prompt once, for all its completions"
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return "the model comes with its own code"
     if config.model_type not in SHARING_MODEL_TYPES:
