@@ -137,7 +137,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
         reports.append(report)
     if len(shards) > 1:
         data_report.print_total(reports)
-    draw_lengths(reports, job, shown.png, "tokens" if tokenizer is not None else "characters")
+    draw_lengths(reports, limits_of(plan), shown.png, "tokens" if tokenizer is not None else "characters")
     return int(failed)
 
 
@@ -188,8 +188,21 @@ def seq2seq_of(job: JobConfig) -> "Seq2SeqText | None":
     return seq2seq_text(load_config(source, trust_remote_code=trust))
 
 
-def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:
-    """Write the histograms of lengths, and print the path, or why there is no picture."""
+def limits_of(plan: Inspected) -> dict[str, tuple[str, int | None]]:
+    """Return the option that limits the length of each part, and its value."""
+    data = plan.job.data
+    prompt = ("max_prompt_length", data.max_prompt_length)
+    if plan.seq2seq is None:
+        return {"prompt": prompt, "prompt + longer completion": ("max_length", data.max_length)}
+    both = ("max_length", data.max_length)
+    completion = both if data.max_completion_length is None else ("max_completion_length", data.max_completion_length)
+    return {"prompt": both if prompt[1] is None else prompt, "chosen": completion, "rejected": completion}
+
+
+def draw_lengths(
+    reports: Sequence["ShardReport"], limits: dict[str, tuple[str, int | None]], png: str | None, unit: str
+) -> None:
+    """Write the histograms of lengths with the limits of tokens, and print the path, or why there is no picture."""
     from raydpo.reporting import length_chart
     from raydpo.reporting.console import print_line
     from raydpo.reporting.data_report import lengths_by_name
@@ -199,12 +212,11 @@ def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | No
     if not length_chart.can_draw():
         print_line("Picture", "none: it needs matplotlib; `pip install matplotlib`, or set --png none")
         return
-    options = {"prompt": "max_prompt_length", "prompt + longer completion": "max_length"}
-    values = {part: (name, getattr(job.data, name)) for part, name in options.items()} if unit == "tokens" else {}
-    limits = {part: (name, limit) for part, (name, limit) in values.items() if limit is not None}
+    values = limits if unit == "tokens" else {}
+    drawn = {part: (name, limit) for part, (name, limit) in values.items() if limit is not None}
     path = Path(png).expanduser().absolute()
     try:
-        length_chart.draw(str(path), lengths_by_name(reports), unit, limits)
+        length_chart.draw(str(path), lengths_by_name(reports), unit, drawn)
     except (OSError, ValueError) as error:
         raise StorageError(
             f"cannot write png={png}: {error}; name a file that ends in .png in a folder that exists"

@@ -8,6 +8,7 @@ With `add_special_tokens=auto`, in contrast to TRL, text that holds special toke
 completion ends with EOS also where the tokenizer adds none, and the token that the decoder starts from is no label.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -23,6 +24,9 @@ from raydpo.data.templates.rendered import Rendered
 from raydpo.data.templates.rendering import render_conversations
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, batches, dropped_from_text
+from raydpo.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 _SAMPLE = "a"
 _EXAMPLE_CHARACTERS = 40
@@ -95,6 +99,24 @@ class _Ends:
                 if stripped.rstrip().endswith(stop):
                     stripped, found = stripped.rstrip().removesuffix(stop), True
         return stripped
+
+
+def check_targets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DataError if the tokenizer cannot encode completions, and warn where it takes a language for granted."""
+    source, target = (getattr(tokenizer, name, None) for name in ("src_lang", "tgt_lang"))
+    found = attempt(partial(_ends, tokenizer, target=True), REFUSED)
+    if isinstance(found, RowError):
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path!r} cannot encode completions ({found.detail}) with "
+            f"src_lang={source}, tgt_lang={target}; set both in its tokenizer_config.json"
+        )
+    if hasattr(tokenizer, "tgt_lang") and target is None:
+        _log.warning(
+            "The tokenizer of %s has no tgt_lang, so that completions get the language code of prompts (src_lang=%s). "
+            "If they are in another language, set tgt_lang in its tokenizer_config.json",
+            tokenizer.name_or_path,
+            source,
+        )
 
 
 def tokenize_seq2seq(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
-from raydpo.data.seq2seq import Seq2SeqText
+from raydpo.data.seq2seq import Seq2SeqText, check_targets
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose
@@ -123,8 +123,11 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
     run_dir = RunDir(job.run.output_dir)
+    seq2seq = seq2seq_text(config)
+    if seq2seq is not None:
+        check_targets(tokenizer)
     plan = RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
-    return dataclasses.replace(plan, seq2seq=seq2seq_text(config))
+    return dataclasses.replace(plan, seq2seq=seq2seq)
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import pytest
-from transformers import MBartTokenizer, PreTrainedTokenizerBase
+from transformers import MBartTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.index.settings_digest import settings_digest
 from raydpo.data.remarks import OWN_TOKENS
-from raydpo.data.seq2seq import Seq2SeqText, Seq2SeqTruncation, tokenize_seq2seq
+from raydpo.data.seq2seq import Seq2SeqText, Seq2SeqTruncation, check_targets, tokenize_seq2seq
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import EncodedPair, Truncation
 from raydpo.data.tokenize_block import BlockRecipe
+from raydpo.errors import DataError
 from tests.data.seq2seq_tokenizers import BART, BOS_ONLY, NOTHING, T5, build_seq2seq_tokenizer
 from tests.data.tokenizers import TEMPLATE
 
@@ -56,6 +57,25 @@ def test_languages_of_source_and_target_are_the_tokenizers() -> None:
     assert found.prompt_ids.tolist() == [*tokenizer("sum: one")["input_ids"][:3], tokenizer.eos_token_id, english]
     assert found.chosen_ids.tolist()[-2:] == [tokenizer.eos_token_id, romanian]
     assert len(found.rejected_ids) == 5
+
+
+class Translator(PreTrainedTokenizerFast):
+    """A tokenizer that needs a language to encode completions, as that of M2M100 does."""
+
+    tgt_lang = None
+
+    def _switch_to_target_mode(self) -> None:
+        {"en": 5}[str(self.tgt_lang)]
+
+
+def test_a_tokenizer_without_a_language_for_completions_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DataError, match=r"tgt_lang=None; set both in its tokenizer_config\.json"):
+        check_targets(Translator(tokenizer_object=build_seq2seq_tokenizer(T5).backend_tokenizer))
+    check_targets(MBartTokenizer(src_lang="en_XX"))
+    assert "completions get the language code of prompts (src_lang=en_XX)" in caplog.text
+    caplog.clear()
+    check_targets(build_seq2seq_tokenizer(T5))
+    assert not caplog.text
 
 
 def test_the_token_that_the_decoder_starts_from_is_no_label_and_a_completion_ends() -> None:
