@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.schema import IntArray
+from raydpo.models.attention.padded import row_lengths
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
 from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
 from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.rope_rows import use_own_lengths
 from raydpo.models.router import RouterLogits, RouterLoss
 from raydpo.models.seq2seq import is_encoder_decoder, seq2seq_inputs, shift_of
 
@@ -48,6 +50,7 @@ class CompletionLogps(nn.Module):
         self.causal_lm.set_output_embeddings(head)
         self._own = OwnForward.of(self.causal_lm, head)
         self._shift = shift_of(self.causal_lm) if self.is_encoder_decoder else None
+        self._row_lengths = None if self.is_encoder_decoder else use_own_lengths(self.causal_lm)
         self._probed = False
 
     @property
@@ -83,8 +86,12 @@ class CompletionLogps(nn.Module):
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         if isinstance(micro_batch, PlainRows):
+            if self._row_lengths:
+                self._row_lengths.set(None)
             return (self._own_logits(micro_batch, device),)
         inputs = self._inputs(micro_batch, device)
+        if self._row_lengths:
+            self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)
         targets = to_device(micro_batch.targets, last)

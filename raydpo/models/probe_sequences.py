@@ -10,16 +10,16 @@ from raydpo.batching.collate import collate
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.batching.prefix_tree import PromptTree
 from raydpo.blocks.schema import IntArray
+from raydpo.models.attention.choice import PROVABLE_WINDOW, short_and_long_windows
+from raydpo.models.rope_limit import rope_limit
 
 SEED = 20_260_101
 """Seed of the token ids: the same on all ranks and in every run."""
 PROMPT, COMPLETION, LONG, BEGINNING = 7, 9, 40, 3
 """Number of tokens of both prompts, of the first prompt's two completions, of the second prompt's long completion, and
 of that one's beginning, which is its other completion."""
-LONGEST = 160
-"""Largest number of tokens of a sequence: it grows to this, beyond the windows of a model, only if these are short."""
-WINDOWS = ("sliding_window", "attention_window_size", "window_size", "local_attention", "attention_chunk_size")
-"""Names of windows in configs, in tokens."""
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+"""Names of the number of positions in configs."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class ProbeSequences:
     long: IntArray
 
     @staticmethod
-    def draw(config: Any, vocabulary: int, *, apart: bool = False) -> "ProbeSequences":
+    def draw(config: Any, vocabulary: int, longest: int | None = None, *, apart: bool = False) -> "ProbeSequences":
         """Draw the sequences for a model with this Hugging Face config and number of entries of the vocabulary.
 
-        `apart` is for encoder-decoders, which read prompts and completions apart: the other prompt is the long one.
-        Special tokens and those that stand for images or sounds are left out.
+        No sequence has more than `longest` tokens (None: no limit), nor more than the model has positions. `apart` is
+        for encoder-decoders, which read prompts and completions apart: the other prompt is the long one. Special tokens
+        and those that stand for images or sounds are left out.
         """
         draw = np.random.default_rng(SEED)
         ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
-        sizes = _fitting(config)
+        sizes = _fitting(config, longest)
         if apart:
             sizes = (*sizes[:3], sizes[4], min(LONG // 2, sizes[4]))
         parts = [draw.choice(ids, size) for size in sizes]
@@ -49,6 +50,11 @@ class ProbeSequences:
         if first[0] == second[0]:
             second[0] = ids[0] if first[0] != ids[0] else ids[-1]
         return ProbeSequences(prompt, (first, second), other, long)
+
+    @property
+    def beginning(self) -> IntArray:
+        """[1, T]: the second prompt with the beginning of its long completion."""
+        return np.concatenate([self.other_prompt, self.long[:BEGINNING]])[None]
 
     @property
     def rows(self) -> tuple[IntArray, IntArray]:
@@ -86,20 +92,25 @@ def _named_ids(content: dict[Any, Any]) -> Iterator[int]:
 
 def _usable(config: Any, vocabulary: int) -> int:
     """Return the number of token ids that both the embedding and the config know."""
-    text = config.get_text_config()
-    known = [getattr(text, name, None) for name in ("vocab_size", "unpadded_vocab_size")]
-    return min([vocabulary, *(size for size in known if isinstance(size, int) and size > 0)])
+    return min([vocabulary, *_named_sizes(config, ("vocab_size", "unpadded_vocab_size", "decoder_vocab_size"))])
 
 
-def _fitting(config: Any) -> tuple[int, int, int, int, int]:
+def _named_sizes(config: Any, names: tuple[str, ...]) -> list[int]:
+    """Return the sizes above 0 that a config has under these names, also those of its encoder and decoder."""
+    sides = [getattr(config, side, None) for side in ("encoder", "decoder")]
+    parts = [part.get_text_config() for part in (config, *sides) if hasattr(part, "get_text_config")]
+    sizes = [getattr(part, name, None) for part in parts for name in names]
+    return [size for size in sizes if isinstance(size, int) and size > 0]
+
+
+def _fitting(config: Any, longest: int | None) -> tuple[int, int, int, int, int]:
     """Return the number of tokens of each part, so that the longest sequence has room in the model's positions."""
-    text = config.get_text_config()
-    windows = [getattr(text, name, None) for name in WINDOWS]
-    short = [window for window in windows if isinstance(window, int) and 0 < window < LONGEST // 2]
-    long = max([LONG, *(2 * window for window in short)])
-    positions = getattr(text, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        long = max(min(long, positions - PROMPT), BEGINNING + 1)
+    # Beyond a window's end, if that is cheap.
+    long = max([LONG, *(2 * window for window in short_and_long_windows(config) if window <= PROVABLE_WINDOW)])
+    # Rotary factors that grow with the length have no last position.
+    limits = [] if rope_limit(config) else _named_sizes(config, POSITIONS)
+    for limit in [*limits, *([longest] if longest else [])]:
+        long = max(min(long, limit - PROMPT), BEGINNING + 1)
     return PROMPT, min(COMPLETION, long), min(COMPLETION, long), PROMPT, long
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from raydpo.batching.flops import padded_width
@@ -22,6 +22,7 @@ from raydpo.blocks.schema import IntArray
 from raydpo.errors import ModelError
 from raydpo.models.device import to_device
 from raydpo.models.inputs import BodyInputs
+from raydpo.models.rope_limit import rope_limit
 
 Shift = Callable[[Tensor], Tensor]
 """Function from labels [1, T] to the decoder's input [1, T]."""
@@ -51,6 +52,8 @@ def check_seq2seq_config(name: str, config: Any) -> None:
     reason = _REFUSED.get(config.model_type)
     if config.model_type == "bigbird_pegasus" and config.attention_type == "original_full":
         reason = None
+    if reason is None and any(rope_limit(part) is not None for part in _parts(config)):
+        reason = "its rotary factors depend on the longest row of a forward"
     if reason is None and "AutoModelForSeq2SeqLM" not in (getattr(config, "auto_map", None) or {}):
         known = type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
         reason = None if known else "AutoModelForSeq2SeqLM does not load it"
@@ -59,6 +62,12 @@ def check_seq2seq_config(name: str, config: Any) -> None:
             f"model {name!r} ({config.model_type}) is an encoder-decoder that cannot be trained: {reason}; choose "
             "another, such as a T5 or BART model"
         )
+
+
+def _parts(config: Any) -> list[Any]:
+    """Return the config and those of its encoder and decoder, where it has them."""
+    parts = [getattr(config, side, None) for side in ("encoder", "decoder")]
+    return [config, *(part for part in parts if isinstance(part, PreTrainedConfig))]
 
 
 def shift_of(model: Any) -> Shift:

@@ -12,7 +12,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSeq2SeqLM, BigBirdPegasusConfig, ProphetNetConfig, T5Config, WhisperConfig
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BigBirdPegasusConfig,
+    FSMTConfig,
+    NllbMoeConfig,
+    ProphetNetConfig,
+    T5Config,
+    WhisperConfig,
+)
 
 from raydpo.batching.collate import collate
 from raydpo.batching.prefix_tree import PromptTree
@@ -111,12 +119,21 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     torch.testing.assert_close(gradients(saving.causal_lm, saving(BATCH)[0]), wanted, rtol=1e-5, atol=1e-6)
 
 
+def with_dynamic_rope(config: Any) -> Any:
+    for side in (config.encoder, config.decoder):
+        side.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return config
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         (lambda: ProphetNetConfig(num_encoder_layers=1), "several tokens at each position"),
         (lambda: BigBirdPegasusConfig(encoder_layers=1), "random blocks"),
         (lambda: WhisperConfig(encoder_layers=1), "AutoModelForSeq2SeqLM does not load it"),
+        (lambda: FSMTConfig(encoder_layers=1), "no module of its own"),
+        (lambda: NllbMoeConfig(encoder_layers=1), "capacity that depends on the rest of the batch"),
+        (lambda: with_dynamic_rope(CORE["t5gemma"]()), "rotary factors depend on the longest row"),
     ],
 )
 def test_an_encoder_decoder_that_would_be_wrong_is_refused(
