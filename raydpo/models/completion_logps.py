@@ -14,7 +14,7 @@ from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
 from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
-from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.own_forward import OwnForward, logits_of, set_own_attention
 from raydpo.models.rope_rows import use_own_lengths
 from raydpo.models.router import RouterLogits, RouterLoss
 from raydpo.models.seq2seq import is_encoder_decoder, seq2seq_inputs, shift_of
@@ -62,6 +62,11 @@ class CompletionLogps(nn.Module):
         """Take a padded row per completion from now on, with the attention that the model has by itself."""
         self._shares = False
         set_own_attention(self.causal_lm)
+
+    @property
+    def head_is_more_than_a_matrix(self) -> bool:
+        """Whether the output embedding that the head replaces has a forward of its own."""
+        return self._head.is_more_than_a_matrix
 
     @property
     def vocabulary(self) -> int:
@@ -129,8 +134,7 @@ class CompletionLogps(nn.Module):
                 return self._own.hidden(arguments)[0], router.logits
             probe = probe_logits(self._head.vocabulary, self._head.weight.device)
             hidden, output = self._own.hidden(arguments, probe)
-        found = output[0] if isinstance(output, tuple) else output.logits
-        self._head.transform = fit_transform(probe, found, type(self.causal_lm).__name__)
+        self._head.transform = fit_transform(probe, logits_of(output), type(self.causal_lm).__name__)
         self._probed = True
         return hidden, router.logits
 

@@ -254,9 +254,12 @@ def _refusal(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle, pr
     if "in training mode" in problem:
         reason = "its layers are random in training mode (noise on a router) or compute another function there"
         remedy = "set disable_dropout=false to train it with that noise"
+    elif policy.head_is_more_than_a_matrix:
+        reason = "its output embedding does not compute hidden W^T + b, which is all that is computed here"
+        remedy = "choose another model"
     elif _gap(model, sequences.micro_batch(alone=True), sequences, oracle) <= oracle.tolerance:
         reason = "a sequence alone is right, so it depends on the padding or the longest sequence beside it"
-        remedy = "train with per_device_train_batch_size=1 and tokens_per_micro_batch=1, or choose another model"
+        remedy = "choose another model"
     else:
         reason = "its layers need arguments that are not given here, or depend on the length of the row"
         remedy = "choose another model or another attn_implementation"
