@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from raydpo.data.images.processing import ImageProcessing
     from raydpo.data.inspection import ShardReport
+    from raydpo.data.seq2seq import Seq2SeqText
     from raydpo.data.shards import Shard
 
 PROGRAM = "inspect_data"
@@ -41,6 +42,7 @@ class Inspected:
     job: JobConfig
     tokenizer: "PreTrainedTokenizerBase"
     images: "ImageProcessing | None" = None
+    seq2seq: "Seq2SeqText | None" = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +112,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     if tokenizer is not None and writes_date(tokenizer) and job.data.chat_template_date is None:
         today = datetime.date.today().isoformat()  # that of a run which starts now
         job = replace(job, data=replace(job.data, chat_template_date=today))
-    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer), images_of(job, tokenizer))
+    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer), images_of(job, tokenizer), seq2seq_of(job))
     request = tokenization_request(plan, Path())
     slicing, recipe = request.slicing, request.recipe
     examine = without_tokenizer(recipe.mapping) if tokenizer is None else with_tokenizer(tokenizer, recipe)
@@ -137,7 +139,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
         reports.append(report)
     if len(shards) > 1:
         data_report.print_total(reports)
-    draw_lengths(reports, job, shown.png, "tokens" if tokenizer is not None else "characters")
+    draw_lengths(reports, limits_of(plan), shown.png, "tokens" if tokenizer is not None else "characters")
     return int(failed)
 
 
@@ -184,8 +186,36 @@ def images_of(job: JobConfig, tokenizer: "PreTrainedTokenizerBase | None") -> "I
     return plan_images(resolve_tokenizer(str(name), job.model.model_revision, trust_remote_code=trust), tokenizer, job)
 
 
-def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:
-    """Write the histograms of lengths, and print the path, or why there is no picture."""
+def seq2seq_of(job: JobConfig) -> "Seq2SeqText | None":
+    """Return what the text of the job's model depends on if it is an encoder-decoder, by its config; else None."""
+    name, trust = job.model.model_name_or_path, job.model.trust_remote_code
+    if name in (None, STARTER):
+        return None
+    from raydpo.models.loading import load_config
+    from raydpo.models.source import resolve_tokenizer
+    from raydpo.stages.encoder_decoder import seq2seq_text
+
+    source = resolve_tokenizer(str(name), job.model.model_revision, trust_remote_code=trust)
+    if not (Path(source.folder) / "config.json").is_file():  # a folder with a tokenizer alone is enough to inspect
+        return None
+    return seq2seq_text(load_config(source, trust_remote_code=trust))
+
+
+def limits_of(plan: Inspected) -> dict[str, tuple[str, int | None]]:
+    """Return the option that limits the length of each part, and its value."""
+    data = plan.job.data
+    prompt = ("max_prompt_length", data.max_prompt_length)
+    if plan.seq2seq is None:
+        return {"prompt": prompt, "prompt + longer completion": ("max_length", data.max_length)}
+    both = ("max_length", data.max_length)
+    completion = both if data.max_completion_length is None else ("max_completion_length", data.max_completion_length)
+    return {"prompt": both if prompt[1] is None else prompt, "chosen": completion, "rejected": completion}
+
+
+def draw_lengths(
+    reports: Sequence["ShardReport"], limits: dict[str, tuple[str, int | None]], png: str | None, unit: str
+) -> None:
+    """Write the histograms of lengths with the limits of tokens, and print the path, or why there is no picture."""
     from raydpo.reporting import length_chart
     from raydpo.reporting.console import print_line
     from raydpo.reporting.data_report import lengths_by_name
@@ -195,12 +225,11 @@ def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | No
     if not length_chart.can_draw():
         print_line("Picture", "none: it needs matplotlib; `pip install matplotlib`, or set --png none")
         return
-    options = {"prompt": "max_prompt_length", "prompt + longer completion": "max_length"}
-    values = {part: (name, getattr(job.data, name)) for part, name in options.items()} if unit == "tokens" else {}
-    limits = {part: (name, limit) for part, (name, limit) in values.items() if limit is not None}
+    values = limits if unit == "tokens" else {}
+    drawn = {part: (name, limit) for part, (name, limit) in values.items() if limit is not None}
     path = Path(png).expanduser().absolute()
     try:
-        length_chart.draw(str(path), lengths_by_name(reports), unit, limits)
+        length_chart.draw(str(path), lengths_by_name(reports), unit, drawn)
     except (OSError, ValueError) as error:
         raise StorageError(
             f"cannot write png={png}: {error}; name a file that ends in .png in a folder that exists"

@@ -84,9 +84,18 @@ class DataConfig(Section):
         at_least(1),
         "tokens",
     )
+    max_completion_length: int | None = option(
+        None,
+        "Maximum length of a completion of an encoder-decoder, whose prompt and completion are sequences of their own; "
+        "longer ones lose their end. Unset: max_length, which is also the default of max_prompt_length there. For "
+        "other models it is an error: max_length includes the completion.",
+        at_least(2),
+        "tokens",
+    )
     truncation_mode: str = option(
         "keep_start",
-        "Which end to keep of a prompt + completion longer than max_length.",
+        "Which end to keep of a prompt + completion longer than max_length; for an encoder-decoder, of a prompt longer "
+        "than max_prompt_length, and completions keep their start.",
         one_of("keep_start", "keep_end"),
     )
     train_sampling_strategy: str = option(

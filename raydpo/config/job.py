@@ -57,10 +57,12 @@ class JobConfig:
 
     def _check_lengths(self) -> None:
         longest, prompt = self.data.max_length, self.data.max_prompt_length
+        if self.model.is_encoder_decoder:
+            return  # both are limits of sequences of their own
         if longest is not None and prompt is not None and prompt >= longest:
             raise ConfigError(
                 f"max_prompt_length={prompt} must be below max_length={longest}, which includes the completion; "
-                "lower it or raise max_length"
+                "lower it or raise max_length, or set is_encoder_decoder=true if the model is one"
             )
 
     def _check_precision(self) -> None:

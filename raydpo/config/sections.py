@@ -30,6 +30,11 @@ class ModelConfig(Section):
         "flash_attention_3 mean the same), flex_attention, or one of transformers' names, such as eager, which cannot "
         "share prompts. Unset: varlen on GPUs in half precision, else sdpa.",
     )
+    is_encoder_decoder: bool | None = option(
+        None,
+        "Whether the model is an encoder-decoder (T5, BART), whose encoder reads the prompt and whose decoder writes "
+        "the completion. Unset: as the model's config says; a value that contradicts it is an error.",
+    )
     share_prompts: bool | str = option(
         True,
         "Compute each prompt once for all its completions. false: one padded row per completion, which works with any "

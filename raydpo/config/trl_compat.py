@@ -44,6 +44,7 @@ def _each(text: str, **neutral: object) -> dict[str, ForeignKey]:
 RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",  # the name from transformers 6 on
     "evaluation_strategy": "eval_strategy",
+    "max_target_length": "max_completion_length",  # its name before TRL 0.11
     "model": "model_name_or_path",
     "num_processes": "num_workers",  # a flag of `accelerate launch`
     "ref_model": "reference_model",
@@ -155,11 +156,9 @@ REFUSED = {
             "trust_remote_code",
             model_init_kwargs=None, ref_model_init_kwargs=None),
     **_each("the tokenizer is read from the model's folder; save it there", tokenizer_name_or_path=None),
-    **_each("only decoder-only models are supported; leave it out", is_encoder_decoder=(None, False)),
-    **_each("adapters are always for causal language modelling; leave it out", lora_task_type="CAUSAL_LM"),
+    **_each("adapters have the task type of their model; leave it out", lora_task_type=("CAUSAL_LM", "SEQ_2_SEQ_LM")),
     **_each("adapters are added to modules, not to parameters; use lora_target_modules", lora_target_parameters=None),
     # The data
-    **_each("completions have no separate limit; use max_length", max_completion_length=None),
     **_each("each epoch trains on every pair, with a smaller last batch if need be; leave it out",
             dataloader_drop_last=False),
     **_each("rows are packed, so that grouping by length saves nothing; leave it out", group_by_length=False),

@@ -34,7 +34,7 @@ class Encoder:
     def _pairs(self, texts: Sequence[Rendered]) -> list[PairIds]:
         flat = [part for text in texts for part in (text.prompt, *text.sides)]
         if len(texts) == 1:
-            _check_unicode(flat)
+            check_unicode(flat)
         added = [self.special is not None and self.special.adds_to(part) for part in flat]
         ids: dict[int, TokenIds] = {}
         for add in set(added):
@@ -56,7 +56,8 @@ class Encoder:
         return [np.asarray(part, dtype=np.int32) for part in ids]
 
 
-def _check_unicode(texts: Sequence[str]) -> None:
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raise RowError if a text holds half of a surrogate pair."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:

@@ -171,14 +171,23 @@ def _notes(whole: EncodedPair, cut: EncodedPair, tokenizer: PreTrainedTokenizerB
     for name, before, after in zip(SIDES, _ids(whole), _ids(cut), strict=True):
         lost = len(before) - len(after)
         if lost:
-            # Prompts lose their beginning, and completions their end.
-            part, ids = ("first", before[:lost]) if name == "prompt" else ("last", before[-lost:])
+            part, ids = _lost(before, after, name)
             yield f"truncation removes the {part} {lost:,} of {len(before):,} tokens of {name}: {_text(tokenizer, ids)}"
     if len(tail := cut.dropped_tail):
         yield (
             f"the last {len(tail):,} tokens of the prompt are not in prompt + completion, which differ there: "
             f"{_text(tokenizer, tail)}"
         )
+
+
+def _lost(before: TokenIds, after: TokenIds, name: str) -> tuple[str, TokenIds]:
+    """Return "first" or "last" and the tokens that truncation has taken from that end, apart from special ones kept."""
+    lost = len(before) - len(after)
+    if name == "prompt" and np.array_equal(before[lost:], after):
+        return "first", before[:lost]
+    start = int((before[: len(after)] == after).argmin()) if (before[: len(after)] != after).any() else len(after)
+    from_start = len(after) - start > start  # more is left behind the gap than in front of it
+    return "first" if from_start else "last", before[start : start + lost]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> str:

@@ -56,6 +56,9 @@ class EncodedPair:
     """Digest of each image of the prompt, in the order of its tokens."""
     image_start: int | None = None
     """Position in `prompt_ids` of the first token of an image; None without images."""
+    special_ends: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """For encoder-decoders, the numbers of special tokens at the start and at the end of the prompt, and of each
+    completion, which truncation keeps."""
 
     @property
     def tokens(self) -> int:
@@ -141,7 +144,7 @@ def tokenize(
     DataError if the chat template fails on any conversation.
     """
     options = options or TextOptions()
-    for batch in _batches(pairs):
+    for batch in batches(pairs):
         found: dict[int, EncodedPair | RowError] = {}
         for conversational in {pair.conversational for pair in batch}:
             places = [i for i, pair in enumerate(batch) if pair.conversational == conversational]
@@ -195,7 +198,8 @@ def _pair(encoder: Encoder, source: Pair, text: Rendered, ids: PairIds) -> Encod
     return replace(pair, remarks=tuple(remarks))
 
 
-def _batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+def batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Yield the pairs, in order, as batches for one call of the tokenizer each."""
     start, characters = 0, 0
     for i, pair in enumerate(pairs):
         characters += _size(pair)
@@ -223,10 +227,20 @@ def _characters(content: Any) -> int:
 def _plain_texts(pair: Pair, special: SpecialTokens, options: TextOptions) -> Rendered:
     """Return the texts of a text pair, each completion with an end of its own or EOS.
 
-    Raises RowError if the row has something for a chat template, which text does not go through: template arguments, or
-    tools that the prompt does not name.
+    Raises RowError as `dropped_from_text` does.
     """
+    dropped = dropped_from_text(pair, options)
     prompt, chosen, rejected = (str(part) for part in (pair.prompt, pair.chosen, pair.rejected))
+    chosen, rejected = special.ended(chosen), special.ended(rejected)
+    return Rendered(prompt, prompt + chosen, prompt + rejected, dropped)
+
+
+def dropped_from_text(pair: Pair, options: TextOptions) -> tuple[DroppedWords, ...]:
+    """Return what a text pair has for a chat template, which text does not go through, with on_template_loss=keep.
+
+    That is template arguments, or tools that the prompt does not name. Raises RowError if there is any without it.
+    """
+    prompt = str(pair.prompt)
     dropped = [DroppedWords(TOOLS, piece.example) for piece in missing(tool_pieces(pair.tools), prompt)[:1]]
     arguments = [name for name, value in pair.chat_template_kwargs.items() if value is not None]
     dropped += [DroppedWords("chat_template_kwargs", repr(name)) for name in arguments[:1]]
@@ -236,8 +250,7 @@ def _plain_texts(pair: Pair, special: SpecialTokens, options: TextOptions) -> Re
             f"{dropped[0].kind}, for example {dropped[0].example}; the row is text, which goes through no chat "
             "template; use messages, drop the column, or set on_template_loss=keep",
         )
-    chosen, rejected = special.ended(chosen), special.ended(rejected)
-    return Rendered(prompt, prompt + chosen, prompt + rejected, tuple(dropped))
+    return tuple(dropped)
 
 
 def _join(prompt: TokenIds, with_chosen: TokenIds, with_rejected: TokenIds) -> EncodedPair:

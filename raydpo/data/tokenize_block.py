@@ -1,7 +1,7 @@
 """Tokenize one raw block of a shard: write its good rows to a Parquet file and its bad rows to quarantine."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from raydpo.data.images.rows import ImageCounts, ImageReader, lack_of_images
 from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.remarks import DROPPED_WORDS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
+from raydpo.data.seq2seq import Seq2SeqText, Seq2SeqTruncation, tokenize_seq2seq
 from raydpo.data.shards import Shard
 from raydpo.data.templates.assistant_spans import with_loss_masks
 from raydpo.data.templates.text_options import TextOptions
@@ -48,7 +49,7 @@ class RawBlock:
 class BlockRecipe:
     """The settings for tokenizing raw blocks, and where their files are written."""
 
-    truncation: Truncation
+    truncation: Truncation | Seq2SeqTruncation
     cache_dir: str
     """Folder or URL for tokenized blocks, reachable from every node."""
     quarantine_dir: str
@@ -67,6 +68,8 @@ class BlockRecipe:
     """Columns that weights and margins come from."""
     images: ImageProcessing | None = None
     """How the model reads images; None: it takes none."""
+    seq2seq: Seq2SeqText | None = None
+    """How text becomes the input of an encoder-decoder; None for a decoder model."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def tokenized_rows(
     if lacks and not pairs and raw.index == 0:  # no other row of the shard has shown that it fits the tokenizer
         raise DataError(f"no pair of {raw.shard.url} can be tokenized: {lacks[0].detail}")
     good: list[TokenizedRow] = []
-    encoded = tokenize(tokenizer, pairs, recipe.text)
+    encoded = _encoded(tokenizer, pairs, recipe)
     for row, pair, logps, extra, tokenized in zip(rows, pairs, dataset_logps, extras, encoded, strict=True):
         if recipe.assistant_only and isinstance(tokenized, EncodedPair):
             tokenized = attempt(partial(with_loss_masks, tokenizer, pair, tokenized, recipe.text), UNREADABLE)
@@ -182,6 +185,14 @@ def tokenized_rows(
     reasons.sort(key=lambda item: item[0].number)
     bad = [quarantine.bad_row(raw.shard.name, row, reason_text(reason)) for row, reason in reasons]
     return good, bad, len(good) + len(bad)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], recipe: BlockRecipe
+) -> Iterator[EncodedPair | RowError]:
+    if recipe.seq2seq is None:
+        return tokenize(tokenizer, pairs, recipe.text)
+    return tokenize_seq2seq(tokenizer, pairs, recipe.text, recipe.seq2seq)
 
 
 def _read(

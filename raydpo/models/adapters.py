@@ -20,6 +20,7 @@ from raydpo.models.lora_targets import (
     matching,
     usable_lora_targets,
 )
+from raydpo.models.seq2seq import is_encoder_decoder
 from raydpo.models.source import ModelSource, local_adapter
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_lora(model: PreTrainedModel, adapter: AdapterConfig, frozen: Sequence[st
     _check_names(model, "lora_target_modules", adapter.lora_target_modules)
     _check_names(model, "lora_modules_to_save", adapter.lora_modules_to_save)
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_2_SEQ_LM if is_encoder_decoder(model.config) else TaskType.CAUSAL_LM,
         r=adapter.lora_r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from raydpo.models.attention.choice import IMPLEMENTATIONS
+from raydpo.models.seq2seq import is_encoder_decoder
 
 
 def auto_class(config: Any) -> Any:
@@ -15,6 +16,8 @@ def auto_class(config: Any) -> Any:
     for text alone too, which a checkpoint may name in `architectures`. A model with code of its own is loaded by the
     class that its code names.
     """
+    if is_encoder_decoder(config):
+        return AutoModelForSeq2SeqLM
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return AutoModelForCausalLM
     families: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING  # annotated with classes that may be missing

@@ -17,9 +17,10 @@ from raydpo.models.images.inputs import ImageInputs
 from raydpo.models.images.reader import Arrays
 from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
-from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.own_forward import OwnForward, logits_of, set_own_attention
 from raydpo.models.rope_rows import use_own_lengths
 from raydpo.models.router import RouterLogits, RouterLoss
+from raydpo.models.seq2seq import is_encoder_decoder, seq2seq_inputs, shift_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class PlainRows:
 
     input_ids: IntArray
     """[R, T]: token ids."""
+    labels: IntArray | None = None
+    """[R, L]: token ids of completions of equal length, for an encoder-decoder that reads `input_ids` as prompts."""
 
 
 class CompletionLogps(nn.Module):
@@ -56,7 +59,8 @@ class CompletionLogps(nn.Module):
         head = CompletionHead(self.causal_lm.get_output_embeddings(), chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
         self._own = OwnForward.of(self.causal_lm, head)
-        self._row_lengths = use_own_lengths(self.causal_lm)
+        self._shift = shift_of(self.causal_lm) if self.is_encoder_decoder else None
+        self._row_lengths = None if self.is_encoder_decoder else use_own_lengths(self.causal_lm)
         self._probed = False
         self._images = images
         self._image_inputs: ImageInputs | None = None
@@ -70,6 +74,11 @@ class CompletionLogps(nn.Module):
         """Take a padded row per completion from now on, with the attention that the model has by itself."""
         self._shares = False
         set_own_attention(self.causal_lm)
+
+    @property
+    def head_is_more_than_a_matrix(self) -> bool:
+        """Whether the output embedding that the head replaces has a forward of its own."""
+        return self._head.is_more_than_a_matrix
 
     @property
     def vocabulary(self) -> int:
@@ -96,8 +105,8 @@ class CompletionLogps(nn.Module):
         if isinstance(micro_batch, PlainRows):
             if self._row_lengths:
                 self._row_lengths.set(None)
-            return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
-        inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+            return (self._own_logits(micro_batch, device),)
+        inputs = self._inputs(micro_batch, device)
         if self._row_lengths:
             self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         if any(micro_batch.images) or micro_batch.spare_image:
@@ -123,6 +132,22 @@ class CompletionLogps(nn.Module):
             self._image_inputs = ImageInputs(self.causal_lm, self._images)
         return self._image_inputs.add(inputs, micro_batch, device, packed=self._shares)
 
+    def _inputs(self, micro_batch: MicroBatch, device: torch.device) -> BodyInputs:
+        if self._shift is not None:
+            return seq2seq_inputs(micro_batch, device, self.causal_lm, self._shift)
+        return packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+
+    def _own_logits(self, rows: PlainRows, device: torch.device) -> Tensor:
+        arguments = {"input_ids": to_device(rows.input_ids, device)}
+        if rows.labels is not None:
+            arguments["labels"] = to_device(rows.labels, device)  # which the model shifts itself
+        return self._own.logits(arguments)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model is an encoder-decoder."""
+        return is_encoder_decoder(self.causal_lm.config)
+
     @property
     def _head(self) -> CompletionHead:
         head: CompletionHead = self.causal_lm.get_output_embeddings()
@@ -135,8 +160,7 @@ class CompletionLogps(nn.Module):
                 return self._own.hidden(arguments)[0], router.logits
             probe = probe_logits(self._head.vocabulary, self._head.weight.device)
             hidden, output = self._own.hidden(arguments, probe)
-        found = output[0] if isinstance(output, tuple) else output.logits
-        self._head.transform = fit_transform(probe, found, type(self.causal_lm).__name__)
+        self._head.transform = fit_transform(probe, logits_of(output), type(self.causal_lm).__name__)
         self._probed = True
         return hidden, router.logits
 

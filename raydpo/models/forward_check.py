@@ -6,7 +6,7 @@ short sequences, each without padding or neighbours, with the attention that the
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,13 +95,13 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
     and come to the same result. Raises ModelError where padded rows differ too, or where the model is not causal.
     """
     policy = model.policy
-    config = policy.causal_lm.config
+    config, apart = policy.causal_lm.config, policy.is_encoder_decoder
     # Packed rows of such a model were chosen as no sequence of the run is longer.
     longest = rope_limit(config) if policy.shares else None
-    sequences = ProbeSequences.draw(config, policy.vocabulary, longest)
+    sequences = ProbeSequences.draw(config, policy.vocabulary, longest, apart=apart)
     with _without_compilation(policy):
         model.run.eval()
-        oracle = _oracle(model, sequences)
+        oracle = _seq2seq_oracle(model, sequences) if apart else _oracle(model, sequences)
         found = _compare(model, sequences, oracle)
         fallback = None
         if policy.shares and found.problem:
@@ -150,18 +150,8 @@ class _Found:
 
 def _oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
     """Run the model's own forward. Raises ModelError where later tokens change what it predicts before them."""
-    logps, spreads, start = [], [], len(sequences.prompt)
-    for rows in sequences.rows:
-        (logits,) = model.run(PlainRows(rows))
-        logits = logits.float()
-        if model.agree(float(logits.isnan().any())):
-            raise _nan(model)
-        usable = torch.where(logits > -1e4, logits, torch.nan)  # entries that the model masks have no spread
-        spreads.append(float((usable - usable.nanmean(-1, keepdim=True)).square().nanmean().sqrt()))
-        logps.append(logits.log_softmax(dim=-1))
-    share, nats = TOLERANCES[model.dtype]
-    tolerance = share * model.agree(max(spreads)) + nats
-    both, single = logps
+    start = len(sequences.prompt)
+    (both, single), tolerance = _own_logps(model, [PlainRows(rows) for rows in sequences.rows])
     seen = (both[0, :start] - both[1, :start]).abs()
     mixed = model.agree(float(seen.where(both[0, :start] > -1e4, 0.0).mean(-1).max()))
     if mixed > tolerance:
@@ -185,6 +175,34 @@ def _oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
         (logits,) = model.run(PlainRows(sequences.beginning))
         beginning = picked(logits[0].float().log_softmax(dim=-1), sequences.long[:BEGINNING], other)
     return _Oracle([*chosen, long, beginning], tolerance)
+
+
+def _own_logps(model: CheckedModel, batches: Sequence[PlainRows]) -> tuple[list[Tensor], float]:
+    """Return the log-probs [R, T, V] of the model's own forward of each batch, and the tolerance."""
+    logps, spreads = [], []
+    for rows in batches:
+        (logits,) = model.run(rows)
+        logits = logits.float()
+        if model.agree(float(logits.isnan().any())):
+            raise _nan(model)
+        usable = torch.where(logits > -1e4, logits, torch.nan)  # entries that the model masks have no spread
+        spreads.append(float((usable - usable.nanmean(-1, keepdim=True)).square().nanmean().sqrt()))
+        logps.append(logits.log_softmax(dim=-1))
+    share, nats = TOLERANCES[model.dtype]
+    return logps, share * model.agree(max(spreads)) + nats
+
+
+def _seq2seq_oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
+    """Run the own forward of an encoder-decoder, which makes the decoder's input from the completions itself."""
+    both, long = np.stack(sequences.completions), sequences.long[None]
+    prompts, other = np.stack([sequences.prompt] * len(both)), sequences.other_prompt[None]
+    labels = [both, long, long[:, :BEGINNING]]
+    logps, tolerance = _own_logps(model, list(map(PlainRows, [prompts, other, other], labels)))
+    found = []
+    for targets, values in zip(labels, logps, strict=True):
+        picked = values.gather(2, torch.from_numpy(targets).to(values.device)[:, :, None])
+        found += list(picked[:, :, 0].cpu())
+    return _Oracle(found, tolerance)
 
 
 def _compare(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle) -> _Found:
@@ -236,9 +254,12 @@ def _refusal(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle, pr
     if "in training mode" in problem:
         reason = "its layers are random in training mode (noise on a router) or compute another function there"
         remedy = "set disable_dropout=false to train it with that noise"
+    elif policy.head_is_more_than_a_matrix:
+        reason = "its output embedding does not compute hidden W^T + b, which is all that is computed here"
+        remedy = "choose another model"
     elif _gap(model, sequences.micro_batch(alone=True), sequences, oracle) <= oracle.tolerance:
         reason = "a sequence alone is right, so it depends on the padding or the longest sequence beside it"
-        remedy = "train with per_device_train_batch_size=1 and tokens_per_micro_batch=1, or choose another model"
+        remedy = "choose another model"
     else:
         reason = "its layers need arguments that are not given here, or depend on the length of the row"
         remedy = "choose another model or another attn_implementation"

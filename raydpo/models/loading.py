@@ -36,6 +36,7 @@ from raydpo.models.checkpoint_keys import (
 )
 from raydpo.models.classes import auto_class, by_part
 from raydpo.models.noise import keep_noise_off
+from raydpo.models.seq2seq import check_seq2seq_config, is_encoder_decoder
 from raydpo.models.source import ModelSource, local_folder
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def load_tokenizer(
 def load_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
     """Load the model's config.
 
-    Raises ModelError if it belongs to an encoder-decoder or to a quantised model.
+    Raises ModelError if it belongs to a quantised model, or to an encoder-decoder that cannot be trained.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     try:
@@ -126,13 +127,13 @@ def load_causal_lm(
     quantization: str | None = None,
     device_map: str | Mapping[str, int | str] | None = None,
 ) -> PreTrainedModel:
-    """Load a decoder language model, or a vision-language model with all its parts; its cache is switched off.
+    """Load a decoder, an encoder-decoder, or a vision-language model with all its parts; its cache is switched off.
 
     `dtype` is a key of `DTYPES`. `attn_implementation` is a name that transformers knows, or what `attention.choose`
     returned; None leaves the choice to the model. `device_map` has the meaning it has in transformers; None loads onto
     the CPU, or partitions the weights if ZeRO-3 is set up. `quantization`, a key of `QUANTIZATIONS`, quantises the
-    layers as they are loaded, which makes the model unfit for training. Raises ModelError if the model is no decoder
-    with an output embedding, is quantised on disk, does not fit into memory, or if its files lack any of its weights.
+    layers as they are loaded, which makes the model unfit for training. Raises ModelError if the model has no output
+    embedding, is quantised on disk, does not fit into memory, or if its files lack any of its weights.
     """
     folder = local_folder(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -172,11 +173,8 @@ def load_causal_lm(
 
 
 def _check_config(source: ModelSource, config: Any) -> None:
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"model {source.name!r} ({config.model_type}) is an encoder-decoder, and only decoder models can be "
-            "trained; choose one that AutoModelForCausalLM loads"
-        )
+    if is_encoder_decoder(config):
+        check_seq2seq_config(source.name, config)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"model {source.name!r} is quantised, and quantised weights cannot be trained; "

@@ -25,18 +25,22 @@ AGREEMENT = 1e-6
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """The function c * tanh(s * logits / c), or s * logits without a cap, with some entries masked."""
+    """The function c * tanh(s * logits / c), or s * logits + b without a cap, with some entries masked."""
 
     scale: float = 1.0
     """Factor s on the logits (such as Cohere's `logit_scale`, or 1 / Granite's `logits_scaling`)."""
     softcap: float | None = None
     """Gemma's `final_logit_softcapping` c; None for no soft cap."""
+    bias: Tensor | None = field(default=None, compare=False)
+    """[V]: constant b that is added to the logits, such as BART's `final_logits_bias`; None for none."""
     masked: Tensor | None = field(default=None, compare=False)
     """[V] bool: entries that get no probability, as those that only fill the embedding up; None without any."""
 
     def __call__(self, logits_CV: Tensor) -> Tensor:
         """Return the transformed logits, [C, V]."""
         logits_CV = logits_CV * self.scale if self.scale != 1.0 else logits_CV
+        if self.bias is not None:
+            logits_CV = logits_CV.add_(self.bias.to(logits_CV))
         if self.softcap is not None:
             logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
         return logits_CV if self.masked is None else logits_CV.masked_fill_(self._mask(logits_CV), MASKED)
@@ -86,10 +90,16 @@ def fit_transform(probe: Tensor, found: Tensor, model: str) -> LogitTransform:
     masked_V[:kept] = found_PV.amax(dim=0) < RULED_OUT
     if masked_V.all():
         raise _refusal(model, "gives no entry of the vocabulary a probability")
-    transform = _curve(raw_PV[:, :kept][:, ~masked_V[:kept]], found_PV[:, ~masked_V[:kept]], model)
-    if not masked_V.any():
-        return transform
-    return LogitTransform(transform.scale, transform.softcap, masked_V)
+    # Each entry sees 0 once; what is then not 0 was added.
+    bias_V = torch.zeros(vocabulary, dtype=torch.float64, device=raw_PV.device)
+    bias_V[:kept] = found_PV.gather(0, (raw_PV[:, :kept] == 0.0).int().argmax(dim=0, keepdim=True))[0]
+    bias_V[masked_V] = 0.0
+    known_V = ~masked_V[:kept]
+    transform = _curve(raw_PV[:, :kept][:, known_V], (found_PV - bias_V[:kept])[:, known_V], model)
+    if bias_V.any() and transform.softcap is not None:
+        raise _refusal(model, "adds a bias to its logits and caps them")
+    bias, masked = (values if values.any() else None for values in (bias_V.float(), masked_V))
+    return LogitTransform(transform.scale, transform.softcap, bias, masked)
 
 
 def _curve(raw_PV: Tensor, found_PV: Tensor, model: str) -> LogitTransform:
@@ -98,8 +108,6 @@ def _curve(raw_PV: Tensor, found_PV: Tensor, model: str) -> LogitTransform:
     def at(value: float) -> float:
         return float(found_PV[raw_PV == value][0])
 
-    if at(0.0) != 0.0:
-        raise _refusal(model, f"adds {at(0.0):g} to its logits after the output embedding")
     cap, slope = at(SATURATED), at(STEP) / STEP
     if abs(cap) < abs(slope) * SATURATED / 2:
         transform = LogitTransform(1.0 if abs(slope - 1.0) < AGREEMENT else slope, cap or None)
@@ -108,11 +116,11 @@ def _curve(raw_PV: Tensor, found_PV: Tensor, model: str) -> LogitTransform:
     expected_PV = transform(raw_PV)
     if bool(((found_PV - expected_PV).abs() <= AGREEMENT * (1.0 + expected_PV.abs())).all()):
         return transform
-    raise _refusal(model, "changes its logits by more than a factor, a soft cap and a mask of the vocabulary")
+    raise _refusal(model, "changes its logits by more than a factor, a bias, a soft cap and a mask of the vocabulary")
 
 
 def _refusal(model: str, what: str) -> ModelError:
     return ModelError(
-        f"{model} {what}, and only s * logits, c * tanh(s * logits / c) and masked entries of the vocabulary can be "
-        "computed here; choose another model"
+        f"{model} {what}, and only s * logits + b, c * tanh(s * logits / c) and masked entries of the vocabulary can "
+        "be computed here; choose another model"
     )

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import MODEL_MAPPING
 
 from raydpo.batching.flops import FlopsModel
+from raydpo.models.seq2seq import is_encoder_decoder
+from raydpo.models.seq2seq_flops import seq2seq_flops_model
 
 # The config names, across model families, of the number of experts and of the experts per token.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -91,13 +93,15 @@ def _has_word(name: str, words: tuple[str, ...]) -> bool:
 
 
 def flops_model(config: Any) -> FlopsModel:
-    """Return the FLOPs of a decoder's forward from its Hugging Face config.
+    """Return the FLOPs of a decoder's, or of an encoder-decoder's, forward from its Hugging Face config.
 
     This takes tenths of a second and no memory for weights. A mixture of experts counts only the experts that a token
     is routed to. A model whose code comes with its weights is unknown to transformers and is taken for a standard
     transformer: 12 d² parameters per layer of hidden size d, of which 4 d² are for attention and 8 d² for a
     feed-forward layer four times as wide.
     """
+    if is_encoder_decoder(config):
+        return seq2seq_flops_model(config)
     decoder = config.get_text_config()
     head = 2 * decoder.hidden_size * decoder.vocab_size
     return FlopsModel(2 * _active_parameters(decoder), head, _attention(decoder))

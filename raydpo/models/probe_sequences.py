@@ -18,6 +18,8 @@ SEED = 20_260_101
 PROMPT, COMPLETION, LONG, BEGINNING = 7, 9, 40, 3
 """Number of tokens of both prompts, of the first prompt's two completions, of the second prompt's long completion, and
 of that one's beginning, which is its other completion."""
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+"""Names of the number of positions in configs."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,18 @@ class ProbeSequences:
     long: IntArray
 
     @staticmethod
-    def draw(config: Any, vocabulary: int, longest: int | None = None) -> "ProbeSequences":
+    def draw(config: Any, vocabulary: int, longest: int | None = None, *, apart: bool = False) -> "ProbeSequences":
         """Draw the sequences for a model with this Hugging Face config and number of entries of the vocabulary.
 
-        No sequence has more than `longest` tokens (None: no limit), nor more than the model has positions. Special
-        tokens and those that stand for images or sounds are left out.
+        No sequence has more than `longest` tokens (None: no limit), nor more than the model has positions. `apart` is
+        for encoder-decoders, which read prompts and completions apart: the other prompt is the long one. Special tokens
+        and those that stand for images or sounds are left out.
         """
         draw = np.random.default_rng(SEED)
         ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
         sizes = _fitting(config, longest)
+        if apart:
+            sizes = (*sizes[:3], sizes[4], min(LONG // 2, sizes[4]))
         parts = [draw.choice(ids, size) for size in sizes]
         prompt, first, second, other, long = parts
         if first[0] == second[0]:
@@ -87,21 +92,25 @@ def _named_ids(content: dict[Any, Any]) -> Iterator[int]:
 
 def _usable(config: Any, vocabulary: int) -> int:
     """Return the number of token ids that both the embedding and the config know."""
-    text = config.get_text_config()
-    known = [getattr(text, name, None) for name in ("vocab_size", "unpadded_vocab_size")]
-    return min([vocabulary, *(size for size in known if isinstance(size, int) and size > 0)])
+    return min([vocabulary, *_named_sizes(config, ("vocab_size", "unpadded_vocab_size", "decoder_vocab_size"))])
+
+
+def _named_sizes(config: Any, names: tuple[str, ...]) -> list[int]:
+    """Return the sizes above 0 that a config has under these names, also those of its encoder and decoder."""
+    sides = [getattr(config, side, None) for side in ("encoder", "decoder")]
+    parts = [part.get_text_config() for part in (config, *sides) if hasattr(part, "get_text_config")]
+    sizes = [getattr(part, name, None) for part in parts for name in names]
+    return [size for size in sizes if isinstance(size, int) and size > 0]
 
 
 def _fitting(config: Any, longest: int | None) -> tuple[int, int, int, int, int]:
     """Return the number of tokens of each part, so that the longest sequence has room in the model's positions."""
-    text = config.get_text_config()
     # Beyond a window's end, if that is cheap.
     long = max([LONG, *(2 * window for window in short_and_long_windows(config) if window <= PROVABLE_WINDOW)])
     # Rotary factors that grow with the length have no last position.
-    positions = None if rope_limit(config) else getattr(text, "max_position_embeddings", None)
-    for limit in (positions, longest):
-        if isinstance(limit, int) and limit > 0:
-            long = max(min(long, limit - PROMPT), BEGINNING + 1)
+    limits = [] if rope_limit(config) else _named_sizes(config, POSITIONS)
+    for limit in [*limits, *([longest] if longest else [])]:
+        long = max(min(long, limit - PROMPT), BEGINNING + 1)
     return PROMPT, min(COMPLETION, long), min(COMPLETION, long), PROMPT, long
 
 

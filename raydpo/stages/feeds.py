@@ -101,7 +101,8 @@ def train_feed_spec(plan: RunPlan) -> FeedSpec:
         planner=planner,
         update_flops=planner.flops.update(frozen=plan.job.adapter.use_peft),
         ranks=plan.ranks,
-        with_prompts=counts_prompts(plan.job.loss),
+        # An encoder-decoder predicts no prompts, so that the likelihood is that of completions alone.
+        with_prompts=counts_prompts(plan.job.loss) and plan.seq2seq is None,
     )
 
 

@@ -16,6 +16,7 @@ from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
 from raydpo.data.images.loading import load_image_processing
 from raydpo.data.images.processing import ImageProcessing
+from raydpo.data.seq2seq import Seq2SeqText, check_targets
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose, follows_own_length
@@ -31,6 +32,7 @@ from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
+from raydpo.stages.encoder_decoder import check_encoder_decoder, seq2seq_text
 from raydpo.training.deepspeed_config import deepspeed_config, hidden_size, with_deepspeed_file
 from raydpo.training.drift import DRIFT_TOLERANCES
 from raydpo.training.resume import with_absolute_path
@@ -56,6 +58,8 @@ class RunPlan:
     """DeepSpeed config of the train workers."""
     images: ImageProcessing | None = None
     """How the policy's model reads images, or why it reads none."""
+    seq2seq: Seq2SeqText | None = None
+    """What the text of an encoder-decoder depends on; None for a decoder model."""
     notes: Notes = field(default_factory=Notes)
     """What the run does otherwise than its options say, as it is found out."""
 
@@ -123,6 +127,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     if reference_source != source:
         reference_config = load_config(reference_source, trust_remote_code=trust)
         flops = flops_model(reference_config)
+    check_encoder_decoder(job, config, reference_config)
     reference_precision = job.reference_precision(gpu=reference_group.gpu)
     reference = plan_model(
         job, (reference_source, reference_adapter), reference_group, reference_precision, reference_config, flops
@@ -132,7 +137,10 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     images = plan_images(source, tokenizer, job)
     run_dir = RunDir(job.run.output_dir)
     job = dated(job, run_dir, tokenizer)
-    plan = RunPlan(job, run_dir, tokenizer, policy, reference, pipelined, deepspeed, images)
+    seq2seq = seq2seq_text(config)
+    if seq2seq is not None:
+        check_targets(tokenizer)
+    plan = RunPlan(job, run_dir, tokenizer, policy, reference, pipelined, deepspeed, images, seq2seq)
     plan.notes.add(*overridden)
     return plan
 

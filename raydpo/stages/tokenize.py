@@ -17,12 +17,14 @@ from raydpo.data.mixtures.mixture import EntryRows, Mixture, draw_rows, find_ent
 from raydpo.data.mixtures.row_counts import count_all
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
 from raydpo.data.ray_stream import Slicing
+from raydpo.data.seq2seq import Seq2SeqText
 from raydpo.data.shards import Shard
 from raydpo.data.templates.text_options import TextOptions
 from raydpo.data.tokenization import Truncation
 from raydpo.data.tokenize_block import BlockRecipe
 from raydpo.reporting.console import Stage
 from raydpo.runtime import storage
+from raydpo.stages.encoder_decoder import seq2seq_truncation
 from raydpo.stages.extras import describe_extras, extras_options, unused_margins
 from raydpo.stages.held_out import find_held_out
 
@@ -120,13 +122,18 @@ class Tokenizing(Protocol):
     def images(self) -> ImageProcessing | None:
         """How the model reads images."""
 
+    @property
+    def seq2seq(self) -> Seq2SeqText | None:
+        """What the text of an encoder-decoder depends on; None for a decoder model."""
+
 
 def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequest:
     """Return the settings of the tokenization that a job's options stand for."""
     data = plan.job.data
     mapping = ColumnMapping.parse(data.column_mapping)
+    together = Truncation(data.max_length, data.max_prompt_length, data.truncation_mode)
     recipe = BlockRecipe(
-        truncation=Truncation(data.max_length, data.max_prompt_length, data.truncation_mode),
+        truncation=together if plan.seq2seq is None else seq2seq_truncation(plan.job),
         cache_dir=storage.absolute(data.cache_dir),
         quarantine_dir=str(quarantine),
         mapping=mapping,
@@ -136,5 +143,6 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
         extras_options=extras_options(plan.job.loss),
         images=plan.images,
+        seq2seq=plan.seq2seq,
     )
     return TokenizationRequest(plan.tokenizer, Slicing(data.dataset_format, data.block_pairs, mapping), recipe)

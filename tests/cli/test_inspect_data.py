@@ -16,6 +16,8 @@ from raydpo.cli import inspect_data
 from raydpo.cli.inspect_data import main, parse_arguments
 from raydpo.errors import ConfigError
 from raydpo.reporting import length_chart
+from tests.data.seq2seq_tokenizers import BART, build_seq2seq_tokenizer
+from tests.models.seq2seq_models import CORE
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -261,3 +263,17 @@ def test_ray_is_not_started(
 
     monkeypatch.setattr("ray.init", unexpected)
     assert inspect_data.main([str(write(tmp_path / "rows.jsonl", chat("q", "a", "b"))), "--png", "none"]) == 0
+
+
+def test_an_encoder_decoder_reads_prompt_and_completion_apart(
+    tmp_path: Path, printed: Callable[..., tuple[int, str]]
+) -> None:
+    build_seq2seq_tokenizer(BART).save_pretrained(tmp_path / "bart")
+    CORE["bart"]().save_pretrained(tmp_path / "bart")
+    file = write(tmp_path / "pairs.jsonl", {"prompt": "sum: one", "chosen": "two", "rejected": "three"})
+    limits = ("--is_encoder_decoder", "--max_prompt_length", 6, "--max_completion_length", 6)
+    status, text = printed(file, "--model_name_or_path", tmp_path / "bart", *limits)
+    assert status == 0
+    assert "<s>sum:</s>" in text
+    assert "<s>thre</s>" in text
+    assert "truncation removes the last 4 of 10 tokens of prompt: ' one'" in text

@@ -134,7 +134,6 @@ def test_neutral_values_give_no_notice(command: str) -> None:
         ("--torch_compile --zero_stage 3", ["torch_compile=true", "zero_stage=3"]),
         ("--alpha 0.25", ["alpha=0.25", "simpo"]),
         ("--label_smoothing_factor 0.1", ["label_smoothing_factor=0.1", "label_smoothing"]),
-        ("--max_completion_length 256", ["max_completion_length=256", "max_length"]),
         ('--model_init_kwargs {"dtype":"bfloat16"}', ["model_init_kwargs=", "dtype"]),
         ("--dataloader_drop_last", ["dataloader_drop_last=true", "every pair"]),
         ("--lr 1e-5", ["lr=1e-5", "learning_rate"]),

@@ -85,6 +85,17 @@ def test_a_scale_that_is_missed_is_refused(shares: bool, monkeypatch: pytest.Mon
         check(CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)), shares=shares)
 
 
+def test_an_output_embedding_that_is_more_than_a_matrix_is_refused() -> None:
+    class Normed(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
+
+    model = windowed()
+    model.lm_head = Normed(32, 61, bias=False)
+    with pytest.raises(ModelError, match=r"log-probs differ .* its output embedding does not compute hidden W\^T \+ b"):
+        check(model)
+
+
 def test_layers_that_do_not_take_packed_rows_give_way_to_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Segments, sliding_window: int | None) -> None:
         raise TypeError("an argument that no layer expects")

@@ -22,8 +22,6 @@ from transformers import (
     MixtralForCausalLM,
     PhimoeConfig,
     PhimoeForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -106,11 +104,7 @@ def test_a_truncated_file_is_an_error(copy_of: Path) -> None:
         load(copy_of)
 
 
-def test_models_that_cannot_be_trained_are_refused(copy_of: Path, tmp_path: Path) -> None:
-    shape = {"vocab_size": 32, "d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
-    T5ForConditionalGeneration(T5Config(**shape)).save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelError, match="encoder-decoder"):
-        load(tmp_path / "t5")
+def test_models_that_cannot_be_trained_are_refused(copy_of: Path) -> None:
     config = json.loads((copy_of / "config.json").read_text())
     quantised = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     (copy_of / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))

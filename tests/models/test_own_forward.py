@@ -61,7 +61,9 @@ MODELS: dict[str, Any] = {
         ModernBertDecoderConfig(**SHAPE, cls_token_id=1, sep_token_id=2, local_attention=4, decoder_bias=True)
     ),
     "multiplier": lambda: FalconH1ForCausalLM(
-        FalconH1Config(**SHAPE, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, lm_head_multiplier=0.04)
+        FalconH1Config(
+            **SHAPE, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_chunk_size=8, lm_head_multiplier=0.04
+        )
     ),
     "divisor": lambda: MiniCPM3ForCausalLM(
         MiniCPM3Config(
@@ -85,6 +87,7 @@ MODELS: dict[str, Any] = {
     ),
     "padded vocabulary": lambda: changed(lambda logits: logits[..., :USED]),
     "mask and cap": lambda: changed(masked),
+    "bias": lambda: changed(lambda logits: 0.5 * logits + torch.linspace(-2, 1, logits.shape[-1])),
 }
 
 
@@ -139,8 +142,8 @@ def test_values_and_gradients_are_those_of_the_models_own_logits(name: str, froz
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda logits: logits + 0.5, "adds 0.5 to its logits"),
-        (lambda logits: logits - logits.mean(-1, keepdim=True), "to its logits after the output embedding"),
+        (lambda logits: 30 * torch.tanh(logits / 30) + 0.5, "adds a bias to its logits and caps them"),
+        (lambda logits: logits - logits.mean(-1, keepdim=True), "more than a factor"),
         (lambda logits: torch.where(logits > 0, logits, 0.1 * logits), "more than a factor"),
         (lambda logits: torch.cat([logits, logits], dim=-1), "makes logits of shape"),
     ],

@@ -14,6 +14,7 @@ from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.block import TokenizedBlock
 from raydpo.errors import ConfigError
 from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.forward_check import CheckedModel, check_forward
 from raydpo.models.loading import load_causal_lm
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.scorer import Scorer
@@ -46,7 +47,10 @@ def test_offloaded_layers_give_the_same_scores(tiny_model: Path, tmp_path: Path)
                 offload_dir=str(tmp_path / "disk"),
             )
         with torch.inference_mode():
-            found.append(CompletionLogps(model, shares=True)(micro_batch)[0])
+            reference = CompletionLogps(model, shares=True)
+            found.append(reference(micro_batch)[0])
+        check = check_forward(CheckedModel(reference, reference, "float32", trains=False))
+        assert (check.layout, check.gap <= check.tolerance / 10) == ("packed", True)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 

@@ -124,6 +124,8 @@ def follows_own_length(config: Any, max_length: int | None) -> bool:
 def sharing_obstacle(config: Any, share_prompts: bool | str = True, max_length: int | None = None) -> str | None:
     """Return the reason, as a clause, why a model with this config cannot share prompts, or None if it can."""
     text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        return "the encoder reads each prompt once, for all its completions"
     obstacle = _trial_obstacle(config, max_length) if share_prompts == TRY else _family_obstacle(config)
     if obstacle is not None:
         return obstacle
