@@ -1,15 +1,27 @@
 """The module that wraps a policy or reference model: it maps a packed micro-batch to the log-probs of its targets."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
-from raydpo.errors import ModelError
+from raydpo.blocks.schema import IntArray
 from raydpo.models.device import to_device
-from raydpo.models.head import LOGPS_ONLY, CompletionHead, LogitTransform, TokenStatsRequest
+from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
 from raydpo.models.inputs import packed_inputs, padded_inputs
-from raydpo.models.router import RouterLoss
+from raydpo.models.logit_transform import fit_transform, probe_logits
+from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.router import RouterLogits, RouterLoss
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """Sequences of one length for the model's own forward, which then needs no mask."""
+
+    input_ids: IntArray
+    """[R, T]: token ids."""
 
 
 class CompletionLogps(nn.Module):
@@ -28,14 +40,25 @@ class CompletionLogps(nn.Module):
         self.model = model
         self._shares = shares
         self._router_loss = router_loss
-        transform = LogitTransform.from_config(self.causal_lm.config)
-        head = CompletionHead(self.causal_lm.get_output_embeddings(), transform, chunk_tokens)
+        head = CompletionHead(self.causal_lm.get_output_embeddings(), chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
-        if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is not head:
-            raise ModelError(
-                f"{type(self.causal_lm).__name__} does not separate its body from its output embedding; "
-                "choose a decoder model with an `lm_head`"
-            )
+        self._own = OwnForward.of(self.causal_lm, head)
+        self._probed = False
+
+    @property
+    def shares(self) -> bool:
+        """Whether a forward takes packed rows, in which completions share their prompt."""
+        return self._shares
+
+    def take_padded_rows(self) -> None:
+        """Take a padded row per completion from now on, with the attention that the model has by itself."""
+        self._shares = False
+        set_own_attention(self.causal_lm)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of entries of the output embedding."""
+        return self._head.vocabulary
 
     @property
     def causal_lm(self) -> Any:
@@ -43,22 +66,45 @@ class CompletionLogps(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def forward(self, micro_batch: MicroBatch, request: TokenStatsRequest = LOGPS_ONLY) -> tuple[Tensor, ...]:
-        """Return the fields of `TokenLogps` for the N targets, as a tuple: hooks of ZeRO-3 only look into tuples."""
-        head = self.causal_lm.get_output_embeddings()
+    def forward(
+        self, micro_batch: MicroBatch | PlainRows, request: TokenStatsRequest = LOGPS_ONLY
+    ) -> tuple[Tensor, ...]:
+        """Return the fields of `TokenLogps` for the N targets, as a tuple: hooks of ZeRO-3 only look into tuples.
+
+        For `PlainRows`, return the logits [R, T, V] of the model's own forward alone. The first forward finds out what
+        the model does to its logits after the head; it raises ModelError where that cannot be computed here.
+        """
+        head = self._head
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
+        if isinstance(micro_batch, PlainRows):
+            return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
         inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
-        # Requested only if the loss is used; the configs of some models turn router logits on by themselves.
-        router = {} if self._router_loss is None else {"output_router_logits": True}
-        body = self.causal_lm.base_model(**inputs.arguments, use_cache=False, **router)
-        hidden = body.last_hidden_state.to(last)
+        hidden, router_logits = self._hidden(inputs.arguments)
+        hidden = hidden.to(last)
         targets = to_device(micro_batch.targets, last)
         outputs: tuple[Tensor, ...] = head(hidden, to_device(inputs.predictors, last), targets, request)
         loss = hidden.new_zeros(())
         if self._router_loss:
-            loss = self._router_loss(body.router_logits, to_device(inputs.multiplicity, last))
+            loss = self._router_loss(router_logits, to_device(inputs.multiplicity, last))
         return *outputs, loss
+
+    @property
+    def _head(self) -> CompletionHead:
+        head: CompletionHead = self.causal_lm.get_output_embeddings()
+        return head
+
+    def _hidden(self, arguments: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Return the input [R, T, H] of the head, and the router logits of each layer if their loss is used."""
+        with RouterLogits(self.causal_lm.base_model if self._router_loss else None) as router:
+            if self._probed:
+                return self._own.hidden(arguments)[0], router.logits
+            probe = probe_logits(self._head.vocabulary, self._head.weight.device)
+            hidden, output = self._own.hidden(arguments, probe)
+        found = output[0] if isinstance(output, tuple) else output.logits
+        self._head.transform = fit_transform(probe, found, type(self.causal_lm).__name__)
+        self._probed = True
+        return hidden, router.logits
 
 
 def completion_sums(token_values: Tensor, completion: Tensor, rows: int) -> Tensor:

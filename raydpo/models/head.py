@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.errors import ModelError
+from raydpo.models.logit_transform import LogitTransform
 
 CPU_LOGITS_BYTES = 256 * 2**20
 """Memory for the logits of one chunk on a CPU, in bytes."""
@@ -30,37 +31,6 @@ def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory * GPU_LOGITS_SHARE
     return max(int(memory / (4 * vocabulary)), 1)
-
-
-@dataclass(frozen=True)
-class LogitTransform:
-    """A function that some models apply to their logits after the head; the identity by default."""
-
-    scale: float = 1.0
-    """Factor on the logits (Cohere's `logit_scale`, or 1 / Granite's `logits_scaling`)."""
-    softcap: float | None = None
-    """Gemma's `final_logit_softcapping` c, applied as c * tanh(logits / c); None for no soft cap."""
-
-    def __call__(self, logits_CV: Tensor) -> Tensor:
-        """Return the transformed logits, [C, V]."""
-        logits_CV = logits_CV * self.scale if self.scale != 1.0 else logits_CV
-        return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
-
-    def backward(self, transformed_CV: Tensor, grad_CV: Tensor) -> Tensor:
-        """Return the gradient with respect to the logits, [C, V].
-
-        `transformed_CV` are the transformed logits and `grad_CV` is the gradient with respect to them.
-        """
-        if self.softcap is not None:
-            grad_CV = grad_CV * (1 - (transformed_CV / self.softcap) ** 2)
-        return grad_CV * self.scale if self.scale != 1.0 else grad_CV
-
-    @staticmethod
-    def from_config(config: Any) -> "LogitTransform":
-        """Read the transform from a Hugging Face model config."""
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
 
 @dataclass(frozen=True)
@@ -141,7 +111,7 @@ class _ChunkedLogps(torch.autograd.Function):
             logits_CV = _logits(hidden_NH[chunk], weight_VH, bias_V, head.transform, logps_CV)
             target_C = logits_CV.gather(1, targets_N[chunk, None]).squeeze(1)
             if request.statistics:
-                mean_logit[chunk] = logits_CV.mean(dim=-1)
+                mean_logit[chunk] = head.transform.mean(logits_CV)
             logps_CV = _log_softmax(logits_CV)
             logps[chunk] = logps_CV.gather(1, targets_N[chunk, None]).squeeze(1)
             lse[chunk] = target_C - logps[chunk]
@@ -243,7 +213,7 @@ def _logit_grads(
 class CompletionHead(nn.Module):
     """A replacement of a model's output embedding with the same parameters that outputs log-probs of given tokens."""
 
-    def __init__(self, output_embedding: nn.Module, transform: LogitTransform, chunk_tokens: int | None) -> None:
+    def __init__(self, output_embedding: nn.Module, chunk_tokens: int | None) -> None:
         """Share (not copy) the weight and bias of `output_embedding`, so that names and ties stay as they were.
 
         `chunk_tokens` is the number of tokens whose logits are in memory at a time; None means `default_chunk_tokens`.
@@ -258,8 +228,14 @@ class CompletionHead(nn.Module):
             )
         self.weight = weight
         self.bias: nn.Parameter | None = bias
-        self.transform = transform
+        self.transform = LogitTransform()
+        """What the model does to its logits after this head."""
         self._chunk_tokens = chunk_tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of entries of the vocabulary, also while ZeRO-3 keeps the weight elsewhere."""
+        return int(getattr(self.weight, "ds_shape", self.weight.shape)[0])
 
     @property
     def chunk_tokens(self) -> int:
@@ -267,9 +243,19 @@ class CompletionHead(nn.Module):
         return self._chunk_tokens or default_chunk_tokens(self.weight.device, self.weight.shape[0])
 
     def forward(
-        self, hidden_RTH: Tensor, predictors_N: Tensor, targets_N: Tensor, request: TokenStatsRequest
-    ) -> tuple[Tensor, ...]:
-        """Return the [N] fields of `TokenLogps`, as a tuple: hooks of ZeRO-3 only look into tuples."""
+        self,
+        hidden_RTH: Tensor,
+        predictors_N: Tensor | None = None,
+        targets_N: Tensor | None = None,
+        request: TokenStatsRequest = LOGPS_ONLY,
+    ) -> tuple[Tensor, ...] | Tensor:
+        """Return the [N] fields of `TokenLogps`, as a tuple: hooks of ZeRO-3 only look into tuples.
+
+        Without predictors and targets, as the model's own forward calls it, it is the output embedding that it
+        replaces and returns its logits [R, T, V].
+        """
+        if predictors_N is None or targets_N is None:
+            return nn.functional.linear(hidden_RTH.to(self.weight.device), self.weight, self.bias)
         hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
         outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
             hidden_NH, self.weight, self.bias, targets_N, self, request

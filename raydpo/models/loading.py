@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from raydpo.errors import ModelError
 from raydpo.models.attention.kernels import register_attention
+from raydpo.models.noise import keep_noise_off
 from raydpo.models.source import ModelSource, local_folder
 
 if TYPE_CHECKING:
@@ -195,8 +196,9 @@ def _load_error(kind: str, source: ModelSource, error: Exception, trust_remote_c
     return ModelError(f"the {kind} of {source.name!r} cannot be loaded: {reason}; {remedy}")
 
 
-# Names of rates that make training mode random: dropout, layerdrop, drop_path, and the noise on a mixture's router.
-RANDOM_RATE = re.compile(r"drop|jitter")
+# Names of rates that make training mode random: dropout, layerdrop, drop_path. Noise on a mixture's router is no rate
+# to set to 0: a router may use the same number in evaluation mode.
+RANDOM_RATE = re.compile(r"drop")
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -204,7 +206,9 @@ def disable_dropout(model: nn.Module) -> None:
 
     Sets to 0 all Dropout modules (including those of an adapter that was added before) and every rate that modules or
     their configs keep as a float, which attention functions read. `export_model` writes the rates as they were on disk.
+    Modules that draw noise otherwise, as routers do, stay in evaluation mode.
     """
+    keep_noise_off(model)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from raydpo.errors import ModelError
 
@@ -32,6 +33,38 @@ class RouterLoss:
         counts as often as it would with one row per sequence, so that both layouts have the same loss.
         """
         return self.function(router_logits, self.experts, self.experts_per_token, multiplicity)
+
+
+class RouterLogits:
+    """Context manager that asks a model's body for its router logits and keeps them, for one forward.
+
+    The model itself is not asked, as it would compute its own auxiliary loss with them.
+    """
+
+    def __init__(self, body: Any) -> None:
+        """Watch `body`, a module of transformers; None: watch nothing."""
+        self.logits: Any = None
+        """Router logits of each layer, once the body has run."""
+        self._body = body
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> "RouterLogits":
+        if self._body is not None:
+            self._hooks = [
+                self._body.register_forward_pre_hook(self._request, with_kwargs=True),
+                self._body.register_forward_hook(self._keep),
+            ]
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _request(self, _body: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**named, "output_router_logits": True}
+
+    def _keep(self, _body: Any, _arguments: Any, output: Any) -> None:
+        self.logits = output.router_logits
 
 
 def check_router(config: Any, coefficient: float | None) -> None:

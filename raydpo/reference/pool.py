@@ -16,6 +16,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raydpo.blocks.schema import Block
 from raydpo.errors import ReferenceMismatch, TrainingError
+from raydpo.models.forward_check import ForwardCheck
 from raydpo.reference.dedup import NOTHING_REUSED, ReusedScores, fill_in, find_reused_scores
 from raydpo.reference.scorer import Scorer, ScorerSpec, ScoringResult
 from raydpo.reference.store import ReferenceStore
@@ -43,6 +44,8 @@ class ScoringReport:
     """Number of scoring workers that died."""
     failed_blocks: tuple[Block, ...] = ()
     """Blocks without scores, as MAX_DEATHS scoring workers died on each of them."""
+    forward_checks: tuple[ForwardCheck, ...] = ()
+    """The proof of the forward of each scoring worker that has loaded the reference."""
 
 
 def total(reports: Iterable[ScoringReport]) -> ScoringReport:
@@ -106,6 +109,7 @@ def score(
         forwards=pool.forwards,
         scorers_lost=pool.lost,
         failed_blocks=tuple(failed),
+        forward_checks=tuple(pool.forward_checks),
     )
 
 
@@ -115,9 +119,9 @@ class ScorerHandle:
 
     actor: Any
 
-    def load(self) -> "ObjectRef[None]":
-        """Load the reference."""
-        result: ObjectRef[None] = self.actor.load.remote()
+    def load(self) -> "ObjectRef[ForwardCheck]":
+        """Load the reference and prove its forward."""
+        result: ObjectRef[ForwardCheck] = self.actor.load.remote()
         return result
 
     def score_block(
@@ -151,6 +155,8 @@ class _Pool:
         """Number of scoring workers that died."""
         self.forwards = 0
         """Number of forwards of the reference."""
+        self.forward_checks: list[ForwardCheck] = []
+        """The proof of each scoring worker that has loaded."""
         self._spec = spec
         self._group = group
         self._store = store
@@ -203,13 +209,14 @@ class _Pool:
         """Take the result of a task, and give its worker the next block, or end it. Return what `outcomes` yields."""
         scorer, block = self._tasks[task]  # it stays there until it has answered: an error ends all workers there
         try:
-            result: ScoringResult | None = get_result(task)
+            result: ScoringResult | ForwardCheck = get_result(task)
         except (RayActorError, OutOfMemoryError) as error:
             del self._tasks[task]
             scorer.kill()  # where it is only unreachable, it must not go on
             return self._handle_death(block, error)
         del self._tasks[task]
-        if result is None:
+        if isinstance(result, ForwardCheck):
+            self.forward_checks.append(result)
             self._deaths_while_loading = 0
         elif block:
             if not self._deaths[block.content]:
@@ -219,7 +226,9 @@ class _Pool:
             self._assign(scorer, self._waiting.popleft())
         else:
             scorer.kill()
-        if block and result and block.content in self._reused:
+        if isinstance(result, ForwardCheck):
+            return None
+        if block and block.content in self._reused:
             self._parts[block] = result
             return None
         return result

@@ -19,6 +19,7 @@ from raydpo.models.adapters import load_adapter
 from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.device import device
+from raydpo.models.forward_check import CheckedModel, ForwardCheck, check_forward
 from raydpo.models.loading import load_causal_lm, quiet_libraries
 from raydpo.models.plan import ModelPlan
 from raydpo.reference.dedup import (
@@ -77,8 +78,11 @@ class Scorer:
         """Keep the spec; `load` loads the model."""
         self._spec = spec
 
-    def load(self) -> None:
-        """Load the model, on the GPUs that Ray gave this actor or on the CPU."""
+    def load(self) -> ForwardCheck:
+        """Load the model, on the GPUs that Ray gave this actor or on the CPU, and prove its forward.
+
+        Raises ModelError where its log-probs are not those of the model's own forward.
+        """
         quiet_libraries()
         spec, plan = self._spec, self._spec.model
         target = device(plan.gpu)
@@ -96,6 +100,10 @@ class Scorer:
             compile_layers(model, bounded=plan.attention.shares)
         reference = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
         self._model = reference if spec.device_map else reference.to(target)
+        dtype, multiple = "quantized" if spec.quantization else plan.precision, plan.planner.multiple
+        check = check_forward(CheckedModel(self._model, self._model, dtype, trains=False, multiple=multiple))
+        self._padded = check.layout == "padded"
+        return check
 
     def score_block(
         self, block: Block, store: ReferenceStore, tokens: int, reused: ReusedScores = NOTHING_REUSED
@@ -129,7 +137,7 @@ class Scorer:
     @torch.inference_mode()
     def _score(self, unique: Sequence[PromptCompletions], tokens: int) -> tuple[dict[Place, FloatArray], int]:
         """Return the log-prob of each token of the completions, by each of their places; and the number of forwards."""
-        planner = dataclasses.replace(self._spec.model.planner, tokens=tokens)
+        planner = dataclasses.replace(self._spec.model.planner, tokens=tokens, padded=self._padded)
         trees, places = _build_trees(unique, planner)
         logps = dict[Place, FloatArray]()
         if not trees:

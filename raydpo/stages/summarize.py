@@ -80,6 +80,7 @@ def summarize(
             "drift_mean": first.get("reference_drift/mean"),
             "drift_max": first.get("reference_drift/max"),
         },
+        "forward_check": {"policy": report.forward_check, **_reference_check(prepared)},
         "metrics": training[-1] if training else {},
         "evaluation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else {},
         **_environment(seconds),
@@ -94,6 +95,7 @@ def summarize_scoring(plan: RunPlan, prepared: PreparedRun, seconds: Mapping[str
         "output_dir": str(plan.run_dir.path),
         "rows": _rows(prepared.data),
         "reference": _reference(plan, prepared),
+        "forward_check": _reference_check(prepared),
         **_environment(seconds),
     }
     plan.run_dir.write_summary(summary)
@@ -149,6 +151,12 @@ def _reference(plan: RunPlan, prepared: PreparedRun) -> dict[str, Any]:
         "forwards": scoring.forwards,
         "scorers_lost": scoring.scorers_lost,
     }
+
+
+def _reference_check(prepared: PreparedRun) -> dict[str, Any]:
+    """Return the worst proof of a scoring worker's forward; None where no scoring worker loaded the reference."""
+    checks = prepared.scoring.forward_checks
+    return {"reference": max(checks, key=lambda check: check.gap).summary() if checks else None}
 
 
 def _syncs(report: TrainReport) -> dict[str, Any]:
@@ -231,6 +239,13 @@ def _print_training(summary: Mapping[str, Any]) -> None:
             f"{'First loss':<12} {reference['first_loss']:.6f}; policy against reference "
             f"{reference['drift_mean']:.1e} per token on average, {reference['drift_max']:.1e} at most"
         )
+    proof = summary["forward_check"]["policy"]
+    print(
+        f"{'Own forward':<12} {proof['layout']} rows differ from it by {proof['gap']:.1e} nats per token "
+        f"(tolerance {proof['tolerance']:.1e})"
+    )
+    if proof["fallback"]:
+        print(f"warning: packed rows were given up for padded rows, as {proof['fallback']}")
     if reference["first_loss_warning"]:
         print(f"warning: {reference['first_loss_warning']}")
     if metrics:

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
+
 from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.forward_check import CheckedModel, ForwardCheck, check_forward
 from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm
 from raydpo.models.router import RouterLoss, router_loss
 from raydpo.training import deepspeed_engine
@@ -36,3 +39,19 @@ def build_policy(task: TrainTask) -> tuple[CompletionLogps, RouterLoss | None]:
     chunk_tokens = job.model.logits_chunk_tokens
     policy = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
     return policy, router
+
+
+def check_policy(engine: Any, task: TrainTask) -> ForwardCheck:
+    """Prove that the log-probs of the policy in a DeepSpeed engine are those of its own forward; every rank calls it.
+
+    Raises ModelError, on all ranks alike, where they are not.
+    """
+
+    def largest(value: float) -> float:
+        found = torch.tensor([value], dtype=torch.float64, device=engine.device)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        return float(found)
+
+    policy, plan = engine.module, task.policy
+    trains, multiple = task.job.loss.disable_dropout, plan.planner.multiple
+    return check_forward(CheckedModel(policy, engine, plan.precision, trains, multiple, largest))

@@ -103,3 +103,5 @@ class TrainReport:
     """Number of syncs of the reference."""
     model_dir: str
     """Folder of the trained model or adapter."""
+    forward_check: dict[str, Any]
+    """How far the policy's log-probs were from those of its own forward (`models.forward_check`), for summary.json."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 import torch
 
-from raydpo.errors import RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
+from raydpo.errors import ModelError, RaydpoError, ReferenceMismatch, ResumeError, StorageError, TrainingError
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.models.device import device
@@ -28,7 +28,7 @@ from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.global_batch_loss import RewardMean
 from raydpo.training.metric_sums import MetricSums
-from raydpo.training.policy import build_policy
+from raydpo.training.policy import build_policy, check_policy
 from raydpo.training.step import Objective, train_micro_batches
 from raydpo.training.task import TrainReport, TrainTask
 from raydpo.training.throughput import Throughput, total_peak_flops
@@ -47,7 +47,7 @@ def train_worker(config: dict[str, Any]) -> TrainReport | RaydpoError:
     worker = Worker(task)
     try:
         worker.train()
-    except (ReferenceMismatch, ResumeError, TrainingError) as error:
+    except (ModelError, ReferenceMismatch, ResumeError, TrainingError) as error:
         return error
     return worker.export()
 
@@ -96,6 +96,7 @@ class Worker:
     def train(self) -> None:
         """Make all updates that are left."""
         task = self._task
+        self._forward_check = check_policy(self._engine, task)
         self._engine.train()
 
         # Before the first update: the version of the reference in force, and metrics of the policy as it starts.
@@ -278,6 +279,7 @@ class Worker:
             reference=self._version.identity.digest if self._version else None,
             syncs=self._task.sync.syncs_until(self._state.step) if self._task.sync else 0,
             model_dir=target.folder,
+            forward_check=self._forward_check.summary(),
         )
 
 

@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -150,18 +152,30 @@ MIXTRAL = MixtralConfig(  # keeps its rates as floats on its modules
     attention_dropout=0.5,
     router_jitter_noise=0.3,
 )
+PHIMOE = PhimoeConfig(  # draws its experts at random in training mode, whatever its rates are
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    hidden_size=16,
+    intermediate_size=16,
+    vocab_size=300,
+    num_local_experts=4,
+    sliding_window=None,
+)
 
 
 @pytest.mark.parametrize(
     ("architecture", "config"),
-    [(GPT2LMHeadModel, GPT2), (FalconForCausalLM, FALCON), (MixtralForCausalLM, MIXTRAL)],
+    [(GPT2LMHeadModel, GPT2), (FalconForCausalLM, FALCON), (MixtralForCausalLM, MIXTRAL), (PhimoeForCausalLM, PHIMOE)],
 )
 def test_without_dropout_training_mode_computes_the_same_as_evaluation_mode(architecture: Any, config: Any) -> None:
     model = architecture(config)
+    before = model.eval()(IDS).logits
     model.train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     disable_dropout(model)
-    logits = model(IDS).logits
+    logits = model.train()(IDS).logits
+    torch.testing.assert_close(logits, before, rtol=0, atol=0)
     torch.testing.assert_close(logits, model.eval()(IDS).logits, rtol=0, atol=0)
 
 

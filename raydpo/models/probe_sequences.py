@@ -1,0 +1,104 @@
+"""Short sequences of random tokens with which a model's log-probs are compared with those of its own forward."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raydpo.batching.collate import collate
+from raydpo.batching.micro_batch import MicroBatch
+from raydpo.batching.prefix_tree import PromptTree
+from raydpo.blocks.schema import IntArray
+
+SEED = 20_260_101
+"""Seed of the token ids: the same on all ranks and in every run."""
+PROMPT, COMPLETION, LONG, BEGINNING = 7, 9, 40, 3
+"""Number of tokens of both prompts, of the first prompt's two completions, of the second prompt's long completion, and
+of that one's beginning, which is its other completion."""
+LONGEST = 160
+"""Largest number of tokens of a sequence: it grows to this, beyond the windows of a model, only if these are short."""
+WINDOWS = ("sliding_window", "attention_window_size", "window_size", "local_attention", "attention_chunk_size")
+"""Names of windows in configs, in tokens."""
+
+
+@dataclass(frozen=True)
+class ProbeSequences:
+    """Two completions of one prompt, and a long completion of another with the beginning of the long one."""
+
+    prompt: IntArray
+    completions: tuple[IntArray, IntArray]
+    """Both have one length, so that the model's own forward takes both in one batch without padding."""
+    other_prompt: IntArray
+    long: IntArray
+
+    @staticmethod
+    def draw(config: Any, vocabulary: int) -> "ProbeSequences":
+        """Draw the sequences for a model with this Hugging Face config and number of entries of the vocabulary.
+
+        Special tokens and those that stand for images or sounds are left out.
+        """
+        draw = np.random.default_rng(SEED)
+        ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
+        sizes = _fitting(config)
+        parts = [draw.choice(ids, size) for size in sizes]
+        prompt, first, second, other, long = parts
+        if first[0] == second[0]:
+            second[0] = ids[0] if first[0] != ids[0] else ids[-1]
+        return ProbeSequences(prompt, (first, second), other, long)
+
+    @property
+    def rows(self) -> tuple[IntArray, IntArray]:
+        """The whole sequences: [2, T] of the first prompt, and [1, U] of the second."""
+        both = np.stack([np.concatenate([self.prompt, completion]) for completion in self.completions])
+        return both, np.concatenate([self.other_prompt, self.long])[None]
+
+    @property
+    def trees(self) -> list[PromptTree]:
+        """The four completions as trees, each prompt once."""
+        beginning = self.long[:BEGINNING]
+        return [_tree(self.prompt, self.completions), _tree(self.other_prompt, (self.long, beginning))]
+
+    def micro_batch(self, *, alone: bool = False, multiple: int = 1) -> MicroBatch:
+        """Return all four completions in one micro-batch, filled up to a multiple of `multiple` tokens.
+
+        With `alone`, only those of the first prompt.
+        """
+        return collate(self.trees[:1] if alone else self.trees, pairs=(), multiple=multiple)
+
+
+def special_ids(config: Any) -> set[int]:
+    """Return the token ids that a config, at any depth, names: of special tokens, images, sounds and padding."""
+    return set(_named_ids(config.to_dict()))
+
+
+def _named_ids(content: dict[Any, Any]) -> Iterator[int]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _named_ids(value)
+        elif str(name).endswith(("token_id", "token_ids", "token_index")):
+            values = value if isinstance(value, list) else [value]
+            yield from (int(found) for found in values if isinstance(found, int))
+
+
+def _usable(config: Any, vocabulary: int) -> int:
+    """Return the number of token ids that both the embedding and the config know."""
+    text = config.get_text_config()
+    known = [getattr(text, name, None) for name in ("vocab_size", "unpadded_vocab_size")]
+    return min([vocabulary, *(size for size in known if isinstance(size, int) and size > 0)])
+
+
+def _fitting(config: Any) -> tuple[int, int, int, int, int]:
+    """Return the number of tokens of each part, so that the longest sequence has room in the model's positions."""
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in WINDOWS]
+    short = [window for window in windows if isinstance(window, int) and 0 < window < LONGEST // 2]
+    long = max([LONG, *(2 * window for window in short)])
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        long = max(min(long, positions - PROMPT), BEGINNING + 1)
+    return PROMPT, min(COMPLETION, long), min(COMPLETION, long), PROMPT, long
+
+
+def _tree(prompt: IntArray, completions: tuple[IntArray, ...]) -> PromptTree:
+    return PromptTree(prompt, completions, (), (), ())
