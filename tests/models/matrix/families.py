@@ -1,0 +1,163 @@
+"""What a tiny model of a family needs beside the tables of `configs`, and the families' variants."""
+
+from typing import Any
+
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64}
+GEMMA3N = {
+    "num_kv_shared_layers": 0,
+    "altup_num_inputs": 2,
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "intermediate_size": [48, 48],
+}
+GEMMA4 = {"num_kv_shared_layers": 0}
+LLAMA4 = {
+    "interleave_moe_layer_step": 1,
+    "no_rope_layers": [1, 0],
+    "layer_types": ["chunked_attention", "full_attention"],
+}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+HALF_MROPE = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+    }
+}
+PLACEHOLDERS = {"<image>": 82, **{f"IMGIMG{letter}Z": 83 + index for index, letter in enumerate("ABCD")}}
+QUANTIZER = {"num_embeddings": 4, "codebook_size": 4, "embed_dim": 8, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1]}
+DOTS3_NOTE = {
+    "num_key_value_heads": 4,
+    "layer_types": ["indexed_attention", "sliding_attention"],
+    "head_dim": 24,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 24,
+    "swa_qk_nope_head_dim": 16,
+    "swa_v_head_dim": 8,
+}
+COMPASS = {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")}}
+QWEN4 = {
+    **LINEAR,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "ple_embed_dim": None,
+    "hc_lowrank": 8,
+    "ngram_vocab_size_base": 200,
+    "split_ngram_parts": 2,
+}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": COMPASS,
+    "cohere_compass": {"text_config": COMPASS},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
+    "bamba": {"attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "chameleon": {"vocabulary_map": PLACEHOLDERS, "vq_config": QUANTIZER},
+    "emu3": {"vocabulary_map": PLACEHOLDERS, "vq_config": QUANTIZER},
+    "janus": {"vq_config": QUANTIZER},
+    "deepseek_v2": {"topk_method": "greedy"},
+    "deepseek_v4": {"layer_types": ...},
+    "dots3_note": {"text_config": DOTS3_NOTE, "vision_config": {"mlp_layer_types": ["dense"], "adapter_in_dim": 32}},
+    "dots3_note_text": DOTS3_NOTE,
+    "falcon": {"new_decoder_architecture": False, "multi_query": True, "alibi": False},
+    "falcon_h1": MAMBA,
+    "gemma3n_text": GEMMA3N,
+    "gemma3n": {"text_config": GEMMA3N},
+    "gemma4_text": GEMMA4,
+    "gemma4": {"text_config": GEMMA4},
+    "gemma4_unified_text": GEMMA4,
+    "gemma4_unified": {
+        "text_config": GEMMA4,
+        "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 32},
+        "audio_config": {"audio_embed_dim": 32},
+    },
+    "gemma4_assistant": {"text_config": {**GEMMA4, "hidden_size_per_layer_input": 0}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "position_embedding_type": "rope"},
+    "kimi_linear": LINEAR,
+    "lfm2": {**CONVOLUTION, "full_attn_idxs": [1]},
+    "lfm2_moe": CONVOLUTION,
+    "llama4_text": LLAMA4,
+    "llama4": {
+        "text_config": LLAMA4,
+        "vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    },
+    "longcat_flash": {"num_layers": 1, "zero_expert_num": 1},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "minicpm3": {"dim_model_base": 8},
+    "minimax": {**LINEAR, "num_local_experts": 4},
+    "mpt": {"n_heads": 4},
+    **dict.fromkeys(("moshi",), {}),
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 1,
+        "layer_types": ...,
+    },
+    "olmo_hybrid": LINEAR,
+    "opt": {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "qwen3_5": {"text_config": LINEAR},
+    "qwen3_5_moe": {"text_config": LINEAR},
+    "qwen3_5_moe_text": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR,
+    "qwen4_exp": {"text_config": QWEN4},
+    "qwen4_exp_text": QWEN4,
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "layer_types": ..., "head_dim": ..., "num_key_value_heads": 1},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_shape": [8, 16],
+        "axial_pos_embds_dim": [16, 16],
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "hash_seed": 0,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 96, "shape_vocab_size": 96, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "xmod": {"default_language": "en_XX"},
+    "xlstm": {"qk_dim_factor": 0.5},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "use_mamba_kernels": False,
+        "layer_types": ...,
+        "attention_hidden_size": 64,
+        "head_dim": ...,
+    },
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "n_mamba_heads": 4, "mamba_headdim": 16},
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"]},
+    **dict.fromkeys(("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"), {"text_config": HALF_MROPE}),
+    **dict.fromkeys(("paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker"), {"text_config": MROPE}),
+}
+"""Settings by model type, which win over the tables."""
+
+DECODERS_OF_ENCODERS = (
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
+    "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod"
+).split()
+for _name in DECODERS_OF_ENCODERS:
+    SPECIAL[_name] = {**SPECIAL.get(_name, {}), "is_decoder": True}
+DECODERS_OF_PAIRS = (
+    "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper"
+).split()
+for _name in DECODERS_OF_PAIRS:
+    SPECIAL[_name] = {**SPECIAL.get(_name, {}), "is_decoder": True, "is_encoder_decoder": False}
