@@ -106,12 +106,8 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
         fallback = None
         if policy.shares and found.problem:
             fallback = found.problem
-            _log.warning(
-                "forward_check: packed rows of %s are given up for padded rows: %s. With share_prompts=false, "
-                "micro-batches would be planned for padded rows",
-                type(policy.causal_lm).__name__,
-                fallback,
-            )
+            name = type(policy.causal_lm).__name__
+            _log.warning("forward_check: packed rows of %s are given up for padded rows: %s", name, fallback)
             policy.take_padded_rows()
             found = _compare(model, sequences, oracle)
         if found.problem:
