@@ -1,6 +1,6 @@
 """The canonical preference pair, and the error for rows that hold none."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,9 @@ class ImageExpansion:
     """The text that takes the place of each image's token, in order."""
     digests: tuple[str, ...]
     """Digest of each image, in order."""
+    whole: Callable[[str], str] | None = None
+    """The function that expands a text with such tokens as a whole, where the text of an image also depends on what
+    stands beside it; None: each token is replaced by its image's text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,8 @@ def expanded(text: str, expansion: ImageExpansion | None) -> str:
             f"{len(expansion.texts)} images; the token may not stand in a completion, and the chat template must write "
             "it for each image of the prompt",
         )
+    if expansion.whole is not None:
+        return expansion.whole(text)
     joined = [parts[0]]
     for image, part in zip(expansion.texts, parts[1:], strict=True):
         joined += [image, part]
@@ -127,13 +129,13 @@ def start_of_images(tokenizer: PreTrainedTokenizerBase, expansion: ImageExpansio
     known = sorted({number for _, numbers in kinds for number in numbers})
     places, *others = (np.flatnonzero(np.isin(part, known)) for part in ids)
     stray = sum(map(len, others))
-    if len(places) != wanted or stray:
+    if stray or not len(places) or (len(places) != wanted and expansion.whole is None):  # neighbours may share tokens
         raise RowError(
             "images do not match",
             f"the prompt has {len(places)} tokens of images where {len(expansion.texts)} images have {wanted}, and its "
             f"completions have {stray}; remove special tokens of images from the row's text",
         )
-    return int(places[0]) if wanted else 0
+    return int(places[0])
 
 
 @lru_cache(maxsize=256)

@@ -8,14 +8,17 @@ expanded and encoded without pixels. A processor that places images in another w
 import copy
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from raydpo.data.images import store
+from raydpo.data.images.whole_text import whole_text
 from raydpo.data.index.record_json import Identified
+from raydpo.data.row_errors import ROW_ERRORS, attempt
 from raydpo.errors import DataError
 
 TEXT_OUTPUTS = frozenset(
@@ -27,8 +30,9 @@ _OF_BOTH = "cross_attention_mask"
 _OFFSETS = "text_replacement_offsets"
 _REMEMBERED = 4096
 """Number of images whose texts a process keeps in memory."""
-_proven: set[tuple[str, str]] = set()
-"""Processors, with their tokens, that this process has compared with expanded texts."""
+_proven: dict[tuple[str, str], bool] = {}
+"""Processors, with their tokens, that this process has compared with expanded texts, and whether they expand a text
+only as a whole."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,8 @@ class ImageProcessing(Identified):
         if self.fault:
             raise DataError(self.fault)
         self._processor.tokenizer = tokenizer
-        key = (self.identity.processor, self.identity.token)
-        if key not in _proven:
-            self._prove()
-            _proven.add(key)
+        if self._key not in _proven:
+            _proven[self._key] = self._prove()
         digest = self.digest(picture)
         text = self._texts.get(digest)
         if text is None and cache_dir:
@@ -101,6 +103,18 @@ class ImageProcessing(Identified):
             self._texts.clear()
         self._texts[digest] = text = sys.intern(text)  # pictures of one size have one text
         return ProcessedImage(digest, text, is_new)
+
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self.identity.processor, self.identity.token
+
+    @property
+    def whole(self) -> Callable[[str], str] | None:
+        """The function that expands a text as a whole, known once an image was processed; None: tokens are replaced."""
+        return self._whole if _proven[self._key] else None
+
+    def _whole(self, text: str) -> str:
+        return whole_text(self._processor, self._processor.tokenizer, self.identity.token, text)
 
     def digest(self, picture: Any) -> str:
         """Return the SHA-256 (hex) of the processor's identity with the size and the RGB values of a picture."""
@@ -123,26 +137,53 @@ class ImageProcessing(Identified):
         )
         return found
 
-    def _prove(self) -> None:
-        """Raise DataError unless expanded text has the token ids that the processor gives a text with two images."""
+    def _prove(self) -> bool:
+        """Return whether texts are expanded as a whole, and not token by token.
+
+        Raises DataError unless expanded text has the token ids that the processor gives a text with two images.
+        """
         from PIL import Image
 
-        tokenizer = self._processor.tokenizer
         name, token = type(self._processor).__name__, self.identity.token
         pictures = [Image.new("RGB", size, color) for size, color in (((40, 56), "navy"), ((64, 24), "gold"))]
-        theirs = self._call([f"a {token} b\n{token}c"], pictures)
+        sample = f"a {token} b\n{token}c"
+        try:
+            theirs = self._call([sample], pictures)
+        except ROW_ERRORS as error:
+            raise DataError(
+                f"{name} cannot process a text with two images: {type(error).__name__}: {_one_line(error)}; "
+                "correct the processor's files in the model's folder, or drop the images of the data"
+            ) from error
         if _OF_BOTH in theirs:
             raise DataError(
                 f"{name} gives the model images by a {_OF_BOTH}, which raydpo does not make; use a model whose prompts "
                 "have tokens for images, or drop the images of the data"
             )
         first, second = (self._output(picture)[1] for picture in pictures)
-        ours = tokenizer(f"a {first} b\n{second}c", add_special_tokens=False)["input_ids"]
-        if not np.array_equal(np.asarray(theirs["input_ids"])[0], ours):
+        ids = np.asarray(theirs["input_ids"])[0]
+        if self._gives(ids, f"a {first} b\n{second}c"):
+            return False
+        if attempt(partial(self._expands_whole, ids, sample), "") is not True:
             raise DataError(
                 f"{name} does not place images by replacing {token!r} in the text, so raydpo cannot follow it; use a "
                 "model whose processor does, or drop the images of the data"
             )
+        return True
+
+    def _expands_whole(self, ids: Any, sample: str) -> bool:
+        """Return whether texts expanded as a whole have these token ids, and begin with their prompts' texts."""
+        prompts = (sample, f"a {self.identity.token}{self.identity.token}")
+        grows = all(self._whole(f"{prompt}word").startswith(self._whole(prompt)) for prompt in prompts)
+        return grows and self._gives(ids, self._whole(sample))
+
+    def _gives(self, ids: Any, text: str) -> bool:
+        """Return whether an expanded text has these token ids."""
+        ours: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array_equal(ids, ours)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _array(values: Any) -> Any:

@@ -81,8 +81,10 @@ class ImageReader:
             self._read += 1
             self._processed += image.is_new
             self._keys.add(image.digest[:KEY_CHARACTERS])
-        texts, digests = tuple(image.text for image in found), tuple(image.digest for image in found)
-        return replace(pair, images=(), expansion=ImageExpansion(token, texts, digests))
+        whole = self.processing.whole
+        texts = tuple(image.text if whole is None else whole(token) for image in found)
+        expansion = ImageExpansion(token, texts, tuple(image.digest for image in found), whole)
+        return replace(pair, images=(), expansion=expansion)
 
     def _opened(self, source: Any) -> Any:
         """Return the picture at a source, and note its file."""

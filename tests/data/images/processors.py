@@ -16,6 +16,8 @@ from transformers import (
     CLIPImageProcessor,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    Idefics2ImageProcessor,
+    Idefics2Processor,
     Idefics3ImageProcessor,
     Idefics3Processor,
     LlavaProcessor,
@@ -25,6 +27,8 @@ from transformers import (
 )
 
 KINDS = ("llava", "qwen2_vl", "gemma3", "idefics3")
+MORE_KINDS = ("idefics2",)
+"""Kinds whose text of an image depends on what stands beside it."""
 
 PATCH = 4
 """Side of a patch of a picture in pixels, of all kinds."""
@@ -42,6 +46,7 @@ _TOKENS = {
     "gemma3": "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <image_soft_token>".split(),
     "idefics3": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_ROWS],
 }
+_TOKENS["idefics2"] = _TOKENS["idefics3"][:3]
 _NAMED = {
     "gemma3": {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 }
@@ -81,6 +86,7 @@ TEMPLATES = {
     ),
     "idefics3": _template("{{ message['role'] | capitalize }}: ", "<image>", "<end_of_utterance>\n", "Assistant: "),
 }
+TEMPLATES["idefics2"] = TEMPLATES["idefics3"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class _WithoutVideo(Qwen2VLProcessor):
         return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
 
 
-_OWN = {"llava": 0, "qwen2_vl": 1, "gemma3": 0, "idefics3": 0}
+_OWN = {"llava": 0, "qwen2_vl": 1, "gemma3": 0, "idefics3": 0, "idefics2": 0}
 """Position of transformers' class among the classes of a processor."""
 
 
@@ -151,6 +157,7 @@ def _arguments(kind: str) -> dict[str, Any]:
         "llava": {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
         "gemma3": {"image_seq_length": GEMMA3_TOKENS},
         "idefics3": {"image_seq_len": IDEFICS3_TOKENS},
+        "idefics2": {"image_seq_len": IDEFICS3_TOKENS},
     }
     return arguments.get(kind, {})
 
@@ -182,7 +189,7 @@ def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 
 def build_processor(kind: str) -> TinyProcessor:
-    """Return the processor of a kind, which is one of KINDS."""
+    """Return the processor of a kind, which is one of KINDS or MORE_KINDS."""
     tokenizer, side = build_tokenizer(kind), {"height": SIDE, "width": SIDE}
     shared: dict[str, Any] = {"tokenizer": tokenizer, "chat_template": tokenizer.chat_template, **_arguments(kind)}
     if kind == "llava":
@@ -195,6 +202,9 @@ def build_processor(kind: str) -> TinyProcessor:
         return TinyProcessor(kind, _WithoutVideo(image_processor=images, video_processor=None, **shared))
     if kind == "gemma3":
         return TinyProcessor(kind, Gemma3Processor(image_processor=Gemma3ImageProcessor(size=side), **shared))
+    if kind == "idefics2":
+        images = Idefics2ImageProcessor(size={"longest_edge": 2 * SIDE, "shortest_edge": SIDE})
+        return TinyProcessor(kind, Idefics2Processor(image_processor=images, **shared))
     images = Idefics3ImageProcessor(
         size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=True
     )

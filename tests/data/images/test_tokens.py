@@ -12,9 +12,9 @@ from raydpo.blocks.schema import TokenizedPair
 from raydpo.data.images import store
 from raydpo.data.tokenization import Truncation
 from tests.data.images.models import Case, image, row
-from tests.data.images.processors import KINDS
+from tests.data.images.processors import KINDS, MORE_KINDS
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
 
 ROWS = [
     row("What is this?", images=["a.png"]),
