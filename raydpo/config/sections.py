@@ -137,7 +137,9 @@ class ClusterConfig(Section):
         one_of("none", "optimizer", "all"),
     )
     deepspeed: str | None = option(
-        None, "Path of a DeepSpeed JSON config; its settings override those derived from the options. Unset: none."
+        None,
+        "Path of a DeepSpeed JSON config. Keys that are auto or left out take the options, as in Hugging Face's "
+        "Trainer; a value overrides its option, and a note says so. Unset: none.",
     )
     max_failures: int = option(
         3,

@@ -47,7 +47,12 @@ def name(step: int) -> str:
 
 STRICT = frozenset({"reference", "data", "reference sync"})
 """Entries of the fingerprint that every checkpoint has where they apply; earlier versions wrote no others."""
-NEEDED = ("step", "position", "tokens", "sums", "rewards", "num_workers", "fingerprint", "files")
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("step", "position", "tokens", "num_workers"), int),
+    **dict.fromkeys(("sums", "fingerprint", "files"), dict),
+    "rewards": list,
+}
+"""What `state.json` of every version has, with its type."""
 
 
 def save(wrapper: DeepSpeedEngine, state: TrainState, task: TrainTask, metrics: Mapping[str, float]) -> None:
@@ -101,10 +106,11 @@ def read_content(folder: str) -> dict[str, Any]:
         raise ResumeError(
             f"{folder} is not a whole checkpoint of raydpo ({STATE_FILE}: {error}); {remedy}, with another output_dir"
         ) from error
-    lacking = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    found = content if isinstance(content, dict) else {}
+    lacking = [key for key, kind in NEEDED.items() if not isinstance(found.get(key), kind)]
     if lacking:
         raise ResumeError(f"{folder}/{STATE_FILE} lacks {', '.join(lacking)}, so it is no checkpoint; {remedy}")
-    return dict(content)
+    return found
 
 
 def check_files(folder: Path, content: Mapping[str, Any]) -> None:

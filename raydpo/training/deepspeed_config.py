@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydpo.config import JobConfig
+from raydpo.config.fields import show
 from raydpo.errors import ConfigError
 from raydpo.runtime.resources import WorkerGroup
 from raydpo.training.deepspeed_file import AUTO, apply_file, read_file, value_at
@@ -29,6 +30,7 @@ def with_deepspeed_file(
         return job, {}, ()
     content = read_file(path)
     _check_batches(path, content, job, num_workers)
+    _check_fixed(path, content)
     job, notes = apply_file(job, content, gpu=gpu)
     stage = job.zero_stage(num_workers, job.precision(gpu))
     _check_stage(path, content, stage)
@@ -55,6 +57,28 @@ def _check_batches(path: str, content: Mapping[str, Any], job: JobConfig, num_wo
                 f"deepspeed={path} sets {key}={value}, which contradicts {option}={expected}; set it to auto, and use "
                 "the flag per_device_train_batch_size"
                 + (" or gradient_accumulation_steps" if key != "train_micro_batch_size_per_gpu" else "")
+            )
+
+
+FIXED: dict[str, tuple[Any, str]] = {
+    "gradient_allreduce_op": ("mean", "each rank's loss is already its part of the global batch's mean"),
+    "managed_gradient_accumulation": (True, "the training loop sets the boundaries of accumulation"),
+    "torch_autocast.enabled": (False, "the reference is computed without it; set bf16=true instead"),
+    "data_efficiency.enabled": (False, "the feed makes the batches, and all layers see all tokens"),
+    "sequence_parallel_size": (1, "sequences are not divided among workers; set zero_stage=3 to save memory"),
+    "tensor_parallel.autotp_size": (1, "layers are not divided among workers; set zero_stage=3 to save memory"),
+}
+"""Keys that may have one value only, with the reason: another would train something else than the options say."""
+
+
+def _check_fixed(path: str, content: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the file asks for a way of training that is not this program's."""
+    for key, (expected, reason) in FIXED.items():
+        value = value_at(content, key)
+        if value is not None and value != expected:
+            raise ConfigError(
+                f"deepspeed={path} sets {key}={show(value)}, which must be {show(expected)}, as {reason}; correct it, "
+                "or leave it out"
             )
 
 

@@ -80,17 +80,15 @@ def read_file(path: str) -> dict[str, Any]:
 def check_names(path: str, prefix: str, found: Iterable[str], known: Iterable[str]) -> None:
     """Raise ConfigError, with the nearest known name, where a name is not known.
 
-    `prefix` is what stands before the names in the file: the section and a dot. There is at least one known name.
+    `prefix` is what stands before the names in the file: the section and a dot.
     """
     known = sorted(known)
     for name in found:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            others = f" ({', '.join(known)})" if len(known) <= FEW else ""
-            raise ConfigError(
-                f"deepspeed={path} sets {prefix}{name}, which DeepSpeed does not know; the nearest name is "
-                f"{prefix}{near}{others}: correct the file"
-            )
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"the nearest name is {prefix}{near[0]}: correct it" if near else "leave it out"
+            others = f" (known are {', '.join(known)})" if len(known) <= FEW else ""
+            raise ConfigError(f"deepspeed={path} sets {prefix}{name}, which DeepSpeed does not know; {remedy}{others}")
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:

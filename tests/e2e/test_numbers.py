@@ -1,5 +1,6 @@
 """The main job's metrics and weights equal a plain torch loop's, for one and two workers and several ZeRO stages."""
 
+import json
 from math import log
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,29 @@ def test_trained_weights_equal_the_plain_loop(one_worker: Run, expected: Any, ti
     change = (end["lm_head.weight"] - start["lm_head.weight"]).norm() / start["lm_head.weight"].norm()
     assert change > 0.01, "training hardly changed the weights, so comparing them proves nothing"
     assert_weights_close(weights(one_worker), expected[1])
+
+
+def test_a_deepspeed_file_of_auto_values_gives_the_same_bits_as_the_options(
+    tmp_path: Path, job: dict[str, Any], one_worker: Run
+) -> None:
+    auto = {name: "auto" for name in ("lr", "betas", "eps", "weight_decay")}
+    content = {
+        "optimizer": {"type": "AdamW", "params": auto},
+        "zero_optimization": {"stage": "auto", "reduce_bucket_size": "auto"},
+        **dict.fromkeys(["gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu"], "auto"),
+        **{key: {"enabled": "auto"} for key in ("bf16", "fp16")},
+    }
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps(content))
+    run = run_job(tmp_path / "run", **job, gradient_accumulation_steps=2, deepspeed=str(file))
+    assert run.summary["notes"] == []
+    timed = {"pairs_per_second", "tokens_per_second", "computed_tokens_per_second", "data_wait", "mfu"}
+    for line, expected in zip(run.lines, one_worker.lines, strict=True):
+        assert {name: line[name] for name in line.keys() - timed} == {
+            name: expected[name] for name in expected.keys() - timed
+        }
+    assert run.lines[0]["learning_rate"] == OPTIONS["learning_rate"]
+    assert all(torch.equal(tensor, weights(one_worker)[name]) for name, tensor in weights(run).items())
 
 
 @pytest.mark.parametrize("stage", [2, 3])

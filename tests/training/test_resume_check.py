@@ -155,7 +155,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_is_written(tm
     for folder, message in (
         (tmp_path / "missing", "is not a whole checkpoint"),
         (tmp_path, "is not a whole checkpoint"),
-        (write_checkpoint(tmp_path / "damaged", rewards="left out", files="left out"), "lacks rewards, files"),
+        (write_checkpoint(tmp_path / "damaged", rewards="left out", files="left out"), "lacks files, rewards, so"),
     ):
         job = config.from_flat({"resume_from_checkpoint": str(folder)})
         with pytest.raises(ResumeError, match=message):
