@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO around the policy. DeepSpeed is imported inside functions, as only train workers can import it."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,9 @@ from raydpo.config import JobConfig
 from raydpo.errors import ConfigError, ResumeError
 from raydpo.training.optimizer import fast_forward, own_optimizer, parameter_groups, schedule_factory, updates_of
 from raydpo.training.task import TrainTask
+
+MAX_SKIPPED = 3
+"""Number of updates that float16 skips at its smallest loss scale before that counts as divergence."""
 
 
 def prepare_process(gpu: bool) -> None:
@@ -57,6 +61,9 @@ class DeepSpeedEngine:
 
         config = task.deepspeed_config
         # Without ZeRO and in fp32 DeepSpeed clips but does not return the norm, so `step` clips in that case.
+        self.fault: str | None = None
+        """What is wrong with the last update, as a clause; None for one that is well."""
+        self._skipped = 0
         self._clips = config["zero_optimization"]["stage"] == 0 and not _enabled(config, "bf16", "fp16")
         self._max_norm = float(config["gradient_clipping"]) or float("inf")
         groups = parameter_groups(model, task.job.optim.weight_decay)
@@ -115,15 +122,55 @@ class DeepSpeedEngine:
         fast_forward(self.engine.lr_scheduler, updates)
 
     def step(self) -> tuple[float, float]:
-        """Clip, update and advance the schedule; return the gradient norm before clipping and the learning rate."""
+        """Clip, update and advance the schedule; return the gradient norm before clipping and the learning rate.
+
+        Sets `fault`. Without DeepSpeed's ZeRO, an update with a fault is not made.
+        """
         learning_rate = float(self.engine.optimizer.param_groups[0]["lr"])
         norm: Any = None
+        _keep_smallest_scale(self.engine.optimizer)
         if self._clips:
-            norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self._max_norm)
-        self.engine.step()
+            norm = float(torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self._max_norm))
+        if norm is None or math.isfinite(norm):
+            self.engine.step()
         if norm is None:
             norm = self.engine.get_global_grad_norm()
+        self.fault = self._find_fault(norm)
         return float("nan") if norm is None else float(norm), learning_rate
+
+    def _find_fault(self, norm: Any) -> str | None:
+        """Return what is wrong with an update of this gradient norm; None also where DeepSpeed computes no norm.
+
+        DeepSpeed skips an update whose float16 gradients overflow, and halves the loss scale. That is no fault, unless
+        updates are skipped one after another and the scale cannot become smaller.
+        """
+        if self.engine.fp16_enabled() and getattr(self.engine.optimizer, "overflow", False):
+            self._skipped += _scale_is_smallest(self.engine.optimizer)
+            if self._skipped < MAX_SKIPPED:
+                return None
+            return f"the gradient still overflows float16 at the smallest loss scale, for {self._skipped} updates"
+        self._skipped = 0
+        if norm is None or (math.isfinite(norm) and norm >= 0):
+            return None
+        return f"the gradient norm is {float(norm)}"
+
+
+def _keep_smallest_scale(optimizer: Any) -> None:
+    """Stop ZeRO's loss scaler from raising an error of its own at the smallest scale, which would restart the workers.
+
+    Called before each step, as loading a checkpoint replaces the scaler.
+    """
+    scaler: Any = getattr(optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
+def _scale_is_smallest(optimizer: Any) -> bool:
+    """Return whether the loss scale of float16 is fixed, or at its minimum."""
+    state = getattr(optimizer, "loss_scale_config", None) or optimizer.loss_scaler
+    dynamic = getattr(state, "dynamic_loss_scale", None) or getattr(state, "dynamic", False)
+    smallest = getattr(state, "min_loss_scale", None) or getattr(state, "min_scale", None) or 0.0
+    return not dynamic or state.cur_scale <= smallest
 
 
 def _digest(model: nn.Module) -> str:

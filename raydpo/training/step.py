@@ -15,6 +15,7 @@ from raydpo.models.device import to_device
 from raydpo.models.head import TokenLogps, TokenStatsRequest
 from raydpo.objectives.objective import counts_prompts, needs_global_batch, pair_losses
 from raydpo.objectives.pairs import PairLogps, tail_weights
+from raydpo.training.divergence import poisoned
 from raydpo.training.global_batch_loss import RewardMean, loss_gradients
 from raydpo.training.metric_sums import MetricSums, add_pair_sums, add_token_sums
 
@@ -59,7 +60,7 @@ def train_micro_batches(
             sums.add("loss", values.detach().double().sum(), len(values))
         # An empty micro-batch has no share, but must take part in the collectives of the backward.
         share = micro_batch.pairs / batch.pairs
-        engine.backward((part + objective.router_coefficient * share * tokens.router_loss) * world)
+        engine.backward(poisoned(part + objective.router_coefficient * share * tokens.router_loss) * world)
         add_router_sums(sums, tokens, micro_batch, objective.router_coefficient)
         add_pair_sums(sums, pairs, loss)
         if with_statistics:

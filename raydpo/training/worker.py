@@ -32,6 +32,7 @@ from raydpo.tr_dpo.sync import ReferenceSync
 from raydpo.tr_dpo.version import ReferenceVersion
 from raydpo.training import checkpoint, deepspeed_engine
 from raydpo.training.checkpoint import TrainState
+from raydpo.training.divergence import DivergenceCheck, check_start
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
 from raydpo.training.exporting import export_policy
@@ -88,8 +89,10 @@ class Worker:
         self._engine = self._deepspeed.engine
         self._sync = self._reference_sync()
         self._state = TrainState()
-        if newest := ray.train.get_checkpoint() or self._named_checkpoint():
+        newest = ray.train.get_checkpoint() or self._named_checkpoint()
+        if newest:
             self._state = checkpoint.restore(self._deepspeed, newest, task.fingerprint)
+        self._divergence = DivergenceCheck(newest.path if newest else None, self._engine.device)
         self._resumed_at = self._state.step
         self._objective = Objective(
             task.job.loss, router.coefficient if router else 0.0, RewardMean(*self._state.rewards)
@@ -126,6 +129,7 @@ class Worker:
             # After each sync interval (TR-DPO): mix the policy into the reference.
             synced = task.sync_due(step)
             if synced:
+                self._divergence.check_weights(self._model, step, "the next reference")
                 self._sync_reference()
 
             # Once in a while: metrics of the held-out pairs.
@@ -139,6 +143,7 @@ class Worker:
                 self._sync.prune()
         if self._log:
             self._log.flush()
+        self._divergence.check_weights(self._model, self._state.step, "the export")
 
     def _next_batch(self) -> RankBatch:
         started = time.monotonic()
@@ -198,6 +203,7 @@ class Worker:
         if step == 1:
             self._check_first_batch(drift)
         grad_norm, learning_rate = self._deepspeed.step()
+        self._divergence.check_update(self._deepspeed.fault, step)
         self._throughput.add(batch)
         tokens = self._state.tokens + batch.tokens
         self._state = TrainState(step, batch.stop, tokens, rewards=self._objective.rewards.totals)
@@ -212,6 +218,7 @@ class Worker:
         # Reference log-probs from the data set may be sums, which cannot be compared token by token.
         metrics = drift.reduced() if self._job.scores_reference else {}
         self._write({"step": 0, "epoch": 0.0, "loss": first_loss, **metrics})
+        check_start(first_loss)
         check_drift(metrics.get("reference_drift/mean", 0.0), self._task.drift_tolerance)
 
     def _log_line(self, grad_norm: float, learning_rate: float) -> None:
@@ -231,7 +238,7 @@ class Worker:
         }
         self._last_line = line
         self._write(line)
-        check_finite(line["loss"], state.step)
+        self._divergence.check_metrics(line, state.step)
 
     def _write(self, line: dict[str, float]) -> None:
         if self._log and self._trackers:
@@ -253,15 +260,18 @@ class Worker:
         for feed, held_out in zip(feeds, task.eval_sets, strict=True):
             line |= evaluate(self._engine, feed, held_out, self._objective)
         self._write(line)
+        self._divergence.check_metrics(line, self._state.step, [held_out.prefix for held_out in task.eval_sets])
         self._throughput.restart()  # its rates are those of training alone
 
     def _save(self) -> None:
+        self._divergence.check_weights(self._model, self._state.step, "this checkpoint")
         if self._log:
             self._log.flush()
         metrics = {name: value for name, value in self._last_line.items() if math.isfinite(value)}
         sums = self._sums.totals(self._engine.device)
         state = dataclasses.replace(self._state, sums=sums, reference=self._version)
         checkpoint.save(self._deepspeed, state, self._task, metrics)
+        self._divergence.checkpoint = checkpoint.name(state.step)
         self._throughput.restart()
 
     def _target(self, name: str, source: ModelSource) -> ExportTarget:
@@ -293,13 +303,4 @@ class Worker:
             model_dir=target.folder,
             forward_check=self._forward_check.summary(),
             export_check=exported.summary(),
-        )
-
-
-def check_finite(loss: float, step: int) -> None:
-    """Raise TrainingError where the loss is infinite or not a number."""
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} at step {step}; lower learning_rate, or compute in a wider dtype (bf16=true instead "
-            "of fp16, or dtype=float32)"
         )

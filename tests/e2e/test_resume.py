@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.errors import ResumeError
+from raydpo.errors import ResumeError, TrainingError
 from tests.e2e.jobs import Run, rows, run_job, run_until, write_rows
 
 PAIRS, BATCH, EPOCHS = 22, 4, 2
@@ -110,3 +110,15 @@ def test_other_options_in_the_same_folder_are_refused(
 ) -> None:
     with pytest.raises(ResumeError, match=f"{name}={recorded}, but this run has {name}={changed}"):
         run_job(killed_and_resumed.folder, **{**job, name: changed, "save_steps": 5, "logging_steps": 3})
+
+
+def test_a_run_that_diverged_keeps_its_last_good_checkpoint_and_writes_no_model(
+    ray_local: None, job: dict[str, Any], tmp_path: Path
+) -> None:
+    """Train with a learning rate beyond float32: 0 in the first update, it destroys the weights in the second."""
+    with pytest.raises(TrainingError, match=r"diverged: after step 2 \d+ weights .*checkpoint-1.*learning_rate"):
+        run_job(tmp_path, **job | {"learning_rate": 1e39}, warmup_steps=1, save_steps=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-1"]
+    assert (tmp_path / "checkpoints" / "checkpoint-1" / "state.json").exists()
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "summary.json").exists()

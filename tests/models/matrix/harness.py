@@ -1,7 +1,6 @@
 """A tiny model of any family through what a run does with it, against its own forward of each sequence alone."""
 
 import copy
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import TokenizedPair
 from raydpo.models.attention.choice import AttentionChoice, choose
 from raydpo.models.completion_logps import CompletionLogps
-from raydpo.models.export import ExportTarget, export_model
 from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm, load_config
 from raydpo.models.source import ModelSource, resolve_model
 from tests.models.matrix.configs import WORDS
