@@ -12,7 +12,8 @@ from raydpo import config
 from raydpo.errors import TrainingError
 from raydpo.feed.schedule import Schedule
 from raydpo.training import deepspeed_engine
-from raydpo.training.deepspeed_engine import MAX_SKIPPED, DeepSpeedEngine, deepspeed_config
+from raydpo.training.deepspeed_config import deepspeed_config
+from raydpo.training.deepspeed_engine import MAX_SKIPPED, DeepSpeedEngine
 from raydpo.training.divergence import DivergenceCheck, check_start, poisoned
 
 CPU = torch.device("cpu")
