@@ -129,15 +129,18 @@ def _with_module(module: nn.Module, path: list[str], replacement: nn.Module) -> 
 
 def set_own_attention(model: Any) -> list[tuple[Any, str]]:
     """Give a model an attention of transformers in place of one for packed rows; return the configs that had that."""
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    ours = [
-        (config, config._attn_implementation)
-        for config in configs.values()
-        if getattr(config, "_attn_implementation", None) in IMPLEMENTATIONS.values()
-    ]
-    for config, _ in ours:
-        config._attn_implementation_internal = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-    return ours
+    ours: dict[int, tuple[Any, str]] = {}
+    eager: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        implementation: Any = getattr(config, "_attn_implementation", None)
+        if implementation in IMPLEMENTATIONS.values():
+            ours[id(config)] = (config, implementation)
+        if not getattr(module, "_supports_sdpa", True):
+            eager.add(id(config))
+    for config, _ in ours.values():
+        config._attn_implementation_internal = "eager" if id(config) in eager else "sdpa"
+    return list(ours.values())
 
 
 @contextmanager

@@ -172,8 +172,9 @@ def _takes_attention_functions(config: Any) -> bool:
     """Return whether a model's class uses the attention function that it is given; true for code of the model's own."""
     from transformers import AutoModelForCausalLM  # here, as `models.plan` is imported where transformers is not
 
-    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return kind is None or bool(kind._can_set_attn_implementation())
+    found: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    kinds = found if isinstance(found, list | tuple) else [found]
+    return all(kind is None or kind._can_set_attn_implementation() for kind in kinds)
 
 
 def short_and_long_windows(config: Any) -> list[int]:
