@@ -26,21 +26,22 @@ class Feed:
         """Serve the batches of these blocks; the arguments are those of `BatchSource`."""
         self._source = BatchSource(blocks, reader, spec)
         self._reader = reader
-        self._batches: OrderedDict[tuple[int, ReferenceVersion | None], list[RankBatch]] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, ReferenceVersion | None, bool], list[RankBatch]] = OrderedDict()
         self._request: ScoringRequest | None = None
         self._new_request = threading.Condition()
         self._progress: Mapping[str, float] = {}
 
-    def fetch(self, position: int, rank: int, version: ReferenceVersion | None) -> RankBatch:
+    def fetch(self, position: int, rank: int, version: ReferenceVersion | None, padded: bool = False) -> RankBatch:
         """Return a rank's share of the global batch at a position, once its pairs are scored.
 
-        `version` is the reference that scores them; None if the reference never changes.
+        `version` is the reference that scores them; None if the reference never changes. `padded` says that the ranks
+        have given packed rows up.
         """
         if version is not None:
             self.announce(version, position)  # a feed that was restarted has not heard of it
-        key = (position, version)
+        key = (position, version, padded)
         if key not in self._batches:
-            self._batches[key] = self._source.rank_batches(position, version)
+            self._batches[key] = self._source.rank_batches(position, version, padded=padded)
             if len(self._batches) > KEPT_BATCHES:
                 self._batches.popitem(last=False)
         return self._batches[key][rank]

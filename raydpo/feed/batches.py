@@ -8,7 +8,7 @@ checkpoint, asks for a position again and gets the same pairs.
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,9 +128,16 @@ class BatchSource:
         epoch, offset = divmod(start, self._pairs)
         return [self._pair(epoch, offset + index, interval) for index in range(stop - start)]
 
-    def rank_batches(self, position: int, version: ReferenceVersion | None = None) -> list[RankBatch]:
-        """Return each rank's share of the global batch at a position."""
+    def rank_batches(
+        self, position: int, version: ReferenceVersion | None = None, *, padded: bool = False
+    ) -> list[RankBatch]:
+        """Return each rank's share of the global batch at a position.
+
+        With `padded`, micro-batches are planned for padded rows, also where the plan was to pack them.
+        """
         pairs, planner = self.pairs(position, version), self._spec.planner
+        if padded:
+            planner = replace(planner, padded=True)
         ranks = planner.split(pairs, self._spec.ranks)
         all_trees = [tree for micro_batches in ranks for trees in micro_batches for tree in trees]
         tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)

@@ -17,9 +17,11 @@ class FeedHandle:
 
     actor: Any
 
-    def fetch(self, position: int, rank: int, version: "ReferenceVersion | None") -> "ObjectRef[RankBatch]":
+    def fetch(
+        self, position: int, rank: int, version: "ReferenceVersion | None", padded: bool = False
+    ) -> "ObjectRef[RankBatch]":
         """Ask for a rank's share of the global batch at a position."""
-        reference: ObjectRef[RankBatch] = self.actor.fetch.remote(position, rank, version)
+        reference: ObjectRef[RankBatch] = self.actor.fetch.remote(position, rank, version, padded)
         return reference
 
     def announce(self, version: "ReferenceVersion", position: int) -> "ObjectRef[None]":

@@ -24,6 +24,8 @@ class Prefetcher:
         """Fetch batches of the schedule's size; `version` is the reference in force, None if it never changes."""
         self.version = version
         """Version of the reference that scores the batches; set it only while no batch is on its way."""
+        self.padded = False
+        """Whether micro-batches are planned for padded rows, as packed rows were given up; set it before any batch."""
         self._feed = feed
         self._rank = rank
         self._schedule = schedule
@@ -40,5 +42,5 @@ class Prefetcher:
             if position >= end:
                 break
             if position not in self._coming:
-                self._coming[position] = self._feed.fetch(position, self._rank, self.version)
+                self._coming[position] = self._feed.fetch(position, self._rank, self.version, self.padded)
             position = global_batch_bounds(position, self._schedule.pairs, self._schedule.global_batch)[1]

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.schema import IntArray
+from raydpo.models.attention.padded import row_lengths
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
 from raydpo.models.inputs import packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
-from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.own_forward import OwnForward, logits_of, set_own_attention
+from raydpo.models.rope_rows import use_own_lengths
 from raydpo.models.router import RouterLogits, RouterLoss
 
 
@@ -43,6 +45,7 @@ class CompletionLogps(nn.Module):
         head = CompletionHead(self.causal_lm.get_output_embeddings(), chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
         self._own = OwnForward.of(self.causal_lm, head)
+        self._row_lengths = use_own_lengths(self.causal_lm)
         self._probed = False
 
     @property
@@ -54,6 +57,11 @@ class CompletionLogps(nn.Module):
         """Take a padded row per completion from now on, with the attention that the model has by itself."""
         self._shares = False
         set_own_attention(self.causal_lm)
+
+    @property
+    def head_is_more_than_a_matrix(self) -> bool:
+        """Whether the output embedding that the head replaces has a forward of its own."""
+        return self._head.is_more_than_a_matrix
 
     @property
     def vocabulary(self) -> int:
@@ -78,8 +86,12 @@ class CompletionLogps(nn.Module):
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         if isinstance(micro_batch, PlainRows):
+            if self._row_lengths:
+                self._row_lengths.set(None)
             return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
         inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+        if self._row_lengths:
+            self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)
         targets = to_device(micro_batch.targets, last)
@@ -101,8 +113,7 @@ class CompletionLogps(nn.Module):
                 return self._own.hidden(arguments)[0], router.logits
             probe = probe_logits(self._head.vocabulary, self._head.weight.device)
             hidden, output = self._own.hidden(arguments, probe)
-        found = output[0] if isinstance(output, tuple) else output.logits
-        self._head.transform = fit_transform(probe, found, type(self.causal_lm).__name__)
+        self._head.transform = fit_transform(probe, logits_of(output), type(self.causal_lm).__name__)
         self._probed = True
         return hidden, router.logits
 

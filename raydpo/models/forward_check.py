@@ -20,6 +20,7 @@ from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
 from raydpo.models.completion_logps import CompletionLogps, PlainRows
 from raydpo.models.probe_sequences import BEGINNING, ProbeSequences
+from raydpo.models.rope_limit import rope_limit
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,10 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
     and come to the same result. Raises ModelError where padded rows differ too, or where the model is not causal.
     """
     policy = model.policy
-    sequences = ProbeSequences.draw(policy.causal_lm.config, policy.vocabulary)
+    config = policy.causal_lm.config
+    # Packed rows of such a model were chosen as no sequence of the run is longer.
+    longest = rope_limit(config) if policy.shares else None
+    sequences = ProbeSequences.draw(config, policy.vocabulary, longest)
     with _without_compilation(policy):
         model.run.eval()
         oracle = _oracle(model, sequences)
@@ -102,12 +106,8 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
         fallback = None
         if policy.shares and found.problem:
             fallback = found.problem
-            _log.warning(
-                "forward_check: packed rows of %s are given up for padded rows: %s. With share_prompts=false, "
-                "micro-batches would be planned for padded rows",
-                type(policy.causal_lm).__name__,
-                fallback,
-            )
+            name = type(policy.causal_lm).__name__
+            _log.warning("forward_check: packed rows of %s are given up for padded rows: %s", name, fallback)
             policy.take_padded_rows()
             found = _compare(model, sequences, oracle)
         if found.problem:
@@ -181,7 +181,11 @@ def _oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
     other = len(sequences.other_prompt)
     chosen = [picked(row, completion, start) for row, completion in zip(both, sequences.completions, strict=True)]
     long = picked(single[0], sequences.long, other)
-    return _Oracle([*chosen, long, long[:BEGINNING]], tolerance)
+    beginning = long[:BEGINNING]
+    if rope_limit(model.policy.causal_lm.config):  # a shorter sequence is no beginning of a longer one
+        (logits,) = model.run(PlainRows(sequences.beginning))
+        beginning = picked(logits[0].float().log_softmax(dim=-1), sequences.long[:BEGINNING], other)
+    return _Oracle([*chosen, long, beginning], tolerance)
 
 
 def _compare(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle) -> _Found:
@@ -250,9 +254,12 @@ def _refusal(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle, pr
     if "in training mode" in problem:
         reason = "its layers are random in training mode (noise on a router) or compute another function there"
         remedy = "set disable_dropout=false to train it with that noise"
+    elif policy.head_is_more_than_a_matrix:
+        reason = "its output embedding does not compute hidden W^T + b, which is all that is computed here"
+        remedy = "choose another model"
     elif _gap(model, sequences.micro_batch(alone=True), sequences, oracle) <= oracle.tolerance:
         reason = "a sequence alone is right, so it depends on the padding or the longest sequence beside it"
-        remedy = "train with per_device_train_batch_size=1 and tokens_per_micro_batch=1, or choose another model"
+        remedy = "choose another model"
     else:
         reason = "its layers need arguments that are not given here, or depend on the length of the row"
         remedy = "choose another model or another attn_implementation"

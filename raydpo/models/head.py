@@ -230,7 +230,13 @@ class CompletionHead(nn.Module):
         self.bias: nn.Parameter | None = bias
         self.transform = LogitTransform()
         """What the model does to its logits after this head."""
+        self._replaced = [output_embedding]  # in a list, so that it is no child of this module
         self._chunk_tokens = chunk_tokens
+
+    @property
+    def is_more_than_a_matrix(self) -> bool:
+        """Whether the output embedding that this head replaces has a forward of its own."""
+        return type(self._replaced[0]).forward is not nn.Linear.forward
 
     @property
     def vocabulary(self) -> int:
@@ -251,11 +257,12 @@ class CompletionHead(nn.Module):
     ) -> tuple[Tensor, ...] | Tensor:
         """Return the [N] fields of `TokenLogps`, as a tuple: hooks of ZeRO-3 only look into tuples.
 
-        Without predictors and targets, as the model's own forward calls it, it is the output embedding that it
-        replaces and returns its logits [R, T, V].
+        Without predictors and targets, as the model's own forward calls it, the output embedding that it replaces
+        computes its logits [R, T, V], by its own code: it may be more than a matrix.
         """
         if predictors_N is None or targets_N is None:
-            return nn.functional.linear(hidden_RTH.to(self.weight.device), self.weight, self.bias)
+            logits: Tensor = self._replaced[0](hidden_RTH.to(self.weight.device))
+            return logits
         hidden_NH = hidden_RTH.reshape(-1, hidden_RTH.shape[-1])[predictors_N]
         outputs: tuple[Tensor, ...] = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]
             hidden_NH, self.weight, self.bias, targets_N, self, request

@@ -87,8 +87,7 @@ class OwnForward:
         """Return the logits [R, T, V] of the model's own forward, with the attention that the model has by itself."""
         with own_attention(self.causal_lm):
             output = type(self.causal_lm).forward(self.causal_lm, **self._accepted(arguments))
-        logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
-        return logits
+        return logits_of(output)
 
     def _accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments without a cache, and without router logits where the model has a switch for them."""
@@ -98,6 +97,16 @@ class OwnForward:
         if "output_router_logits" in parameters:  # the configs of some models turn them on by themselves
             switches["output_router_logits"] = False
         return {**arguments, **switches}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in what a model's forward returned: a record, a mapping, a tuple or the logits alone."""
+    if isinstance(output, tuple):
+        output = output[0]
+    elif isinstance(output, Mapping):
+        output = output["logits"]
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
 
 
 def _with_module(module: nn.Module, path: list[str], replacement: nn.Module) -> nn.Module:

@@ -97,6 +97,7 @@ class Worker:
         """Make all updates that are left."""
         task = self._task
         self._forward_check = check_policy(self._engine, task)
+        self._feed.padded = self._forward_check.layout == "padded"
         self._engine.train()
 
         # Before the first update: the version of the reference in force, and metrics of the policy as it starts.
@@ -233,6 +234,7 @@ class Worker:
             return
         feeds = [Prefetcher(held_out.feed, self._rank, held_out.schedule, self._version) for held_out in task.eval_sets]
         for feed, held_out in zip(feeds, task.eval_sets, strict=True):
+            feed.padded = self._feed.padded
             feed.ask(0, held_out.schedule.pairs)
         self._feed.ask(self._state.position, self._known_until())  # after the held-out pairs, as it is needed later
         line = {"step": self._state.step, "epoch": self._state.position / task.schedule.pairs}

@@ -152,6 +152,7 @@ def test_a_config_can_be_pickled_for_workers() -> None:
         ("--sync_ref_model --ref_adapter_name sft", ["ref_adapter_name=sft", "merge it into its base"]),
         ("--sync_ref_model --use_peft --use_dora", ["sync_ref_model=true", "use_dora"]),
         ("--ref_model_mixup_alpha 1.5", ["ref_model_mixup_alpha=1.5", "at most 1"]),
+        ("--share_prompts maybe", ["share_prompts=maybe", "true, false or try"]),
         ("--sample_weights twice", ["sample_weights=twice", "mean, as_given, ignore"]),
         ("--margin_from_scores exp", ["margin_from_scores=exp", "none, difference, log"]),
         ("--margin_from_scores log --loss_type ipo", ["margin_from_scores=log", "ipo has no margin", "simpo"]),
@@ -164,6 +165,23 @@ def test_wrong_options_are_refused_with_a_remedy(command: str, words: list[str])
         parse(command.split())
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "value"),
+    [
+        ("", True),
+        ("--share_prompts", True),
+        ("--share_prompts yes", True),
+        ("--no_share_prompts", False),
+        ("--share_prompts 0", False),
+        ("--share_prompts Try", "try"),
+    ],
+)
+def test_share_prompts_is_true_false_or_try(command: str, value: bool | str) -> None:
+    job = parse(command.split()).job
+    assert job.model.share_prompts == value
+    assert from_flat(to_flat(job)) == job
 
 
 def test_direct_construction_is_validated_too() -> None:

@@ -104,6 +104,17 @@ def test_a_grouped_batch_computes_its_prompt_once(blocks: list[Block]) -> None:
     assert [micro.pairs for micro in batch.micro_batches] == [6]
 
 
+def test_batches_are_planned_for_padded_rows_once_packed_rows_are_given_up(blocks: list[Block]) -> None:
+    options = {"sampling": "group_by_prompt", "ranks": 1}
+    padded = MicroBatchPlanner(100, FLOPS, padded=True)
+    (expected,) = source(blocks, **options, planner=padded).rank_batches(0)
+    packed = source(blocks, **options, planner=replace(padded, padded=False))
+    (found,) = packed.rank_batches(0, padded=True)
+    assert [micro.pair_ids for micro in found.micro_batches] == [micro.pair_ids for micro in expected.micro_batches]
+    assert found.computed_tokens == expected.computed_tokens == 6 * 12
+    assert len(packed.rank_batches(0)[0].micro_batches) < len(found.micro_batches)
+
+
 def test_ranks_get_each_pair_once_in_equally_many_forwards(blocks: list[Block]) -> None:
     for position in range(0, 2 * PAIRS, 6):
         batches = source(blocks).rank_batches(position)

@@ -10,6 +10,10 @@ from transformers import (
     BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
+    CwmConfig,
+    CwmForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -27,6 +31,8 @@ from tests.models.packed import SHAPE as TINY
 from tests.models.packed import packed, pairs, plain_logits, sharing
 
 SHAPE = {**TINY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+STATE: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
 
 def windowed() -> Any:
@@ -79,6 +85,17 @@ def test_a_scale_that_is_missed_is_refused(shares: bool, monkeypatch: pytest.Mon
         check(CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)), shares=shares)
 
 
+def test_an_output_embedding_that_is_more_than_a_matrix_is_refused() -> None:
+    class Normed(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
+
+    model = windowed()
+    model.lm_head = Normed(32, 61, bias=False)
+    with pytest.raises(ModelError, match=r"log-probs differ .* its output embedding does not compute hidden W\^T \+ b"):
+        check(model)
+
+
 def test_layers_that_do_not_take_packed_rows_give_way_to_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Segments, sliding_window: int | None) -> None:
         raise TypeError("an argument that no layer expects")
@@ -89,6 +106,15 @@ def test_layers_that_do_not_take_packed_rows_give_way_to_padded_rows(monkeypatch
         "padded",
         "its layers fail on them (TypeError: an argument that no layer expects)",
     )
+
+
+def test_a_family_that_is_not_listed_shares_prompts_if_the_proof_holds() -> None:
+    torch.manual_seed(0)
+    _, found = check(CwmForCausalLM(CwmConfig(**SHAPE, sliding_window=4, initializer_range=0.15)), shares=True)
+    assert (found.layout, found.fallback) == ("packed", None)
+    policy, found = check(MambaForCausalLM(MambaConfig(**STATE)), shares=True)
+    assert found.layout == "padded", "a state over the row is not that of each sequence"
+    assert not policy.shares
 
 
 def test_noise_in_training_mode_is_refused() -> None:

@@ -61,7 +61,9 @@ MODELS: dict[str, Any] = {
         ModernBertDecoderConfig(**SHAPE, cls_token_id=1, sep_token_id=2, local_attention=4, decoder_bias=True)
     ),
     "multiplier": lambda: FalconH1ForCausalLM(
-        FalconH1Config(**SHAPE, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, lm_head_multiplier=0.04)
+        FalconH1Config(
+            **SHAPE, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_chunk_size=8, lm_head_multiplier=0.04
+        )
     ),
     "divisor": lambda: MiniCPM3ForCausalLM(
         MiniCPM3Config(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -13,7 +14,9 @@ from raydpo.batching.collate import collate
 from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.block import TokenizedBlock
 from raydpo.errors import ConfigError
+from raydpo.models.attention.segments import Segments
 from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.forward_check import CheckedModel, check_forward
 from raydpo.models.loading import load_causal_lm
 from raydpo.reference.identity import ReferenceIdentity
 from raydpo.reference.scorer import Scorer
@@ -46,8 +49,31 @@ def test_offloaded_layers_give_the_same_scores(tiny_model: Path, tmp_path: Path)
                 offload_dir=str(tmp_path / "disk"),
             )
         with torch.inference_mode():
-            found.append(CompletionLogps(model, shares=True)(micro_batch)[0])
+            reference = CompletionLogps(model, shares=True)
+            found.append(reference(micro_batch)[0])
+        check = check_forward(CheckedModel(reference, reference, "float32", trains=False))
+        assert (check.layout, check.gap <= check.tolerance / 10) == ("packed", True)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_a_reference_that_gives_packed_rows_up_has_the_same_scores(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Segments, sliding_window: int | None) -> None:
+        raise TypeError("an argument that no layer expects")
+
+    (block,) = make_blocks(tmp_path, 1)
+    found = []
+    for layout in ("packed", "padded"):
+        if layout == "padded":
+            monkeypatch.setattr(Segments, "window", fails)
+        scorer = Scorer(spec_of(tiny_model))
+        check = scorer.load()
+        assert (check.layout, check.fallback is None) == (layout, layout == "packed")
+        store = ReferenceStore(str(tmp_path), ReferenceIdentity(layout, "", None, "{}"))
+        scorer.score_block(block, store, tokens=256)
+        found.append(np.concatenate([store.read(block).pair(row).ref_chosen_logps for row in range(block.pairs)]))
+    np.testing.assert_allclose(found[1], found[0], atol=2e-6)
 
 
 @pytest.mark.parametrize(("quantization", "max_gap"), [("8bit", 0.05), ("4bit", 0.5)])

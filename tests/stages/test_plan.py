@@ -1,6 +1,7 @@
 """The plan of a run: what follows from the options and the nodes, without Ray and before anything runs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from raydpo.errors import ConfigError, ModelError
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.stages.plan import RunPlan, is_pipelined, plan_run
+from raydpo.stages.score import reference_store
 from tests.e2e.jobs import write_neighbour
 from tests.stages.plan_helpers import CPU_NODE, GPU_NODE, job_of
 
@@ -34,6 +36,26 @@ def test_a_plan_for_a_node_with_gpus(tiny_model: Path, tmp_path: Path) -> None:
     assert plan.deepspeed_config["zero_optimization"]["stage"] == 2
     assert plan.deepspeed_config["bf16"] == {"enabled": True}
     assert plan.policy.planner.multiple == 8
+
+
+def test_rotary_factors_that_follow_the_length_are_part_of_the_reference(tiny_model: Path, tmp_path: Path) -> None:
+    plain = plan_of(tiny_model, tmp_path)
+    store = reference_store(plain)
+    assert store is not None
+    assert set(json.loads(store.identity.numerics)) == {"dtype", "attention", "device"}
+
+    dynamic = tmp_path / "dynamic"
+    shutil.copytree(tiny_model, dynamic)
+    content = json.loads((dynamic / "config.json").read_text())
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    (dynamic / "config.json").write_text(json.dumps(content | {"rope_parameters": rope, "max_position_embeddings": 64}))
+    for longest, follows in ((64, False), (65, True), (None, True)):
+        plan = plan_of(dynamic, tmp_path, max_length=longest)
+        store = reference_store(plan)
+        assert store is not None
+        assert (plan.policy.own_length, plan.policy.attention.shares) == (follows, not follows)
+        assert ("rotary factors of each sequence's own length" in plan.policy.summary_line) == follows
+        assert (json.loads(store.identity.numerics).get("rope") == "own length") == follows
 
 
 @pytest.mark.parametrize(
