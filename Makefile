@@ -6,12 +6,13 @@ PYTHON ?= python3
 ARGS ?=
 PIP = DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-fast test-whole bench lint clean
+.PHONY: help demo test test-fast test-whole test-models bench lint clean
 
 help:
 	@echo "make demo       train on the built-in preferences; pass options as ARGS='--max_steps 10'"
 	@echo "make test       run the tests; pass pytest's options as ARGS='-k config'"
 	@echo "make test-whole run the cases that make test leaves out of large matrices"
+	@echo "make test-models runs every decoder of transformers, tiny, against its own forward"
 	@echo "make test-fast  run the fast tests, without Ray, in less than two minutes"
 	@echo "make bench      compare with TRL, an hour on two cores; ARGS='--help' lists its options"
 	@echo "make lint       run ruff and mypy --strict"
@@ -30,13 +31,16 @@ demo: .venv/ready
 	@.venv/bin/python jobs/dpo.py $(ARGS)
 
 test: .venv/ready
-	.venv/bin/python -m pytest -m "not whole" $(ARGS)
+	.venv/bin/python -m pytest -m "not whole and not models" $(ARGS)
 
 test-whole: .venv/ready
 	.venv/bin/python -m pytest -m whole $(ARGS)
 
+test-models: .venv/ready
+	.venv/bin/python -m pytest tests/models/matrix $(ARGS)
+
 test-fast: .venv/ready
-	.venv/bin/python -m pytest -m "not ray and not slow" $(ARGS)
+	.venv/bin/python -m pytest -m "not ray and not slow and not models" $(ARGS)
 
 bench: .venv/ready
 	@.venv/bin/python -m tests.bench $(ARGS)

@@ -36,7 +36,7 @@ hidden states to 0.4 %, and an expert may be chosen otherwise, which together is
 float16 has 8 times the precision. Quantised layers round with the batch that they see."""
 
 
-FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ModelError)
+FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ModelError)
 """What a layer raises that was not made for packed rows: their arguments, shapes or mask are not what it expects."""
 
 
@@ -177,7 +177,12 @@ def _own_logps(model: CheckedModel, batches: Sequence[PlainRows]) -> tuple[list[
     """Return the log-probs [R, T, V] of the model's own forward of each batch, and the tolerance."""
     logps, spreads = [], []
     for rows in batches:
-        (logits,) = model.run(rows)
+        try:
+            (logits,) = model.run(rows)
+        except (ModelError, torch.OutOfMemoryError):
+            raise
+        except FAILURES as error:
+            raise _failure(model, "its own forward fails on token ids alone", error) from error
         logits = logits.float()
         if model.agree(float(logits.isnan().any())):
             raise _nan(model)
@@ -208,13 +213,21 @@ def _compare(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle) ->
     try:
         gap = _gap(model, batch, sequences, oracle)
     except FAILURES as error:
-        if not model.policy.shares or isinstance(error, torch.OutOfMemoryError):
+        padded = not model.policy.shares
+        if isinstance(error, torch.OutOfMemoryError) or (padded and isinstance(error, ModelError)):
             raise
+        if padded:
+            raise _failure(model, "its layers fail on padded rows", error) from error
         return _Found(gap, None, f"its layers fail on them ({type(error).__name__}: {str(error).splitlines()[0]})")
     problem = _problem(gap, oracle.tolerance, "")
     if model.trains and not problem:
         model.run.train()
-        train_gap = _gap(model, batch, sequences, oracle)
+        try:
+            train_gap = _gap(model, batch, sequences, oracle)
+        except (ModelError, torch.OutOfMemoryError):
+            raise
+        except FAILURES as error:
+            raise _failure(model, "its layers fail in training mode", error) from error
         model.run.eval()
         problem = _problem(train_gap, oracle.tolerance, " in training mode")
     return _Found(gap, train_gap, problem)
@@ -239,6 +252,15 @@ def _nan(model: CheckedModel) -> ModelError:
     return ModelError(
         f"the logits of {type(model.policy.causal_lm).__name__} are not numbers in {model.dtype}; compute in a wider "
         "dtype (bf16=true instead of fp16, or dtype=float32), or check the model's files"
+    )
+
+
+def _failure(model: CheckedModel, what: str, error: Exception) -> ModelError:
+    """Return the error for a model whose layers raise `error`."""
+    config, reason = model.policy.causal_lm.config, " ".join(str(error).split())[:300]
+    return ModelError(
+        f"{type(model.policy.causal_lm).__name__} ({config.model_type}): {what} "
+        f"({type(error).__name__}: {reason}); choose another model or another attn_implementation"
     )
 
 

@@ -163,6 +163,9 @@ def load_causal_lm(
             "or set reference_quantization"
         )
     model.config.use_cache = False
+    if getattr(model.config, "rescale_every", 0):
+        # RWKV divides weights in place while it is evaluated, for float16, and they would be exported like that.
+        model.config.rescale_every = 0
     # Loading under ZeRO-3 keeps every renaming rule, also unused ones, and saving reverts all rules that are kept. A
     # renaming of ours is not reverted: the export has the names that transformers loads without it.
     renaming = getattr(model, ATTRIBUTE).renaming

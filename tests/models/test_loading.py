@@ -22,6 +22,8 @@ from transformers import (
     MixtralForCausalLM,
     PhimoeConfig,
     PhimoeForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -171,6 +173,16 @@ def test_without_dropout_training_mode_computes_the_same_as_evaluation_mode(arch
     logits = model.train()(IDS).logits
     torch.testing.assert_close(logits, before, rtol=0, atol=0)
     torch.testing.assert_close(logits, model.eval()(IDS).logits, rtol=0, atol=0)
+
+
+def test_evaluation_leaves_the_weights_as_they_are(tmp_path: Path) -> None:
+    """Check RWKV, which divides the weights of deeper layers while it is evaluated unless it is told otherwise."""
+    shape: dict[str, Any] = {"vocab_size": 260, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
+    RwkvForCausalLM(RwkvConfig(**shape, num_hidden_layers=3, rescale_every=1)).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.eval()(IDS)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_gradient_checkpointing_does_not_change_the_gradients(tiny_model: Path) -> None:

@@ -27,7 +27,14 @@ HALF_MROPE = {
     }
 }
 PLACEHOLDERS = {"<image>": 82, **{f"IMGIMG{letter}Z": 83 + index for index, letter in enumerate("ABCD")}}
-QUANTIZER = {"num_embeddings": 4, "codebook_size": 4, "embed_dim": 8, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1]}
+QUANTIZER = {
+    "num_embeddings": 4,
+    "codebook_size": 4,
+    "embed_dim": 8,
+    "latent_channels": 8,
+    "base_channels": 32,
+    "channel_multiplier": [1],
+}
 DOTS3_NOTE = {
     "num_key_value_heads": 4,
     "layer_types": ["indexed_attention", "sliding_attention"],
@@ -40,7 +47,11 @@ DOTS3_NOTE = {
     "swa_qk_nope_head_dim": 16,
     "swa_v_head_dim": 8,
 }
-COMPASS = {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")}}
+COMPASS = {
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
+    }
+}
 QWEN4 = {
     **LINEAR,
     "indexer_n_heads": 2,
@@ -61,13 +72,21 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
     "bamba": {"attn_layer_indices": [1]},
-    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64,
+        "encoder_config": {"hidden_size_global": 32},
+        "decoder_config": {"hidden_size_global": 32},
+    },
     "chameleon": {"vocabulary_map": PLACEHOLDERS, "vq_config": QUANTIZER},
     "emu3": {"vocabulary_map": PLACEHOLDERS, "vq_config": QUANTIZER},
     "janus": {"vq_config": QUANTIZER},
     "deepseek_v2": {"topk_method": "greedy"},
     "deepseek_v4": {"layer_types": ...},
-    "dots3_note": {"text_config": DOTS3_NOTE, "vision_config": {"mlp_layer_types": ["dense"], "adapter_in_dim": 32}},
+    "dots3_note": {
+        "text_config": DOTS3_NOTE,
+        "vision_config": {"mlp_layer_types": ["dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
     "dots3_note_text": DOTS3_NOTE,
     "falcon": {"new_decoder_architecture": False, "multi_query": True, "alibi": False},
     "falcon_h1": MAMBA,
@@ -104,7 +123,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "minicpm3": {"dim_model_base": 8},
     "minimax": {**LINEAR, "num_local_experts": 4},
     "mpt": {"n_heads": 4},
-    **dict.fromkeys(("moshi",), {}),
     "nemotron_h": {
         "layers_block_type": ["mamba", "attention"],
         "mamba_num_heads": 4,
@@ -121,7 +139,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_next": LINEAR,
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
-    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "layer_types": ..., "head_dim": ..., "num_key_value_heads": 1},
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        "layer_types": ...,
+        "head_dim": ...,
+        "num_key_value_heads": 1,
+    },
     "reformer": {
         "is_decoder": True,
         "axial_pos_shape": [8, 16],
@@ -132,7 +155,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 8,
         "lsh_attn_chunk_length": 8,
     },
-    "roc_bert": {"pronunciation_vocab_size": 96, "shape_vocab_size": 96, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "roc_bert": {
+        "pronunciation_vocab_size": 96,
+        "shape_vocab_size": 96,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"qk_dim_factor": 0.5},
     "zamba": {
@@ -145,8 +173,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "n_mamba_heads": 4, "mamba_headdim": 16},
     "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"]},
-    **dict.fromkeys(("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"), {"text_config": HALF_MROPE}),
-    **dict.fromkeys(("paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker"), {"text_config": MROPE}),
+    **{name: {"text_config": HALF_MROPE} for name in "glm46v glm4v glm4v_moe glm_ocr glmga".split()},
+    **{name: {"text_config": MROPE} for name in "paddleocr_vl qwen2_vl qwen2_5_vl qwen2_5_omni_thinker".split()},
 }
 """Settings by model type, which win over the tables."""
 
@@ -161,3 +189,82 @@ DECODERS_OF_PAIRS = (
 ).split()
 for _name in DECODERS_OF_PAIRS:
     SPECIAL[_name] = {**SPECIAL.get(_name, {}), "is_decoder": True, "is_encoder_decoder": False}
+
+
+CORE = frozenset(
+    """
+    bert bloom cohere2 deepseek_v3 falcon_h1 gemma2 gemma3_text gemma4_text gpt2 gpt_neox gpt_oss granitemoehybrid
+    jamba llama llama4_text lfm2 mamba2 mistral mixtral mpt olmo2 opt phi3 qwen3 qwen3_next
+    """.split()
+)
+"""The 25 families that `make test` runs."""
+
+_ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+_YARN = {**_ROPE, "rope_type": "yarn"}
+_SHORT = {"layer_types": ["sliding_attention", "sliding_attention"]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama@linear": {"rope_parameters": {**_ROPE, "rope_type": "linear"}},
+    "llama@yarn": {"rope_parameters": _YARN},
+    "llama@llama3": {
+        "rope_parameters": {**_ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    },
+    "llama@tied": {"tie_word_embeddings": True},
+    "llama@biases": {"attention_bias": True, "mlp_bias": True},
+    "gpt2@no scale": {"scale_attn_weights": False},
+    "gpt2@scaled by layer": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    "gpt_bigcode@heads": {"multi_query": False},
+    "gpt_neox@serial": {"use_parallel_residual": False},
+    "falcon@alibi": {"alibi": True},
+    "falcon@new": {"new_decoder_architecture": True, "alibi": False},
+    "opt@norm before": {"word_embed_proj_dim": 32, "do_layer_norm_before": True},
+    "mpt@no scale": {"logit_scale": None},
+    "mpt@no alibi": {"attn_config": {"alibi": False}},
+    "mpt@clipped": {"attn_config": {"clip_qkv": 0.5, "qk_ln": True}},
+    "phi@norms": {"qk_layernorm": True},
+    "olmo@clipped": {"clip_qkv": 0.5},
+    "olmoe@clipped": {"clip_qkv": 0.5},
+    "stablelm@parallel": {"use_parallel_residual": True, "qk_layernorm": True},
+    "gemma2@windows": _SHORT,
+    "gemma2@untied": {"tie_word_embeddings": False},
+    "gemma3_text@pattern": {"layer_types": ..., "sliding_window_pattern": 2},
+    "gemma4_text@experts": {"enable_moe_block": True},
+    "gemma4_text@shared keys": {
+        "num_kv_shared_layers": 1,
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "cohere2@pattern": {"layer_types": ..., "sliding_window_pattern": 2},
+    "deepseek_v2@whole queries": {"q_lora_rank": None},
+    "deepseek_v3@whole queries": {"q_lora_rank": None},
+    "deepseek_v3@yarn": {"rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "ministral3@yarn": {"sliding_window": None, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.5}},
+    "gpt_oss@yarn": {"rope_parameters": {**_YARN, "truncate": False}},
+    "gpt_oss@windows": _SHORT,
+    "qwen2_moe@windows": {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True},
+    "qwen3_moe@dense": {"mlp_only_layers": [0, 1]},
+    "qwen3_moe@one dense": {"mlp_only_layers": [0]},
+    "phi3@longrope": {
+        "sliding_window": None,
+        "max_position_embeddings": 104,
+        "original_max_position_embeddings": 26,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 26,
+            "factor": 4.0,
+        },
+    },
+    "llama@dynamic": {"max_position_embeddings": 26, "rope_parameters": {**_ROPE, "rope_type": "dynamic"}},
+    "phimoe@biases": {"lm_head_bias": True, "attention_bias": True},
+    "phimoe@noise": {"input_jitter_noise": 0.1},
+    "mixtral@noise": {"router_jitter_noise": 0.1},
+    "granitemoehybrid@attention": {"layer_types": ["attention", "attention"], "position_embedding_type": "nope"},
+    "falcon_h1@default": {name: ... for name in ("lm_head_multiplier", "embedding_multiplier")},
+    "doge@experts": {"is_moe": True},
+    "gemma@two ways": {"use_bidirectional_attention": True},
+    "bert@encoder": {"is_decoder": False},
+    "roberta@encoder": {"is_decoder": False},
+}
+"""Other settings of a family, as `type@name`."""

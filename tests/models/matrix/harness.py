@@ -1,7 +1,7 @@
 """A tiny model of any family through what a run does with it, against its own forward of each sequence alone."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from raydpo.batching.prefix_tree import build_prompt_trees
 from raydpo.blocks.schema import TokenizedPair
 from raydpo.models.attention.choice import AttentionChoice, choose
 from raydpo.models.completion_logps import CompletionLogps
+from raydpo.models.forward_check import CheckedModel, check_forward
 from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm, load_config
 from raydpo.models.source import ModelSource, resolve_model
 from tests.models.matrix.configs import WORDS
@@ -60,15 +61,6 @@ def some_pairs() -> Pairs:
         TokenizedPair("d", ids(23), ids(1), ids(17)),
     ]
     return Pairs(members, collate(build_prompt_trees(members, 10**6), members))
-
-
-@dataclass
-class Finding:
-    """What a family did: the largest difference from its own forward of each check, or why it was refused."""
-
-    choice: AttentionChoice | None = None
-    differences: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def auto_class(model_type: str) -> Any:
@@ -132,26 +124,29 @@ class Subject:
     def load(self) -> Any:
         """Load the model as a run does."""
         implementation = self.choice.implementation
-        return load_causal_lm(
-            self.source, dtype="float32", attn_implementation=implementation, trust_remote_code=False
-        )
+        return load_causal_lm(self.source, dtype="float32", attn_implementation=implementation, trust_remote_code=False)
 
     def scorer(self) -> CompletionLogps:
-        """Return the model as scoring workers have it."""
-        return CompletionLogps(self.load(), shares=self.choice.shares).eval()
+        """Return the model as scoring workers have it; raise ModelError if they refuse it."""
+        policy = CompletionLogps(self.load(), shares=self.choice.shares).eval()
+        check_forward(CheckedModel(policy, policy, "float32", trains=False))
+        return policy
 
     def policy(self, *, checkpointing: bool = False) -> CompletionLogps:
-        """Return the model as train workers have it, in training mode."""
+        """Return the model as train workers have it, in training mode; raise ModelError if they refuse it."""
         model = self.load()
         if checkpointing:
             enable_gradient_checkpointing(model)
         disable_dropout(model)
-        return CompletionLogps(model, shares=self.choice.shares).train()
+        policy = CompletionLogps(model, shares=self.choice.shares)
+        check_forward(CheckedModel(policy, policy, "float32", trains=True))
+        return policy.train()
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    """Return the gradient of each weight that has one, by name."""
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    """Return the gradient of each weight that has one, by the name that it has in models with and without images."""
+    found = model.named_parameters()
+    return {name.replace("language_model.", ""): weight.grad for name, weight in found if weight.grad is not None}
 
 
 def gradient_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -171,18 +166,21 @@ def gradient_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float
 
 
 def compare(model_type: str, folder: Path, subject: Subject, pairs: Pairs) -> dict[str, float]:
-    """Return the largest differences of a run's log-probs and gradients from those of the model's own forward."""
+    """Return the largest differences of a run's log-probs and gradients from those of the model's own forward.
+
+    Raises ModelError if scoring or train workers refuse the model.
+    """
     own = own_model(model_type, folder)
+    scorer, policies = subject.scorer(), {"training": subject.policy()}
+    if own.supports_gradient_checkpointing:
+        policies["checkpointing"] = subject.policy(checkpointing=True)
     expected = own_logps(own, pairs)
     (expected * pairs.weights).sum().backward()
     theirs, expected = gradients(own), expected.detach()
     with torch.no_grad():
-        scored = subject.scorer()(pairs.batch)[0][pairs.tokens]
+        scored = scorer(pairs.batch)[0][pairs.tokens]
     found = {"scores": float((scored - expected).abs().max())}
-    for name, checkpointing in (("training", False), ("checkpointing", True)):
-        if checkpointing and not own.supports_gradient_checkpointing:
-            continue
-        policy = subject.policy(checkpointing=checkpointing)
+    for name, policy in policies.items():
         logps = policy(pairs.batch)[0][pairs.tokens]
         (logps * pairs.weights).sum().backward()
         found[name] = float((logps.detach() - expected).abs().max())
