@@ -40,8 +40,9 @@ _BROKEN = (SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexErr
 def open_picture(source: Any, shard_url: str) -> Any:
     """Return the picture at a source (see `dialects.images`) as a PIL image in RGB, turned as its EXIF data says.
 
-    A relative path is one from the folder of the shard. Raises RowError if there is no such picture or it is damaged,
-    and DataError if the fsspec client of a URL is not installed.
+    A picture with transparent parts is one in RGBA, as processors have backgrounds of their own. A relative path is
+    one from the folder of the shard. Raises RowError if there is no such picture or it is damaged, and DataError if the
+    fsspec client of a URL is not installed.
     """
     from PIL import Image, ImageOps  # Pillow is an extra of its own
 
@@ -59,7 +60,8 @@ def open_picture(source: Any, shard_url: str) -> Any:
                 BROKEN, f"{name} ({len(content):,} bytes) is no picture that Pillow opens: {type(error).__name__}"
             ) from error
     turned = ImageOps.exif_transpose(picture)
-    return turned if turned.mode == "RGB" else turned.convert("RGB")
+    mode = "RGBA" if turned.has_transparency_data else "RGB"
+    return turned if turned.mode == mode else turned.convert(mode)
 
 
 def stamped_file(source: Any, shard_url: str) -> tuple[str, str] | None:

@@ -80,7 +80,7 @@ class ImageProcessing(Identified):
         self.__init__(state["identity"], state["_processor"], state["fault"])  # type: ignore[misc]
 
     def process(self, picture: Any, tokenizer: Any, cache_dir: str) -> ProcessedImage:
-        """Return the digest and the text of a picture (a PIL image in RGB), whose tensors are then in the store.
+        """Return the digest and the text of a picture (a PIL image, RGB or RGBA), whose tensors are then in the store.
 
         With an empty `cache_dir` there is no store, and nothing is written. Raises DataError if the model has no
         processor that can be used.
@@ -90,6 +90,8 @@ class ImageProcessing(Identified):
         self._processor.tokenizer = tokenizer
         if self._key not in _proven:
             _proven[self._key] = self._prove()
+        if picture.mode != "RGB" and not getattr(self._processor.image_processor, "do_convert_rgb", False):
+            picture = picture.convert("RGB")
         digest = self.digest(picture)
         text = self._texts.get(digest)
         if text is None and cache_dir:
@@ -117,8 +119,9 @@ class ImageProcessing(Identified):
         return whole_text(self._processor, self._processor.tokenizer, self.identity.token, text)
 
     def digest(self, picture: Any) -> str:
-        """Return the SHA-256 (hex) of the processor's identity with the size and the RGB values of a picture."""
-        digest = hashlib.sha256(f"{self.identity.processor} {picture.width}x{picture.height}\n".encode())
+        """Return the SHA-256 (hex) of the processor's identity with mode, size and values of a picture's pixels."""
+        header = f"{self.identity.processor} {picture.mode} {picture.width}x{picture.height}\n"
+        digest = hashlib.sha256(header.encode())
         digest.update(picture.tobytes())
         return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from raydpo.blocks.schema import TokenizedPair
 from raydpo.data.images import store
 from raydpo.data.tokenization import Truncation
 from tests.data.images.models import Case, image, row
-from tests.data.images.processors import KINDS, MORE_KINDS
+from tests.data.images.processors import KINDS, MORE_KINDS, picture
 
 each_kind = pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
 
@@ -79,8 +79,12 @@ def test_ids_are_those_of_the_processor(tmp_path: Path, kind: str) -> None:
 @each_kind
 def test_the_store_has_what_the_processor_makes_of_each_image_alone(tmp_path: Path, kind: str) -> None:
     case = Case(tmp_path / "case", kind)
-    (pair,) = case.pairs([image(None, " and ", None, images=["a.png", "b.png"])])
-    for digest, name in zip(pair.images, ("a.png", "b.png"), strict=True):
+    clear = picture(2).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(case.folder / "clear.png")
+    names = ["a.png", "b.png", "clear.png"]
+    (pair,) = case.pairs([image(None, " and ", None, None, images=names)])
+    for digest, name in zip(pair.images, names, strict=True):
         theirs = processed(case, case.tiny.image_token, [Image.open(case.folder / name)])
         ours = store.read(str(case.folder / "cache"), digest)
         assert set(ours) == {name for name in theirs if name.startswith(("pixel_", "image_"))}
