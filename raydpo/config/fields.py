@@ -19,6 +19,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from raydpo.errors import ConfigError
 
 TRUE, FALSE, UNSET = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+SWITCH = bool | str
+"""Type of an option that is true, false or a word."""
+BOOLEANS = (bool, bool | None, SWITCH)
+"""Types of options that a flag without value sets to true."""
 # A comma separates list items, except inside braces, brackets or parentheses: `part-{a,b}.jsonl`, `in(h100,h200)`.
 COMMA = re.compile(r",(?![^{\[(]*[}\])])")
 
@@ -129,6 +133,9 @@ def convert(value: object, hint: Any) -> Any:
     With the hint Any, text that looks like a number, a boolean or none is converted to that. Raises ValueError, whose
     message is the expected kind of value ("a whole number").
     """
+    if hint == SWITCH:
+        word = value.strip().lower() if isinstance(value, str) else value
+        return word if isinstance(word, str) and word not in (*TRUE, *FALSE) else convert(value, bool)
     if isinstance(hint, UnionType):
         if value is None or (isinstance(value, str) and value.lower() in UNSET):
             return None

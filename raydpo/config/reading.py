@@ -6,6 +6,7 @@ from typing import Any, get_origin
 
 import yaml
 
+from raydpo.config.fields import BOOLEANS
 from raydpo.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def read_flags(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
             values.append(words.pop(0))
         name = flag[2:].replace("-", "_")
         negated = name.removeprefix("no_")
-        if name not in hints and negated != name and hints.get(negated) in (bool, bool | None) and not values:
+        if name not in hints and negated != name and hints.get(negated) in BOOLEANS and not values:
             found[negated] = "false"
             continue
         if name not in hints:
@@ -45,7 +46,7 @@ def read_flags(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flag_text(name: str, hint: Any, values: list[str]) -> str:
-    if hint in (bool, bool | None) and not values:
+    if hint in BOOLEANS and not values:
         return "true"
     if hint is object:
         return " ".join(values) or "true"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raydpo.config.fields import UPDATES, Section, above, at_least, one_of, option, whole, within
+from raydpo.config.fields import UPDATES, Rule, Section, above, at_least, one_of, option, whole, within
 from raydpo.errors import ConfigError
 
 DEFAULT_ZERO_STAGE = 2
@@ -30,10 +30,12 @@ class ModelConfig(Section):
         "flash_attention_3 mean the same), flex_attention, or one of transformers' names, such as eager, which cannot "
         "share prompts. Unset: varlen on GPUs in half precision, else sdpa.",
     )
-    share_prompts: bool = option(
+    share_prompts: bool | str = option(
         True,
         "Compute each prompt once for all its completions. false: one padded row per completion, which works with any "
-        "model; models that cannot share prompts use such rows anyway.",
+        "model; families that are not known to share prompts use such rows anyway. try: these share prompts too, where "
+        "a comparison with the model's own forward proves it when the model is loaded.",
+        Rule("true, false or try", lambda value: value in (True, False, "try")),
     )
     logits_chunk_tokens: int | None = option(
         None,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.schema import IntArray
 from raydpo.errors import ModelError
+from raydpo.models.attention.padded import row_lengths
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
 from raydpo.models.images.inputs import ImageInputs
@@ -17,6 +18,7 @@ from raydpo.models.images.reader import Arrays
 from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
 from raydpo.models.own_forward import OwnForward, set_own_attention
+from raydpo.models.rope_rows import use_own_lengths
 from raydpo.models.router import RouterLogits, RouterLoss
 
 
@@ -54,6 +56,7 @@ class CompletionLogps(nn.Module):
         head = CompletionHead(self.causal_lm.get_output_embeddings(), chunk_tokens)
         self.causal_lm.set_output_embeddings(head)
         self._own = OwnForward.of(self.causal_lm, head)
+        self._row_lengths = use_own_lengths(self.causal_lm)
         self._probed = False
         self._images = images
         self._image_inputs: ImageInputs | None = None
@@ -91,10 +94,14 @@ class CompletionLogps(nn.Module):
         # The two differ if the model is spread over several devices.
         device, last = self.causal_lm.get_input_embeddings().weight.device, head.weight.device
         if isinstance(micro_batch, PlainRows):
+            if self._row_lengths:
+                self._row_lengths.set(None)
             return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
         inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
         if any(micro_batch.images) or micro_batch.spare_image:
             inputs = self._with_images(inputs, micro_batch, device)
+        if self._row_lengths:
+            self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         with inputs.encoding:
             hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)

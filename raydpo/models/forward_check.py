@@ -20,6 +20,7 @@ from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
 from raydpo.models.completion_logps import CompletionLogps, PlainRows
 from raydpo.models.probe_sequences import BEGINNING, ProbeSequences
+from raydpo.models.rope_limit import rope_limit
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,10 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
     and come to the same result. Raises ModelError where padded rows differ too, or where the model is not causal.
     """
     policy = model.policy
-    sequences = ProbeSequences.draw(policy.causal_lm.config, policy.vocabulary)
+    config = policy.causal_lm.config
+    # Packed rows of such a model were chosen as no sequence of the run is longer.
+    longest = rope_limit(config) if policy.shares else None
+    sequences = ProbeSequences.draw(config, policy.vocabulary, longest)
     with _without_compilation(policy):
         model.run.eval()
         oracle = _oracle(model, sequences)
@@ -176,7 +180,11 @@ def _oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
     other = len(sequences.other_prompt)
     chosen = [picked(row, completion, start) for row, completion in zip(both, sequences.completions, strict=True)]
     long = picked(single[0], sequences.long, other)
-    return _Oracle([*chosen, long, long[:BEGINNING]], tolerance)
+    beginning = long[:BEGINNING]
+    if rope_limit(model.policy.causal_lm.config):  # a shorter sequence is no beginning of a longer one
+        (logits,) = model.run(PlainRows(sequences.beginning))
+        beginning = picked(logits[0].float().log_softmax(dim=-1), sequences.long[:BEGINNING], other)
+    return _Oracle([*chosen, long, beginning], tolerance)
 
 
 def _compare(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle) -> _Found:

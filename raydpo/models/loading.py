@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from raydpo.errors import ModelError
+from raydpo.models.attention.choice import IMPLEMENTATIONS
 from raydpo.models.attention.kernels import register_attention
 from raydpo.models.classes import auto_class, by_part
 from raydpo.models.noise import keep_noise_off
@@ -191,6 +192,8 @@ def _load_error(kind: str, source: ModelSource, error: Exception, trust_remote_c
     remedy = "check that its files are complete and that the installed transformers supports this architecture"
     if not trust_remote_code and "trust_remote_code" in reason:
         reason, remedy = "it comes with its own Python code", "review that code, then set trust_remote_code=true"
+    elif any(name in reason for name in IMPLEMENTATIONS.values()):
+        reason, remedy = "its code takes no attention function from outside", "set share_prompts=false"
     elif isinstance(error, ImportError):
         remedy = "install the missing package, or choose another attn_implementation"
     return ModelError(f"the {kind} of {source.name!r} cannot be loaded: {reason}; {remedy}")

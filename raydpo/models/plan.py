@@ -25,6 +25,8 @@ class ModelPlan:
     attention: AttentionChoice
     planner: MicroBatchPlanner
     """Groups pairs into micro-batches within the token budget."""
+    own_length: bool = False
+    """Whether the model's rotary factors depend on a sequence's length, and therefore follow each row's own."""
     images: str | None = None
     """cache_dir, where what the processor made of images lies, for a vision-language model; None for others."""
 
@@ -43,7 +45,8 @@ class ModelPlan:
     def summary_line(self) -> str:
         """One line for the log: row layout, attention, dtype and token budget."""
         rows = "packed rows with shared prompts" if self.attention.shares else "one padded row per completion"
+        rope = "rotary factors of each sequence's own length; " if self.own_length else ""
         return (
-            f"{rows}, {self.attention.backend} attention ({self.attention.reason}); {self.precision}, up to "
+            f"{rows}, {self.attention.backend} attention ({self.attention.reason}); {rope}{self.precision}, up to "
             f"{self.planner.tokens:,} tokens per forward"
         )

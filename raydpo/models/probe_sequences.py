@@ -10,16 +10,14 @@ from raydpo.batching.collate import collate
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.batching.prefix_tree import PromptTree
 from raydpo.blocks.schema import IntArray
+from raydpo.models.attention.choice import PROVABLE_WINDOW, short_and_long_windows
+from raydpo.models.rope_limit import rope_limit
 
 SEED = 20_260_101
 """Seed of the token ids: the same on all ranks and in every run."""
 PROMPT, COMPLETION, LONG, BEGINNING = 7, 9, 40, 3
 """Number of tokens of both prompts, of the first prompt's two completions, of the second prompt's long completion, and
 of that one's beginning, which is its other completion."""
-LONGEST = 160
-"""Largest number of tokens of a sequence: it grows to this, beyond the windows of a model, only if these are short."""
-WINDOWS = ("sliding_window", "attention_window_size", "window_size", "local_attention", "attention_chunk_size")
-"""Names of windows in configs, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,25 @@ class ProbeSequences:
     long: IntArray
 
     @staticmethod
-    def draw(config: Any, vocabulary: int) -> "ProbeSequences":
+    def draw(config: Any, vocabulary: int, longest: int | None = None) -> "ProbeSequences":
         """Draw the sequences for a model with this Hugging Face config and number of entries of the vocabulary.
 
-        Special tokens and those that stand for images or sounds are left out.
+        No sequence has more than `longest` tokens (None: no limit), nor more than the model has positions. Special
+        tokens and those that stand for images or sounds are left out.
         """
         draw = np.random.default_rng(SEED)
         ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
-        sizes = _fitting(config)
+        sizes = _fitting(config, longest)
         parts = [draw.choice(ids, size) for size in sizes]
         prompt, first, second, other, long = parts
         if first[0] == second[0]:
             second[0] = ids[0] if first[0] != ids[0] else ids[-1]
         return ProbeSequences(prompt, (first, second), other, long)
+
+    @property
+    def beginning(self) -> IntArray:
+        """[1, T]: the second prompt with the beginning of its long completion."""
+        return np.concatenate([self.other_prompt, self.long[:BEGINNING]])[None]
 
     @property
     def rows(self) -> tuple[IntArray, IntArray]:
@@ -88,15 +92,16 @@ def _usable(config: Any, vocabulary: int) -> int:
     return min([vocabulary, *(size for size in known if isinstance(size, int) and size > 0)])
 
 
-def _fitting(config: Any) -> tuple[int, int, int, int, int]:
+def _fitting(config: Any, longest: int | None) -> tuple[int, int, int, int, int]:
     """Return the number of tokens of each part, so that the longest sequence has room in the model's positions."""
     text = config.get_text_config()
-    windows = [getattr(text, name, None) for name in WINDOWS]
-    short = [window for window in windows if isinstance(window, int) and 0 < window < LONGEST // 2]
-    long = max([LONG, *(2 * window for window in short)])
-    positions = getattr(text, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        long = max(min(long, positions - PROMPT), BEGINNING + 1)
+    # Beyond a window's end, if that is cheap.
+    long = max([LONG, *(2 * window for window in short_and_long_windows(config) if window <= PROVABLE_WINDOW)])
+    # Rotary factors that grow with the length have no last position.
+    positions = None if rope_limit(config) else getattr(text, "max_position_embeddings", None)
+    for limit in (positions, longest):
+        if isinstance(limit, int) and limit > 0:
+            long = max(min(long, limit - PROMPT), BEGINNING + 1)
     return PROMPT, min(COMPLETION, long), min(COMPLETION, long), PROMPT, long
 
 

@@ -18,7 +18,7 @@ from raydpo.data.images.loading import load_image_processing
 from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
-from raydpo.models.attention.choice import choose
+from raydpo.models.attention.choice import choose, follows_own_length
 from raydpo.models.classes import is_vision_language
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
@@ -210,9 +210,11 @@ def plan_model(
         share_prompts=job.model.share_prompts,
         gpu=group.gpu,
         dtype=precision,
+        max_length=job.data.max_length,
     )
     tokens = job.tokens_per_micro_batch(gpu=group.gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if group.gpu else 1
     planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
     images = storage.absolute(job.data.cache_dir) if is_vision_language(config) else None
-    return ModelPlan(*model, group, precision, attention, planner, images)
+    own_length = follows_own_length(config, job.data.max_length)
+    return ModelPlan(*model, group, precision, attention, planner, own_length, images)

@@ -40,6 +40,8 @@ def reference_store(plan: RunPlan) -> ReferenceStore | None:
     }
     if quantization := plan.job.reference.reference_quantization:
         numerics["quantization"] = quantization
+    if reference.own_length:
+        numerics["rope"] = "own length"
     return ReferenceStore(
         storage.absolute(plan.job.data.cache_dir),
         identify(reference.source.folder, reference.adapter.folder if reference.adapter else None, numerics),

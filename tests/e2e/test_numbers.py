@@ -81,6 +81,15 @@ def assert_steps_close(run: Run, history: list[dict[str, float]]) -> None:
             assert line[name] == pytest.approx(value, rel=1e-5, abs=floor), (line["step"], name)
 
 
+def assert_own_forward(run: Run, layout: str) -> None:
+    """Assert that policy and reference were compared with their own forward, in this layout."""
+    for proof in run.summary["forward_check"].values():
+        assert (proof["model_type"], proof["dtype"], proof["layout"]) == ("llama", "float32", layout)
+        assert proof["gap"] <= proof["tolerance"] / 10
+        assert proof["fallback"] is None
+    assert run.summary["forward_check"]["policy"]["train_gap"] <= proof["tolerance"] / 10
+
+
 def test_metrics_of_each_step_equal_the_plain_loop(one_worker: Run, expected: Any) -> None:
     assert_steps_close(one_worker, expected[0])
 
@@ -94,6 +103,7 @@ def test_padded_rows_and_small_micro_batches_equal_the_plain_loop(
         "scores of another attention implementation are not reused"
     )
     assert run.summary["training"]["attention"].startswith("plain")
+    assert_own_forward(run, "padded")
     assert_steps_close(run, expected[0])
 
 
@@ -114,6 +124,8 @@ def test_two_workers_equal_one(stage: int, job: dict[str, Any], one_worker: Run,
     assert [entry["pairs"] for entry in two.ledger()] == [entry["pairs"] for entry in one_worker.ledger()]
     model = AutoModelForCausalLM.from_pretrained(two.folder / "model")
     assert not model.training
+    proof = two.summary["forward_check"]["policy"]
+    assert max(proof["gap"], proof["train_gap"]) <= proof["tolerance"] / 10
 
 
 def test_first_loss_is_ln_2_when_the_policy_is_the_reference(job: dict[str, Any], tmp_path: Path) -> None:

@@ -10,6 +10,10 @@ from transformers import (
     BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
+    CwmConfig,
+    CwmForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -27,6 +31,8 @@ from tests.models.packed import SHAPE as TINY
 from tests.models.packed import packed, pairs, plain_logits, sharing
 
 SHAPE = {**TINY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+STATE: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
 
 def windowed() -> Any:
@@ -89,6 +95,15 @@ def test_layers_that_do_not_take_packed_rows_give_way_to_padded_rows(monkeypatch
         "padded",
         "its layers fail on them (TypeError: an argument that no layer expects)",
     )
+
+
+def test_a_family_that_is_not_listed_shares_prompts_if_the_proof_holds() -> None:
+    torch.manual_seed(0)
+    _, found = check(CwmForCausalLM(CwmConfig(**SHAPE, sliding_window=4, initializer_range=0.15)), shares=True)
+    assert (found.layout, found.fallback) == ("packed", None)
+    policy, found = check(MambaForCausalLM(MambaConfig(**STATE)), shares=True)
+    assert found.layout == "padded", "a state over the row is not that of each sequence"
+    assert not policy.shares
 
 
 def test_noise_in_training_mode_is_refused() -> None:

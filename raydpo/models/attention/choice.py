@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from raydpo.batching.flops import padded_width
 from raydpo.errors import ModelError
+from raydpo.models.rope_limit import rope_limit
 
 IMPLEMENTATIONS = {"sdpa": "raydpo_segments", "varlen": "raydpo_varlen", "flex_attention": "raydpo_flex"}
 """The name of each backend for `from_pretrained(attn_implementation=...)`, valid once `register_attention` has run.
@@ -22,8 +24,11 @@ SHARING_MODEL_TYPES = frozenset(
 )
 """Values of `model_type` whose packed rows are tested to give the same hidden states as plain rows.
 
-This is a fixed list since nothing in a model tells it safely: some models that accept any attention function apply
-their window, a state or a convolution over the tokens in ways that bypass it, and would be silently wrong.
+Other families take padded rows unless `share_prompts` is "try", although every model is compared with its own forward
+when it is loaded (`models.forward_check`). That proof sees sequences of some tens of tokens. It finds a state, a
+convolution, a mask or positions that packed rows break, but not a window of 4,096 tokens that a model applies past its
+attention function, nor an expert's capacity that only long rows exhaust. For a listed family the tests look for these
+too; for others, the user decides. Packed rows that fail the proof are given up for padded ones.
 """
 VISION_SHARING_MODEL_TYPES = frozenset(
     """
@@ -37,6 +42,19 @@ SINK_MODEL_TYPES = frozenset({"gpt_oss"})
 WINDOW_IN_MASK = frozenset({"qwen2_moe"})
 """The ones of `SHARING_MODEL_TYPES` that apply their window in the mask only, without passing it to the attention
 function."""
+
+TRY = "try"
+"""Value of `share_prompts` that also tries families which are not known to share prompts."""
+WINDOWS = (
+    "sliding_window",
+    "attention_window_size",
+    "window_size",
+    "local_attention",
+    "attention_chunk_size",
+)
+"""Names of windows in configs, in tokens."""
+PROVABLE_WINDOW = 80
+"""Largest window, in tokens, that the sequences of the proof at load reach beyond."""
 
 SUPPORTED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 """Values in a config's `layer_types` that packed rows support."""
@@ -70,16 +88,24 @@ class AttentionChoice:
 
 
 def choose(
-    config: Any, *, attn_implementation: str | None, share_prompts: bool, gpu: bool, dtype: str
+    config: Any,
+    *,
+    attn_implementation: str | None,
+    share_prompts: bool | str,
+    gpu: bool,
+    dtype: str,
+    max_length: int | None = None,
 ) -> AttentionChoice:
     """Choose the attention of a model with this Hugging Face config.
 
-    `attn_implementation` is the user's setting, or None for the best available. `gpu` and `dtype` (a key of `DTYPES`)
-    describe where and how the model will run. Raises ModelError if the setting cannot work there.
+    `attn_implementation` is the user's setting, or None for the best available. `share_prompts` is true, false or
+    "try", which also tries families that are not in `SHARING_MODEL_TYPES`. `gpu` and `dtype` (a key of `DTYPES`)
+    describe where and how the model will run, and `max_length` is the largest number of tokens of a sequence, or None
+    without a limit. Raises ModelError if the setting cannot work there.
     """
     requested = attn_implementation
     _check_requested(requested, gpu, dtype)
-    obstacle = sharing_obstacle(config) if share_prompts else "share_prompts is off"
+    obstacle = sharing_obstacle(config, share_prompts, max_length) if share_prompts else "share_prompts is off"
     if obstacle is None and requested is not None and requested not in REQUESTABLE:
         obstacle = f"{requested} attention does not support packed rows"
     if obstacle is not None:
@@ -89,13 +115,23 @@ def choose(
     return AttentionChoice(backend, IMPLEMENTATIONS[backend], reason)
 
 
-def sharing_obstacle(config: Any) -> str | None:
+def follows_own_length(config: Any, max_length: int | None) -> bool:
+    """Return whether a model's rotary factors depend on a sequence's length within `max_length` tokens (None: any)."""
+    limit = rope_limit(config)
+    return limit is not None and (max_length is None or padded_width(max_length) > limit)
+
+
+def sharing_obstacle(config: Any, share_prompts: bool | str = True, max_length: int | None = None) -> str | None:
     """Return the reason, as a clause, why a model with this config cannot share prompts, or None if it can."""
     text = config.get_text_config()
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return "the model comes with its own code"
-    if untested := _untested(config, text):
-        return f"prompt sharing is not tested for {untested} models"
+    obstacle = _trial_obstacle(config, max_length) if share_prompts == TRY else _family_obstacle(config)
+    if obstacle is not None:
+        return obstacle
+    if follows_own_length(config, max_length):
+        return (
+            f"its rotary factors depend on each sequence's length beyond {rope_limit(config)} tokens, and a prompt is "
+            "part of sequences of several lengths"
+        )
     layers = set(getattr(text, "layer_types", None) or ())
     if layers - SUPPORTED_LAYER_TYPES:
         return f"packed rows do not support layers of type {', '.join(sorted(layers - SUPPORTED_LAYER_TYPES))}"
@@ -117,6 +153,49 @@ def _untested(config: Any, text: Any) -> str | None:
         return str(config.model_type)
     known = text.model_type in SHARING_MODEL_TYPES or text.model_type == f"{config.model_type}_text"
     return None if known else str(text.model_type)
+
+
+def _family_obstacle(config: Any) -> str | None:
+    """Return why a model is not of a family that is tested to share prompts, or None if it is."""
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return "the model comes with its own code"
+    if untested := _untested(config, config.get_text_config()):
+        return f"prompt sharing is not tested for {untested} models"
+    return None
+
+
+def _trial_obstacle(config: Any, max_length: int | None) -> str | None:
+    """Return why the proof at load could not tell that a model shares prompts correctly, or None if it can."""
+    if _family_obstacle(config) is None:
+        return None
+    if config.get_text_config() is not config:
+        return f"share_prompts=try compares text, which says nothing about the images of a {config.model_type} model"
+    if not _takes_attention_functions(config):
+        return f"{config.model_type} models take no attention function from outside"
+    for window in short_and_long_windows(config):
+        if window > PROVABLE_WINDOW and (max_length is None or max_length > window):
+            return (
+                f"share_prompts=try compares short sequences, which say nothing about the window of {window} tokens of "
+                f"a {config.model_type} model"
+            )
+    return None
+
+
+def _takes_attention_functions(config: Any) -> bool:
+    """Return whether a model's class uses the attention function that it is given; true for code of the model's own."""
+    from transformers import AutoModelForCausalLM  # here, as `models.plan` is imported where transformers is not
+
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return kind is None or bool(kind._can_set_attn_implementation())
+
+
+def short_and_long_windows(config: Any) -> list[int]:
+    """Return the windows, in tokens, beyond which layers of a model do not see, by the names that configs have."""
+    text = config.get_text_config()
+    values = [getattr(text, name, None) for name in WINDOWS]
+    if getattr(text, "use_sliding_window", True) is False:
+        values[0] = None
+    return [value for value in values if isinstance(value, int) and value > 0]
 
 
 def _backend(config: Any, requested: str | None, gpu: bool, dtype: str) -> tuple[str, str]:

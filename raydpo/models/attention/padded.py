@@ -45,9 +45,7 @@ def to_padded_rows(batch: MicroBatch) -> PaddedRows:
 
     A batch without completions gives one row with one visible token.
     """
-    layout = batch.layout
-    spans = [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
-    lengths = [end - begin + stop - start for begin, end, start, stop in spans]
+    spans, lengths = _spans(batch), row_lengths(batch)
     width = padded_width(max(lengths))
     input_ids, attention_mask, multiplicity = (np.zeros((len(spans), width), dtype=np.int64) for _ in range(3))
     for row, ((begin, end, start, stop), length) in enumerate(zip(spans, lengths, strict=True)):
@@ -55,6 +53,17 @@ def to_padded_rows(batch: MicroBatch) -> PaddedRows:
         attention_mask[row, :length] = 1
         multiplicity[row, :length] = batch.multiplicity[start] if stop > start else 0
     return PaddedRows(input_ids, attention_mask, multiplicity, _predictors(batch, width))
+
+
+def row_lengths(batch: MicroBatch) -> list[int]:
+    """Return the number of tokens of each row, without padding."""
+    return [end - begin + stop - start for begin, end, start, stop in _spans(batch)]
+
+
+def _spans(batch: MicroBatch) -> list[tuple[int, int, int, int]]:
+    """Return, for each row, the span of its prompt and that of its completion in the packed row."""
+    layout = batch.layout
+    return [(*layout.prompts[prompt], start, stop) for start, stop, prompt in layout.completions] or [(0, 1, 0, 0)]
 
 
 def _predictors(batch: MicroBatch, width: int) -> IntArray:

@@ -210,6 +210,23 @@ def test_other_models_take_padded_rows_and_their_own_attention(model_type: str) 
     assert not choice.shares
 
 
+def test_an_unknown_family_is_tried_on_request_unless_its_window_is_beyond_the_proof() -> None:
+    config = AutoConfig.for_model("cwm", sliding_window=8192)
+    options: dict[str, Any] = {"attn_implementation": None, "gpu": False, "dtype": "float32"}
+    assert not choose(config, **options, share_prompts=True, max_length=1024).shares
+    assert choose(config, **options, share_prompts="try", max_length=1024).shares
+    long = choose(config, **options, share_prompts="try", max_length=16_384)
+    assert (long.shares, "window of 8192 tokens" in long.reason) == (False, True)
+    listed = AutoConfig.for_model("mistral", sliding_window=4096)
+    assert choose(listed, **options, share_prompts="try", max_length=16_384).shares, "its window is tested"
+    own_code = AutoConfig.for_model("llama", auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"})
+    assert choose(own_code, **options, share_prompts="try").shares
+    closed = choose(AutoConfig.for_model("falcon"), **options, share_prompts="try")
+    assert (closed.shares, "no attention function" in closed.reason) == (False, True)
+    chunked = AutoConfig.for_model("qwen3", num_hidden_layers=1, layer_types=["chunked_attention"])
+    assert not choose(chunked, **options, share_prompts="try").shares
+
+
 @pytest.mark.parametrize(
     ("model_type", "requested", "gpu", "dtype", "backend"),
     [
