@@ -206,7 +206,8 @@ def _canonical_row(row: ReadRow, dialect: str, mapping: ColumnMapping) -> GoodRo
         raise RowError(row.reason)
     pair = to_pair(row.columns, dialect, chat=True, mapping=mapping)
     prompt, chosen, rejected = (_messages_text(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    variables = {"tools": pair.tools, "chat_template_kwargs": dict(pair.chat_template_kwargs) or None}
+    variables: dict[str, Any] = {"tools": pair.tools, "chat_template_kwargs": dict(pair.chat_template_kwargs) or None}
+    variables["images"] = len(pair.images)
     notes = tuple(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in variables.items() if value)
     shown = ShownPair(row.number, (prompt, chosen, rejected), None, notes)
     return GoodRow(row.number, (len(prompt), len(chosen), len(rejected)), False, lambda: shown)

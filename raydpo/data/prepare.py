@@ -125,8 +125,9 @@ class _Tally:
     reused: int = 0
 
     def add(self, outcome: BlockOutcome, reused: bool) -> None:
-        if reused:  # its images were processed by an earlier run
-            outcome = replace(outcome, images=replace(outcome.images, processed=0))
+        # Images of reused rows were processed by an earlier run; names of files are of no further use.
+        images = replace(outcome.images, files={}, processed=0 if reused else outcome.images.processed)
+        outcome = replace(outcome, images=images)
         self.outcomes.append(outcome)
         self.rows += outcome.rows
         self.reused += outcome.rows if reused else 0

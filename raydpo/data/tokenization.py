@@ -207,7 +207,8 @@ def _batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
 
 
 def _size(pair: Pair) -> int:
-    return sum(
+    images = sum(map(len, pair.expansion.texts)) if pair.expansion else 0
+    return images + sum(
         len(part) if isinstance(part, str) else sum(_characters(message.get("content")) for message in part)
         for part in (pair.prompt, pair.chosen, pair.rejected)
     )

@@ -18,28 +18,35 @@ MARK = "<image>"
 """What many data sets write into a text in the place of an image, whatever the model's own token is."""
 
 
-def placed(pair: Pair, token: str) -> Pair:
+def placed(pair: Pair, token: str, chat: bool) -> Pair:
     """Return a pair whose prompt has a place for each of its images; `token` is the model's image token.
 
     A prompt with image parts, or with as many tokens as images, is returned as it is. In a conversation, marks
-    (`<image>`) become parts; without any, the images stand at the start of the first user message, as in TRL. Raises
-    RowError if there are more or fewer places than images, or none in text.
+    (`<image>`) become parts; without any, the images stand at the start of the first user message, as in TRL. Text
+    without the token becomes a conversation if there is a chat template (`chat`), which knows how to write an image.
+    Raises RowError if there are more or fewer places than images, or none in text.
     """
     count = len(pair.images)
     if isinstance(pair.prompt, str):
-        _check(pair.prompt.count(token), count, token, "; write it where each image stands, or use messages")
+        if token in pair.prompt or not chat:
+            _check(pair.prompt.count(token), count, token, "; write it where each image stands, or use messages")
+            return pair
+        prompt: Messages = [{"role": "user", "content": pair.prompt}]
+        answers = [[{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected)]
+        pair = replace(pair, prompt=prompt, chosen=answers[0], rejected=answers[1])
+    else:
+        prompt = pair.prompt
+    if not count or in_messages(prompt):
         return pair
-    if not count or in_messages(pair.prompt):
-        return pair
-    texts = [content_text(message) for message in pair.prompt]
+    texts = [content_text(message) for message in prompt]
     tokens, marks = (sum(text.count(sign) for text in texts) for sign in (token, MARK))
     if tokens:
         _check(tokens, count, token)
         return pair
     if marks:
         _check(marks, count, MARK)
-        return replace(pair, prompt=[_split(message) for message in pair.prompt])
-    return replace(pair, prompt=_at_start(pair.prompt, count))
+        return replace(pair, prompt=[_split(message) for message in prompt])
+    return replace(pair, prompt=_at_start(prompt, count))
 
 
 def _check(places: int, images: int, sign: str, remedy: str = "") -> None:
@@ -116,8 +123,8 @@ def start_of_images(tokenizer: PreTrainedTokenizerBase, expansion: ImageExpansio
     Raises RowError unless all tokens of the images are in the prompt, and no others of their kind anywhere.
     """
     kinds = [_image_ids(tokenizer, text) for text in expansion.texts]
-    wanted = sum(len(found) for found in kinds)
-    known = sorted({number for found in kinds for number in found})
+    wanted = sum(count for count, _ in kinds)
+    known = sorted({number for _, numbers in kinds for number in numbers})
     places, *others = (np.flatnonzero(np.isin(part, known)) for part in ids)
     stray = sum(map(len, others))
     if len(places) != wanted or stray:
@@ -130,8 +137,9 @@ def start_of_images(tokenizer: PreTrainedTokenizerBase, expansion: ImageExpansio
 
 
 @lru_cache(maxsize=256)
-def _image_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Return the ids in the text of an image that are special tokens."""
+def _image_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, frozenset[int]]:
+    """Return how many tokens in the text of an image are special tokens, and which these are."""
     added = set(tokenizer.get_added_vocab().values())
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tuple(number for number in ids if number in added)
+    special = [number for number in ids if number in added]
+    return len(special), frozenset(special)

@@ -53,8 +53,9 @@ def load_image_processing(
     token = getattr(processor, "image_token", None)
     if getattr(processor, "image_processor", None) is None or not token:
         return _faulty(
-            f"{type(processor).__name__} of {name!r} has no image processor with an image token; use a vision-language "
-            "model of transformers, or drop the images of the data"
+            f"the processor of {name!r}, as transformers loads it, is a {type(processor).__name__} without an image "
+            "processor or an image token; correct processor_class in processor_config.json, set trust_remote_code if "
+            "it comes with its own code, use another vision-language model, or drop the images of the data"
         )
     template = None if own_template else _template(processor)
     if template == tokenizer.chat_template:

@@ -62,6 +62,31 @@ def open_picture(source: Any, shard_url: str) -> Any:
     return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
+def stamped_file(source: Any, shard_url: str) -> tuple[str, str] | None:
+    """Return the path of the local file that a source names and its stamp; None for a source of another kind."""
+    if not isinstance(source, str) or not names_a_file(source):
+        return None
+    try:
+        filesystem, path = _place(source, shard_url)
+    except (ValueError, ImportError):
+        return None
+    return (path, stamp(path)) if "file" in filesystem.protocol else None
+
+
+def stamp(path: str) -> str:
+    """Return the size of a local file and the time of its last change; empty if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def names_a_file(text: str) -> bool:
+    """Return whether a source given as text is a path or URL, and not the picture itself."""
+    return not text.startswith("data:") and not _is_base64(text)
+
+
 def _content(source: Any, shard_url: str) -> tuple[bytes, str]:
     """Return the bytes of a picture, and a name for messages."""
     if isinstance(source, bytes | bytearray):

@@ -7,6 +7,7 @@ expanded and encoded without pixels. A processor that places images in another w
 
 import copy
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ TEXT_OUTPUTS = frozenset(
 """Names in a processor's output that belong to its text; the others belong to its images."""
 _OF_BOTH = "cross_attention_mask"
 _OFFSETS = "text_replacement_offsets"
+_REMEMBERED = 4096
+"""Number of images whose texts a process keeps in memory."""
+_proven: set[tuple[str, str]] = set()
+"""Processors, with their tokens, that this process has compared with expanded texts."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,6 @@ class ImageProcessing(Identified):
         self.fault = fault
         self._processor = processor
         self._texts: dict[str, str] = {}
-        self._is_proven = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs; a large vocabulary is sent once, with the run's tokenizer."""
@@ -77,9 +81,13 @@ class ImageProcessing(Identified):
         With an empty `cache_dir` there is no store, and nothing is written. Raises DataError if the model has no
         processor that can be used.
         """
-        if not self._is_proven:
-            self._prove(tokenizer)
-            self._is_proven = True
+        if self.fault:
+            raise DataError(self.fault)
+        self._processor.tokenizer = tokenizer
+        key = (self.identity.processor, self.identity.token)
+        if key not in _proven:
+            self._prove()
+            _proven.add(key)
         digest = self.digest(picture)
         text = self._texts.get(digest)
         if text is None and cache_dir:
@@ -89,7 +97,9 @@ class ImageProcessing(Identified):
             tensors, text = self._output(picture)
             if cache_dir:
                 store.write(cache_dir, digest, tensors, text)
-        self._texts[digest] = text
+        if len(self._texts) >= _REMEMBERED:
+            self._texts.clear()
+        self._texts[digest] = text = sys.intern(text)  # pictures of one size have one text
         return ProcessedImage(digest, text, is_new)
 
     def digest(self, picture: Any) -> str:
@@ -113,13 +123,11 @@ class ImageProcessing(Identified):
         )
         return found
 
-    def _prove(self, tokenizer: Any) -> None:
+    def _prove(self) -> None:
         """Raise DataError unless expanded text has the token ids that the processor gives a text with two images."""
         from PIL import Image
 
-        if self.fault:
-            raise DataError(self.fault)
-        self._processor.tokenizer = tokenizer
+        tokenizer = self._processor.tokenizer
         name, token = type(self._processor).__name__, self.identity.token
         pictures = [Image.new("RGB", size, color) for size, color in (((40, 56), "navy"), ((64, 24), "gold"))]
         theirs = self._call([f"a {token} b\n{token}c"], pictures)

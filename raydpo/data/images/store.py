@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from raydpo.errors import DamagedFile
 from raydpo.runtime import storage
+from raydpo.runtime.storage import File
 
 IMAGES = "images"
 """Name of the folder of processed images in cache_dir."""
@@ -39,8 +40,14 @@ def exists(cache_dir: str, digest: str) -> bool:
 
 def digests(cache_dir: str) -> frozenset[str]:
     """Return the digests of all images in the store."""
-    names = (file.url.rpartition("/")[2] for file in storage.files(storage.join(cache_dir, IMAGES)))
-    return frozenset(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING))
+    names = (file.url.rpartition("/")[2] for file in image_files(cache_dir))
+    return frozenset(name.removesuffix(_ENDING) for name in names)
+
+
+def image_files(cache_dir: str) -> list[File]:
+    """Return the files of all images in the store, the oldest first."""
+    found = storage.files(storage.join(cache_dir, IMAGES))
+    return sorted((file for file in found if file.url.endswith(_ENDING)), key=lambda file: file.modified)
 
 
 def write(cache_dir: str, digest: str, tensors: Mapping[str, npt.NDArray[Any]], text: str = "") -> None:
