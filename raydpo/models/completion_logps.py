@@ -107,10 +107,10 @@ class CompletionLogps(nn.Module):
                 self._row_lengths.set(None)
             return (self._own_logits(micro_batch, device),)
         inputs = self._inputs(micro_batch, device)
-        if self._row_lengths:
-            self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         if any(micro_batch.images) or micro_batch.spare_image:
             inputs = self._with_images(inputs, micro_batch, device)
+        if self._row_lengths:
+            self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
         with inputs.encoding:
             hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)

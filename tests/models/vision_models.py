@@ -1,5 +1,6 @@
 """Tiny vision-language models of several families, with random weights, and what their image processors would give."""
 
+import copy
 from typing import Any
 
 import torch
@@ -180,7 +181,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def vision_config(family: str, *, vocabulary: int = VOCABULARY, image: int = IMAGE, **overrides: Any) -> Any:
     """Return the config of a tiny model; `image` is the id at whose positions it puts the features of images."""
-    options = {"image_token_id": image, "image_token_index": image, **FAMILIES[family], **overrides}
+    # A copy, as configs add to the dicts that they are given.
+    options = copy.deepcopy({"image_token_id": image, "image_token_index": image, **FAMILIES[family], **overrides})
     options["text_config"] = {**options["text_config"], "vocab_size": vocabulary}
     if family in ("llava", "llava_next", "paligemma", "mistral3", "mllama"):
         del options["image_token_id"]

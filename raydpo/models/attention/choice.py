@@ -157,6 +157,8 @@ def _trial_obstacle(config: Any, max_length: int | None) -> str | None:
     """Return why the proof at load could not tell that a model shares prompts correctly, or None if it can."""
     if _family_obstacle(config) is None:
         return None
+    if config.get_text_config() is not config:
+        return f"share_prompts=try compares text, which says nothing about the images of a {config.model_type} model"
     if not _takes_attention_functions(config):
         return f"{config.model_type} models take no attention function from outside"
     for window in short_and_long_windows(config):
