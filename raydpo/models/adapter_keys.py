@@ -96,7 +96,7 @@ def _renamed(adapted: "PeftModel", tensors: Mapping[str, Tensor]) -> tuple[dict[
     missing, unmet = expected - set(plain.values()), set(plain.values()) - expected
     changes = []
     if missing and unmet:
-        renaming = find_renaming(missing, unmet)
+        renaming = find_renaming(missing, unmet, expected - missing)
         if renaming is None:
             return {}, ""
         plain = {name: renaming(ours) if ours in unmet else ours for name, ours in plain.items()}

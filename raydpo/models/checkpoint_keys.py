@@ -5,8 +5,9 @@ vision towers of a class for text) belong to the model nonetheless, so that an e
 model's own under another prefix (`module.`, `model.language_model.`) are met by renaming them.
 """
 
+import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from transformers.modeling_utils import load_state_dict
 
 from raydpo.errors import ModelError
 from raydpo.models.source import ModelSource, weight_files
+
+_log = logging.getLogger(__name__)
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 """What wrappers put into the names of weights, anywhere: torch.compile, FSDP, activation checkpointing, DDP."""
@@ -84,7 +87,8 @@ def checkpoint_keys(model: PreTrainedModel) -> CheckpointKeys | None:
 
 
 def add_note(model: PreTrainedModel, note: str) -> None:
-    """Keep what a user should know about how the model was loaded, for `load_notes`."""
+    """Log what a user should know about how the model was loaded, and keep it for `load_notes`."""
+    _log.warning("%s", note)
     setattr(model, NOTES, [*getattr(model, NOTES, []), note])
 
 
@@ -123,10 +127,11 @@ def match_keys(model: PreTrainedModel, names: Iterable[str], renaming: Renaming 
     return CheckpointKeys(taken, unloaded, renaming)
 
 
-def find_renaming(missing: Collection[str], unloaded: Iterable[str]) -> Renaming | None:
+def find_renaming(missing: Collection[str], unloaded: Iterable[str], taken: Collection[str] = ()) -> Renaming | None:
     """Return the only renaming of names in files by which all missing weights are met; None if there is not just one.
 
-    Tried are the removal of what wrappers add, and the exchange of one prefix for another.
+    Tried are the removal of what wrappers add, and the exchange of one prefix for another. No renaming may give a name
+    that a weight has already, which are `taken`: a further head with layers of its own is not the model.
     """
     names = list(unloaded)
     for wrapper in WRAPPERS:
@@ -136,12 +141,16 @@ def find_renaming(missing: Collection[str], unloaded: Iterable[str]) -> Renaming
     example = max(sorted(missing), key=lambda name: name.count("."))
     found = dict[tuple[str, str], Renaming]()
     for name in names:
-        length = _common_suffix(name, example)
-        old, new = name[: len(name) - length], example[: len(example) - length]
+        suffix = _common_suffix(name, example)
+        old, new = name[: len(name) - len(suffix)], example[: len(example) - len(suffix)]
         numbered = any(part.isdigit() for part in f"{old}{new}".split("."))  # one layer is not another
-        if length and not numbered and (old, new) not in found:
+        if suffix.count(".") and not numbered:
             found[old, new] = Renaming(f"^{re.escape(old)}", new, old)
-    fitting = [prefix for prefix in found.values() if set(missing) <= {prefix(name) for name in names}]
+    fitting = []
+    for prefix in found.values():
+        renamed = {prefix(name) for name in names if name.startswith(prefix.before)}
+        if set(missing) <= renamed and not renamed & set(taken):
+            fitting.append(prefix)
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -168,26 +177,36 @@ def check_layers(source: ModelSource, model: PreTrainedModel, keys: CheckpointKe
 
 
 def families(names: Iterable[str]) -> list[str]:
-    """Return what names of weights begin with, as patterns: `mtp.*`, `model.visual.*`, `model.layers.61.*`."""
+    """Return what names of weights begin with, as patterns: `mtp.*`, `model.visual.*`, `model.layers.61.*`.
+
+    Weights of the same name in several layers are one pattern: `model.layers.*.self_attn.rotary_emb.inv_freq`.
+    """
+    names = list(names)
+    repeated = Counter(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names)
     found: dict[str, None] = {}
     for name in names:
         parts = name.split(".")
         kept = parts[:1]
         if parts[0] in ("model", "language_model", "transformer", "backbone") and len(parts) > 2:
-            numbered = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-            kept = parts[: numbered + 1] if parts[1] == "layers" and numbered else parts[:2]
+            kept = parts[:2]
+            if LAYER.match(name) and parts[1] in ("layers", "h", "blocks"):
+                pattern = re.sub(r"\.\d+\.", ".*.", name, count=1)
+                if repeated[pattern] > 1:
+                    found[pattern] = None
+                    continue
+                kept = parts[:3]
         found[".".join(kept) + (".*" if len(parts) > len(kept) else "")] = None
     return list(found)
 
 
-def _common_suffix(first: str, second: str) -> int:
-    """Return the number of characters of the longest suffix of whole components that two names share."""
-    length = 0
+def _common_suffix(first: str, second: str) -> str:
+    """Return the longest suffix of whole components that two names share."""
+    shared: list[str] = []
     for one, other in zip(reversed(first.split(".")), reversed(second.split(".")), strict=False):
         if one != other:
             break
-        length += len(one) + 1
-    return max(length - 1, 0)
+        shared.append(one)
+    return ".".join(reversed(shared))
 
 
 def _by_layer(names: Iterable[str]) -> dict[tuple[str, int], frozenset[str]]:

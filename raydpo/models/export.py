@@ -25,6 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from raydpo.errors import ModelError, StorageError
 from raydpo.models.carried import NOTHING_CARRIED, CarriedWeights
 from raydpo.models.shards import ShardWriter, copy_to_cpu
+from raydpo.models.side_files import write_side_files
 from raydpo.models.source import ADAPTER_WEIGHTS, ModelSource, local_folder
 from raydpo.runtime import storage
 
@@ -84,7 +85,7 @@ def export_model(
             writer.add(name, tensor)
             expected[name] = tuple(tensor.shape)
         writer.finish(expected)
-        _write_side_files(model, target, aside, carried)
+        _write_other_files(model, target, aside, carried)
 
 
 def shapes_to_export(model: PreTrainedModel, carried: CarriedWeights = NOTHING_CARRIED) -> dict[str, tuple[int, ...]]:
@@ -137,7 +138,7 @@ def write_adapter(tensors: dict[str, Tensor], config: "PeftConfig", target: Expo
         config.base_model_name_or_path, config.revision = target.source.name, target.source.revision
         config.inference_mode = True
         config.save_pretrained(aside)
-        target.tokenizer.save_pretrained(aside)
+        write_side_files(local_folder(target.source), aside, target.tokenizer, adapter=True)
 
 
 def _tensors_to_save(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -208,7 +209,7 @@ def _converted(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, 
     return converted
 
 
-def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str, carried: CarriedWeights) -> None:
+def _write_other_files(model: PreTrainedModel, target: ExportTarget, folder: str, carried: CarriedWeights) -> None:
     """Write all files other than the weights.
 
     The config is the one on disk, since training switches off dropout and cache in the config in memory.
@@ -218,10 +219,7 @@ def _write_side_files(model: PreTrainedModel, target: ExportTarget, folder: str,
     config.pop("torch_dtype", None)
     config |= {"dtype": str(model.dtype).removeprefix("torch."), "architectures": carried.architectures(model)}
     storage.write_json(os.path.join(folder, "config.json"), config)
-    for name in sorted(os.listdir(source)):
-        if name == "generation_config.json" or ("auto_map" in config and name.endswith(".py")):
-            shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
-    target.tokenizer.save_pretrained(folder)
+    write_side_files(source, folder, target.tokenizer)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def _load_all_weights(source: ModelSource, folder: str, load: Callable[[Renaming
     names = names_in_files(folder)
     keys = match_keys(model, names)
     missing = set(info["missing_keys"]) - set(model.all_tied_weights_keys)
-    if missing and (renaming := find_renaming(missing, keys.unloaded.values())):
+    if missing and (renaming := find_renaming(missing, keys.unloaded.values(), keys.taken.values())):
         model = None  # before the other takes as much memory
         model, info = load(renaming)
         keys = match_keys(model, names, renaming)

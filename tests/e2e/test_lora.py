@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.e2e.exported import dpo_metrics
 from tests.e2e.jobs import rows, run_job, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -43,6 +44,11 @@ def test_lora_under_zero_3_learns_and_exports_a_loadable_adapter(tiny_model: Pat
     assert not torch.allclose(adapted(ids).logits, before, atol=1e-2), "the adapter has no effect"
     assert AutoTokenizer.from_pretrained(run.folder / "model").chat_template
     evaluation = run.summary["evaluation"]
+    for name, value in dpo_metrics(run.folder / "model", tiny_model, rows(5, seed=1)).items():
+        assert evaluation["after"][name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    check = run.summary["export_check"]
+    assert check["loaded"] == "whole"
+    assert check["gap"] < 1e-5 < check["tolerance"]
     assert evaluation["before"]["eval_loss"] == pytest.approx(log(2), abs=1e-6)
     assert evaluation["before"]["step"] == 0
     assert evaluation["after"]["step"] == 12

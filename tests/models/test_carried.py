@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from raydpo.errors import ModelError
-from raydpo.models.checkpoint_keys import checkpoint_keys, load_notes
+from raydpo.models.checkpoint_keys import checkpoint_keys, families, load_notes
 from raydpo.models.export import ExportTarget, export_model
 from raydpo.models.loading import load_causal_lm, load_tokenizer
 from raydpo.models.source import resolve_model, weight_files
@@ -134,6 +134,35 @@ def test_names_that_no_single_renaming_meets_are_refused(tiny_model: Path, tmp_p
 
     rewrite(base, two_models)
     with pytest.raises(ModelError, match=r"lack 21 weights .*have 42 unexpected ones, first ema\..*; give a model"):
+        load(base)
+
+
+def test_the_note_names_what_the_carried_weights_have_in_common() -> None:
+    tables = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(32)]
+    head = ["model.layers.61.eh_proj.weight", "model.layers.61.enorm.weight", "mtp.fc.weight", "score"]
+    tower = ["model.visual.blocks.0.norm.weight", "vision_tower.blocks.0.norm.weight"]
+    assert families([*tables, *head, *tower]) == [
+        "model.layers.*.self_attn.rotary_emb.inv_freq",
+        "model.layers.61.*",
+        "mtp.*",
+        "score",
+        "model.visual.*",
+        "vision_tower.*",
+    ]
+
+
+def test_a_further_head_is_not_taken_for_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    """Check a file that lacks the last norm and has a further head with a layer and a norm of the same names."""
+    base = make_base(tmp_path / "base", tiny_model, "llama")
+
+    def with_head(weights: Weights) -> Weights:
+        head = {
+            name.replace("model.", "mtp."): tensor.clone() for name, tensor in weights.items() if "layers.1" not in name
+        }
+        return {name: tensor for name, tensor in {**weights, **head}.items() if name != "model.norm.weight"}
+
+    rewrite(base, with_head)
+    with pytest.raises(ModelError, match=r"lack 1 weights .*model\.norm\.weight"):
         load(base)
 
 
