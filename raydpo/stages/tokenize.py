@@ -142,7 +142,8 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
         extras_options=extras_options(plan.job.loss),
-        images=plan.images,
+        # Encoder-decoders read text alone here: a row with images is one that the model cannot read.
+        images=plan.images if plan.seq2seq is None else None,
         seq2seq=plan.seq2seq,
     )
     return TokenizationRequest(plan.tokenizer, Slicing(data.dataset_format, data.block_pairs, mapping), recipe)

@@ -33,7 +33,9 @@ def test_a_model_says_itself_that_it_is_an_encoder_decoder(t5: Path, tmp_path: P
     plan = plan_of(t5, tmp_path, is_encoder_decoder=said)
     assert plan.seq2seq == Seq2SeqText(decoder_start=0)
     assert "the encoder reads each prompt once" in plan.policy.summary_line
-    assert tokenization_request(plan, tmp_path).recipe.seq2seq == plan.seq2seq
+    recipe = tokenization_request(plan, tmp_path).recipe
+    assert recipe.seq2seq == plan.seq2seq
+    assert recipe.images is None, "rows with images go to quarantine"
 
 
 def test_max_length_limits_prompt_and_completion_each(t5: Path, tmp_path: Path, tiny_model: Path) -> None:
