@@ -11,6 +11,7 @@ from raydpo.training.deepspeed_file import AUTO, apply_file, read_file, value_at
 from raydpo.training.deepspeed_sections import (
     check_optimizer,
     check_scheduler,
+    optimizer_notes,
     optimizer_params,
     optimizer_type,
     scheduler_type,
@@ -36,7 +37,7 @@ def with_deepspeed_file(
     _check_stage(path, content, stage)
     check_optimizer(path, content, gpu=gpu, stage=stage, offloaded=job.cluster.offload != "none")
     check_scheduler(path, content)
-    return job, content, notes
+    return job, content, (*optimizer_notes(path, content), *notes)
 
 
 def _check_batches(path: str, content: Mapping[str, Any], job: JobConfig, num_workers: int) -> None:

@@ -134,6 +134,16 @@ def optimizer_params(path: str, content: Mapping[str, Any], optim: OptimConfig) 
     return {**given, **{name: value for name, value in ours.items() if name in known}}
 
 
+def optimizer_notes(path: str, content: Mapping[str, Any]) -> list[str]:
+    """Return a note where the file's optimizer is not AdamW, which trains without a file."""
+    if "optimizer" not in content or optimizer_type(content) == "adamw":
+        return []
+    kind, decoupled = content["optimizer"]["type"], section_params(path, "optimizer", content).get("adam_w_mode", True)
+    if kind.lower() == "adam":  # DeepSpeed's Adam is AdamW unless it is told otherwise
+        return [] if decoupled else [f"deepspeed={path} sets optimizer.params.adam_w_mode=false, which replaces AdamW"]
+    return [f"deepspeed={path} sets optimizer.type={kind}, which replaces AdamW"]
+
+
 def scheduler_type(content: Mapping[str, Any]) -> str | None:
     """Return the name of the file's schedule; None where the option lr_scheduler_type decides."""
     kind = content.get("scheduler", {}).get("type", AUTO)

@@ -46,6 +46,7 @@ def task_of(total_steps: int, **options: Any) -> Any:
         deepspeed_config=deepspeed_config(job, file, GROUP, WIDTH),
         schedule=SimpleNamespace(total_steps=total_steps),
         policy=SimpleNamespace(gpu=False),
+        fingerprint={"data": "abc", "reference": "def"},
     )
 
 
@@ -57,7 +58,8 @@ class Trained:
         os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
         deepspeed_engine.prepare_process(gpu=False)
         self.model = Regression(width)
-        self.wrapper = deepspeed_engine.DeepSpeedEngine(self.model, task_of(total_steps, **options))
+        self.task = task_of(total_steps, **options)
+        self.wrapper = deepspeed_engine.DeepSpeedEngine(self.model, self.task)
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.rates: list[float] = []

@@ -225,6 +225,22 @@ def test_a_file_that_contradicts_options_is_refused(
         settled({**options, "deepspeed": path})
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "texts"),
+    [
+        ({"type": "Adam"}, []),
+        (
+            {"type": "Adam", "params": {"adam_w_mode": False}},
+            ["optimizer.params.adam_w_mode=false, which replaces AdamW"],
+        ),
+        ({"type": "SGD"}, ["optimizer.type=SGD, which replaces AdamW"]),
+    ],
+)
+def test_an_optimizer_other_than_adamw_is_noted(optimizer: dict[str, Any], texts: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, {"optimizer": optimizer, "zero_allow_untested_optimizer": True})
+    assert list(settled({"deepspeed": path})[2]) == [f"deepspeed={path} sets {text}" for text in texts]
+
+
 def test_the_known_names_are_those_of_the_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
     import inspect

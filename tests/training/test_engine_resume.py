@@ -1,13 +1,20 @@
 """An engine that loads a checkpoint goes on with its weights and state, and with the rates and decay of its own run."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
 import torch
 
+from raydpo.config import RunConfig
 from raydpo.errors import ResumeError
+from raydpo.training import checkpoint
+from raydpo.training.checkpoint import TrainState
+from raydpo.training.resume import check_options
 from tests.training.engines import Trained, plain_weights
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -70,3 +77,29 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_in_words(tmp_path
         wider.wrapper.load(folder, "engine")
     with pytest.raises(ResumeError, match=r"no checkpoint|does not fit"):
         wider.wrapper.load(str(tmp_path), "engine")
+
+
+def test_a_written_checkpoint_has_what_a_resume_is_checked_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, checkpoint_dir_name: str) -> None:
+        """Copy the files, as Ray Train's storage does."""
+        shutil.copytree(checkpoint.path, tmp_path / checkpoint_dir_name)
+
+    monkeypatch.setattr(ray.train, "report", keep)
+    run = Trained(TOTAL, **OPTIONS, zero_stage=0).update(range(1, HALF + 1))
+    checkpoint.save(run.wrapper, TrainState(step=HALF, position=32), run.task, {})
+    written = ray.train.Checkpoint(str(tmp_path / f"checkpoint-{HALF}"))
+
+    changed = Trained(TOTAL, **{**OPTIONS, "learning_rate": 1e-3}, zero_stage=0)
+    state = checkpoint.restore(changed.wrapper, written, changed.task.fingerprint)
+    assert (state.step, state.position) == (HALF, 32)
+    assert torch.equal(changed.weights["layers.0.weight"], run.weights["layers.0.weight"])
+    assert changed.update([HALF + 1]).rates == pytest.approx([1e-3 * linear(TOTAL)[HALF]], rel=1e-12)
+    job = dataclasses.replace(changed.task.job, run=RunConfig(resume_from_checkpoint=written.path))
+    (note,) = check_options(job, str(tmp_path / "run"))
+    assert note == f"{written.path} is resumed with learning_rate=0.001 (it was 0.02)"
+
+    wider = Trained(TOTAL, width=9, **OPTIONS, zero_stage=0)
+    with pytest.raises(ResumeError, match=r"another trained parameters .*6 tensors, .*, now 6 tensors, "):
+        checkpoint.restore(wider.wrapper, written, wider.task.fingerprint)
