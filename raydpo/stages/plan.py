@@ -27,6 +27,15 @@ from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources
 from raydpo.runtime.resources import Node, WorkerGroup
+from raydpo.stages.model_checks import (
+    Vocabulary,
+    check_model,
+    check_precision,
+    check_reference_tokenizer,
+    check_special_tokens,
+    plan_skeleton,
+    vocabulary,
+)
 from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
 
@@ -49,6 +58,8 @@ class RunPlan:
     """Whether the reference is scored while the policy trains."""
     deepspeed_config: dict[str, Any]
     """DeepSpeed config of the train workers."""
+    vocabularies: tuple[Vocabulary, ...] = ()
+    """The token ids that policy and reference have rows for, where that is known without loading them."""
 
     @property
     def ranks(self) -> int:
@@ -98,6 +109,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
     precision = job.precision(gpu=train_group.gpu)
+    check_precision(job, precision, gpu=train_group.gpu)
     deepspeed = deepspeed_config(job, precision, gpu=train_group.gpu, num_workers=train_group.workers)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
@@ -117,8 +129,27 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     )
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
+    vocabularies = check_models(job, (policy, config), (reference, reference_config), tokenizer)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    dated_job = dated(job, run_dir, tokenizer)
+    return RunPlan(dated_job, run_dir, tokenizer, policy, reference, pipelined, deepspeed, vocabularies)
+
+
+def check_models(
+    job: JobConfig, policy: tuple[ModelPlan, Any], reference: tuple[ModelPlan, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Vocabulary, ...]:
+    """Check options and tokenizer against the architectures of policy and reference, each with its Hugging Face config.
+
+    Returns the token ids that they have rows for. Raises ModelError where something does not fit.
+    """
+    trust = job.model.trust_remote_code
+    found = [vocabulary(check_model(job, *policy), policy[0].source.display_name)]
+    if job.scores_reference and reference[0].source != policy[0].source:
+        found.append(vocabulary(plan_skeleton(*reference, trust=trust), reference[0].source.display_name))
+        check_reference_tokenizer(tokenizer, reference[0], trust=trust)
+    vocabularies = tuple(one for one in found if one)
+    check_special_tokens(tokenizer, vocabularies)
+    return vocabularies
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.blocks.schema import Block
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import total_extras
@@ -44,6 +45,11 @@ class RunData:
     eval_strategy=no."""
     entries: tuple[EntryRows, ...] = ()
     """The data sets of the training data, and the rows that each gives."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, of training and of held-out pairs."""
+        return [block for part in (self.train, *self.held_out.values()) for block in part.blocks]
 
 
 def tokenize(plan: "RunPlan") -> RunData:
