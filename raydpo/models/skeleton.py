@@ -6,9 +6,12 @@ its weights, those questions stay open, and the workers answer them.
 
 import copy
 import logging
+import re
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -19,8 +22,15 @@ from transformers import (
 from raydpo.errors import ModelError
 from raydpo.models.attention.kernels import register_attention
 from raydpo.models.loading import LOAD_ERRORS
+from raydpo.models.lora_targets import outside_language_model
+from raydpo.models.source import weight_files
 
 _log = logging.getLogger(__name__)
+
+POSITIONS = re.compile(r"wpe|position_embed|embed_position")
+"""Matches the names of embeddings of positions."""
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight$")
+"""Matches the usual names of an input embedding's weight in files."""
 
 BUILD_ERRORS = (*LOAD_ERRORS, AttributeError, TypeError, AssertionError, ArithmeticError, LookupError)
 """Errors of a model's own code for which building it on the meta device is reason enough."""
@@ -80,3 +90,28 @@ def embedding_rows(model: PreTrainedModel) -> tuple[int, int | None]:
     outputs: Any = model.get_output_embeddings()
     weight = getattr(outputs, "weight", None)
     return int(inputs.weight.shape[0]), None if weight is None else int(weight.shape[0])
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that a model has learned embeddings for; None where positions are computed."""
+    outside = outside_language_model(model)  # a tower for images may have learned positions of its own
+    learned = any(
+        isinstance(module, nn.Embedding) and POSITIONS.search(path.rpartition(".")[2]) and path not in outside
+        for path, module in model.named_modules()
+    )
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if learned and limit and not model.config.is_encoder_decoder else None
+
+
+def stored_embedding_rows(folder: str) -> int | None:
+    """Return the number of rows of the input embedding in a model's weight files, from their headers alone.
+
+    None where the files are not safetensors, or where not exactly one weight has the usual name of an input embedding.
+    """
+    rows: list[int] = []
+    for path in weight_files(folder):
+        if not path.endswith(".safetensors"):
+            return None
+        with safe_open(path, framework="pt") as file:
+            rows += [int(file.get_slice(name).get_shape()[0]) for name in file.keys() if EMBEDDING.search(name)]  # noqa: SIM118
+    return rows[0] if len(rows) == 1 else None

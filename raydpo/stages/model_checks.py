@@ -1,6 +1,7 @@
 """Checks of the options against the models, before a worker starts: on skeletons, which have shapes and no weights."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from raydpo.models.compile import layers_to_compile
 from raydpo.models.loading import LOAD_ERRORS, enable_gradient_checkpointing
 from raydpo.models.plan import ModelPlan
 from raydpo.models.router import router_loss
-from raydpo.models.skeleton import build_skeleton, embedding_rows
-from raydpo.models.source import local_folder
+from raydpo.models.skeleton import build_skeleton, embedding_rows, learned_positions, stored_embedding_rows
+from raydpo.models.source import ModelSource, local_folder
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +31,26 @@ class Vocabulary:
     """Number of rows of the input embedding."""
     outputs: int
     """Number of tokens that the model predicts."""
+    positions: int | None = None
+    """Number of tokens in a sequence that the model has position embeddings for; None: no limit of this kind."""
 
 
-def check_precision(job: JobConfig, precision: str, *, gpu: bool) -> None:
-    """Raise ConfigError where the policy would be trained in float16 on CPUs, for which DeepSpeed has no support."""
-    if precision == "float16" and not gpu:
-        option = "fp16=true" if job.optim.fp16 else "dtype=float16"
+def check_precision(job: JobConfig, precision: str, deepspeed: Mapping[str, Any], *, gpu: bool) -> None:
+    """Raise ConfigError where the policy would be trained in float16 on CPUs, for which DeepSpeed has no support.
+
+    Also where a DeepSpeed file asks for ZeRO-3, with which compiled layers do not work.
+    """
+    in_file = bool(deepspeed.get("fp16", {}).get("enabled"))
+    if not gpu and (precision == "float16" or in_file):
+        option = "fp16=true" if job.optim.fp16 else "dtype=float16" if precision == "float16" else "fp16 in deepspeed"
         raise ConfigError(
             f"{option} needs GPUs: the train workers of this run are on CPUs, where float16 is not supported; leave it "
             "out for float32, or set bf16=true"
+        )
+    if job.model.torch_compile and deepspeed["zero_optimization"]["stage"] == 3:
+        raise ConfigError(
+            f"torch_compile=true does not work with ZeRO stage 3, set by deepspeed={job.cluster.deepspeed}, which "
+            "replaces the weights of compiled layers; set stage 2 there, or leave torch_compile out"
         )
 
 
@@ -72,12 +84,21 @@ def plan_skeleton(plan: ModelPlan, config: Any, *, trust: bool) -> PreTrainedMod
     return build_skeleton(config, attn_implementation=wanted, trust_remote_code=trust, name=plan.source.display_name)
 
 
-def vocabulary(skeleton: PreTrainedModel | None, name: str) -> Vocabulary | None:
-    """Return the token ids that a model has rows for; None without a skeleton."""
+def vocabulary(skeleton: PreTrainedModel | None, source: ModelSource) -> Vocabulary | None:
+    """Return the token ids that a model has rows for, by its skeleton or else by its weight files; None if unknown.
+
+    Raises ModelError where the two contradict each other.
+    """
+    name, stored = source.display_name, stored_embedding_rows(local_folder(source))
     if skeleton is None:
-        return None
+        return None if stored is None else Vocabulary(name, stored, stored)
     inputs, outputs = embedding_rows(skeleton)
-    return Vocabulary(name, inputs, inputs if outputs is None else outputs)
+    if stored is not None and stored != inputs:
+        raise ModelError(
+            f"the input embedding of {name!r} has {stored} rows in its weight files, and {inputs} by its config.json; "
+            f"set vocab_size={stored} there"
+        )
+    return Vocabulary(name, inputs, inputs if outputs is None else outputs, learned_positions(skeleton))
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, vocabularies: tuple[Vocabulary, ...]) -> None:

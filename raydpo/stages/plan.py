@@ -109,8 +109,8 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     train_group, reference_group = resources.train_group(job, nodes), resources.reference_group(job, nodes)
     pipelined = is_pipelined(job, train_group, reference_group, nodes)
     precision = job.precision(gpu=train_group.gpu)
-    check_precision(job, precision, gpu=train_group.gpu)
     deepspeed = deepspeed_config(job, precision, gpu=train_group.gpu, num_workers=train_group.workers)
+    check_precision(job, precision, deepspeed, gpu=train_group.gpu)
     trust = job.model.trust_remote_code
     source = resolve_model(job.model.model_name_or_path, job.model.model_revision, trust_remote_code=trust)
     other = job.reference.reference_model
@@ -143,9 +143,9 @@ def check_models(
     Returns the token ids that they have rows for. Raises ModelError where something does not fit.
     """
     trust = job.model.trust_remote_code
-    found = [vocabulary(check_model(job, *policy), policy[0].source.display_name)]
+    found = [vocabulary(check_model(job, *policy), policy[0].source)]
     if job.scores_reference and reference[0].source != policy[0].source:
-        found.append(vocabulary(plan_skeleton(*reference, trust=trust), reference[0].source.display_name))
+        found.append(vocabulary(plan_skeleton(*reference, trust=trust), reference[0].source))
         check_reference_tokenizer(tokenizer, reference[0], trust=trust)
     vocabularies = tuple(one for one in found if one)
     check_special_tokens(tokenizer, vocabularies)

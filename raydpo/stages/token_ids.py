@@ -40,6 +40,16 @@ def check_token_ids(
     )  # fmt: skip
 
 
+def check_lengths(longest: int, vocabularies: tuple[Vocabulary, ...]) -> None:
+    """Raise DataError where the longest sequence, in tokens, has more positions than a model has embeddings for."""
+    for found in vocabularies:
+        if found.positions is not None and longest > found.positions:
+            raise DataError(
+                f"the longest sequence has {longest} tokens, and {found.model!r} has learned embeddings for "
+                f"{found.positions} positions; set max_length={found.positions} or less"
+            )
+
+
 def _check_row(pair_id: str, tokenizer: PreTrainedTokenizerBase, token_id: int, rows: int, model: str) -> None:
     if token_id >= rows:
         raise DataError(

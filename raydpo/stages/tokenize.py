@@ -51,6 +51,11 @@ class RunData:
         """All blocks, of training and of held-out pairs."""
         return [block for part in (self.train, *self.held_out.values()) for block in part.blocks]
 
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence in tokens, of training and of held-out pairs."""
+        return max(part.longest for part in (self.train, *self.held_out.values()))
+
 
 def tokenize(plan: "RunPlan") -> RunData:
     """Tokenize the training pairs and, if the run evaluates, the held-out pairs. Raises DataError where it cannot."""

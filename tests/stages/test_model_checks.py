@@ -11,6 +11,8 @@ from transformers import (
     AutoTokenizer,
     CTRLConfig,
     CTRLLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -24,7 +26,7 @@ from raydpo.errors import ConfigError, DataError, ModelError
 from raydpo.runtime import storage
 from raydpo.stages.model_checks import Vocabulary, check_reference_tokenizer
 from raydpo.stages.plan import plan_run
-from raydpo.stages.token_ids import check_token_ids
+from raydpo.stages.token_ids import check_lengths, check_token_ids
 from tests.stages.plan_helpers import CPU_NODE, job_of
 
 SHAPE: dict[str, Any] = {
@@ -105,6 +107,46 @@ def test_a_model_without_a_row_for_the_end_of_a_sequence_is_refused(tiny_model: 
     assert json.loads(path.read_text())["eos_token"] == "<|im_end|>"
     with pytest.raises(ModelError, match=r"'<\|im_end\|>' has the id 260.*below 260.*resize_token_embeddings\(261\)"):
         plan(model, tmp_path)
+
+
+def test_weights_whose_embedding_is_not_that_of_the_config_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = save(llama(264), tiny_model, tmp_path / "model")
+    assert [found.inputs for found in plan(model, tmp_path).vocabularies] == [264]
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 300}))
+    with pytest.raises(ModelError, match=r"has 264 rows in its weight files, and 300 by its config.*vocab_size=264"):
+        plan(model, tmp_path)
+
+
+def test_a_model_that_cannot_be_built_without_weights_is_left_to_the_workers(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: LlamaForCausalLM, config: LlamaConfig) -> None:
+        raise AssertionError("no meta device")
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", broken)
+    found = plan(tiny_model, tmp_path, use_peft=True, lora_target_modules="query").vocabularies
+    assert [one.inputs for one in found] == [260], "from the header of the weights"
+
+
+def test_sequences_longer_than_learned_positions_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    found = plan(save(GPT2LMHeadModel(config), tiny_model, tmp_path / "gpt2"), tmp_path).vocabularies
+    check_lengths(32, found)
+    with pytest.raises(DataError, match=r"has 33 tokens.* 32 positions; set max_length=32"):
+        check_lengths(33, found)
+    check_lengths(10**6, plan(tiny_model, tmp_path).vocabularies)  # computed positions have no such limit
+
+
+def test_what_a_deepspeed_file_sets_is_checked_too(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deepspeed.json"
+    for content, options, message in (
+        ({"fp16": {"enabled": True}}, {}, "fp16 in deepspeed needs GPUs"),
+        ({"zero_optimization": {"stage": 3}}, {"torch_compile": True}, "does not work with ZeRO stage 3"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=message):
+            plan(tiny_model, tmp_path, deepspeed=str(path), **options)
 
 
 def block(folder: Path, prompt: list[int], chosen: list[int]) -> Block:
