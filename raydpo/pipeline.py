@@ -20,6 +20,7 @@ from raydpo.stages.feeds import blocks_in_training_order, check_schedule, start_
 from raydpo.stages.plan import plan_run
 from raydpo.stages.score import quarantine_failed, reference_store, score_reference
 from raydpo.stages.summarize import PreparedRun, Stopwatch, summarize, summarize_scoring
+from raydpo.stages.token_ids import check_lengths, check_token_ids
 from raydpo.stages.tokenize import tokenize
 from raydpo.stages.train import train_policy, train_while_scoring
 from raydpo.training.resume import check_options
@@ -43,6 +44,8 @@ def run(job: JobConfig) -> dict[str, Any]:
     check_schedule(plan)
     data = tokenize(plan)
     check_schedule(plan, data.train.pairs)
+    check_token_ids(data.blocks, plan.tokenizer, plan.vocabularies)
+    check_lengths(data.longest, plan.vocabularies)
     watch.lap("tokenizing")
 
     store = reference_store(plan)
@@ -67,6 +70,8 @@ def score_only(job: JobConfig) -> dict[str, Any]:
     print_line("Reference", plan.reference.summary_line)
 
     data = tokenize(plan)
+    check_token_ids(data.blocks, plan.tokenizer, plan.vocabularies)
+    check_lengths(data.longest, plan.vocabularies)
     watch.lap("tokenizing")
 
     store = reference_store(plan)

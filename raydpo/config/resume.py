@@ -34,7 +34,10 @@ def _each(what: str, names: str) -> dict[str, str]:
 FIXES: dict[str, str] = {
     **_each(ORDER, "seed data_seed block_pairs shuffle_window train_sampling_strategy"),
     **_each(BATCH, "per_device_train_batch_size gradient_accumulation_steps num_workers"),
-    **_each(TOKENS, "max_length max_prompt_length truncation_mode add_special_tokens chat_template_date loss_on"),
+    **_each(
+        TOKENS,
+        "max_length max_prompt_length max_completion_length truncation_mode add_special_tokens chat_template_date loss_on",
+    ),
     **_each(ROWS, "dataset_config dataset_train_split dataset_format column_mapping dataset_seed test_split_size"),
     **_each(ROWS, "on_template_loss"),
     **_each(
@@ -46,7 +49,8 @@ FIXES: dict[str, str] = {
     **_each(REFERENCE, "reference_from_dataset reference_dtype reference_quantization reference_schedule"),
     **_each(REFERENCE, "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps"),
     **_each(PARAMETERS, "use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save use_rslora"),
-    **_each(PARAMETERS, "use_dora"),
+    **_each(PARAMETERS, "use_dora freeze_vision_tower freeze_multi_modal_projector"),
+    **_each("the model's kind", "is_encoder_decoder"),
     **_each(NUMERICS, "attn_implementation share_prompts"),
     **_each(OPTIMIZER, "adam_beta1 adam_beta2 adam_epsilon"),
     **_each("the size of an update", "max_grad_norm"),

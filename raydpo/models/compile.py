@@ -21,6 +21,14 @@ def compile_layers(model: Any, *, bounded: bool) -> None:
     lengths and each length gets its own graph; otherwise one dynamic graph serves all shapes. Raises ModelError if the
     model's layers cannot be identified.
     """
+    layers = layers_to_compile(model)
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for layer in layers:
+        layer.compile(dynamic=not bounded)
+
+
+def layers_to_compile(model: Any) -> list[GradientCheckpointingLayer]:
+    """Return the layers that are compiled one by one. Raises ModelError if the model's layers cannot be identified."""
     layers = [
         module
         for name, module in model.named_modules()
@@ -30,6 +38,4 @@ def compile_layers(model: Any, *, bounded: bool) -> None:
         raise ModelError(
             f"{type(model).__name__} has no layers that torch_compile could compile separately; set torch_compile=false"
         )
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for layer in layers:
-        layer.compile(dynamic=not bounded)
+    return layers

@@ -76,6 +76,18 @@ def check_router(config: Any, coefficient: float | None) -> None:
         )
 
 
+def has_router(causal_lm: Any) -> bool:
+    """Return whether any layer of a model chooses among experts; the class of a mixture may have dense layers alone."""
+    recorded = (getattr(causal_lm, "_can_record_outputs", None) or {}).get("router_logits")
+    recorders = recorded if isinstance(recorded, list) else [recorded]
+    classes = tuple(
+        found for one in recorders if isinstance(found := getattr(one, "target_class", one), type)
+    )  # transformers reads the router logits from the outputs of modules of these classes
+    if classes:
+        return any(isinstance(module, classes) for module in causal_lm.modules())
+    return any("expert" in path for path, _ in causal_lm.named_modules())
+
+
 def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
     """Return the router loss with the given weight, or with the weight in the config if `coefficient` is None.
 
@@ -86,6 +98,13 @@ def router_loss(causal_lm: Any, coefficient: float | None) -> RouterLoss | None:
     config = causal_lm.config.get_text_config()
     weight = getattr(config, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
     if not weight or not hasattr(config, "output_router_logits"):
+        return None
+    if not has_router(causal_lm):
+        if coefficient:
+            raise ModelError(
+                f"router_aux_loss_coef={coefficient:g} requires a layer with a mixture of experts, and none of the "
+                f"layers of this {config.model_type} model has one; leave it out"
+            )
         return None
     function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
     experts, chosen = (getattr(causal_lm, name, None) for name in ("num_experts", "num_experts_per_tok"))

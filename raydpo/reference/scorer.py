@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from raydpo.reference.store import ReferenceStore
 
 _log = logging.getLogger(__name__)
 
+SIDES = {CHOSEN: "chosen", REJECTED: "rejected"}
 MIN_TOKENS = 64
 """Token budget of a forward below which a scoring worker gives up, instead of halving it once more."""
 
@@ -117,7 +118,7 @@ class Scorer:
         """Score a block in forwards of up to `tokens` tokens, and write its file; halve `tokens` where memory lacks.
 
         With `reused`, the file is that of a part, without the scores that `reused` names. Raises ModelError where the
-        memory is too small for any forward.
+        memory is too small for any forward, and where a log-prob is not finite: no such score is stored.
         """
         tokenized = TokenizedBlock(block)
         unique = unique_completions([tokenized.pair(row) for row in range(len(tokenized))], reused)
@@ -134,6 +135,7 @@ class Scorer:
                 tokens //= 2
                 _log.warning("Out of memory: the reference continues with %d tokens per forward.", tokens)
             torch.cuda.empty_cache()  # only now, as the error's traceback kept tensors alive
+        _check_finite(logps, tokenized, self._spec)
         none = np.zeros(0, dtype=np.float32)
         sides = ([logps.get((row, side), none) for row in range(len(tokenized))] for side in (CHOSEN, REJECTED))
         write_scores(store.part_url(block) if reused.source_blocks else store.url(block), *sides)
@@ -157,6 +159,19 @@ class Scorer:
                 for part, where in zip(parts, places[index], strict=True):
                     logps.update(dict.fromkeys(where, part))
         return logps, len(groups)
+
+
+def _check_finite(logps: Mapping[Place, FloatArray], block: TokenizedBlock, spec: ScorerSpec) -> None:
+    """Raise ModelError, with the row, where the log-prob of a token is infinite or not a number."""
+    for (row, side), values in logps.items():
+        if not np.isfinite(values).all():
+            wrong = values[~np.isfinite(values)][0]
+            raise ModelError(
+                f"the reference {spec.model.display_name!r} gives the {SIDES[side]} completion of row "
+                f"{block.pair_ids[row]} a log-prob of {wrong} in {spec.model.precision}; set reference_dtype=float32 "
+                "(or bfloat16 instead of float16), check the reference's weights, or remove the row if it has a token "
+                "that the reference cannot predict"
+            )
 
 
 def _build_trees(

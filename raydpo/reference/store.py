@@ -8,6 +8,9 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from raydpo.blocks import schema
 from raydpo.blocks.block import ListColumn, ScoredBlock, TokenizedBlock
@@ -69,11 +72,15 @@ class ReferenceStore:
         """Return whether a block has a score file for all of its pairs; log a file that cannot be used."""
         url = self.url(block)
         try:
-            rows = len(storage.read_table(url))
+            table = storage.read_table(url)
         except FileNotFoundError:
             return False
         except DamagedFile as error:
             _log.warning("A block of %s is scored again: %s", block.shard, error)
+            return False
+        rows = len(table)
+        if not all(_is_finite(table, name) for name in (schema.REF_CHOSEN_LOGPS, schema.REF_REJECTED_LOGPS)):
+            _log.warning("A block of %s is scored again: %s has scores that are not finite", block.shard, url)
             return False
         if rows != block.pairs:
             _log.warning("A block of %s is scored again: %s has %d rows, not %d", block.shard, url, rows, block.pairs)
@@ -92,3 +99,9 @@ class ReferenceStore:
         """Return a block's pairs with their scores. Raises ReferenceMismatch where the two do not fit."""
         url = self.url(block)
         return ScoredBlock(TokenizedBlock(block), storage.read_table(url), url)
+
+
+def _is_finite(table: Any, name: str) -> bool:
+    """Return whether all numbers in a list column of an Arrow table are finite."""
+    column = table.column(name).combine_chunks()
+    return bool(np.isfinite(column.flatten().to_numpy(zero_copy_only=False)).all())

@@ -33,6 +33,15 @@ from raydpo.reporting.trackers import check_trackers
 from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.stages.encoder_decoder import check_encoder_decoder, seq2seq_text
+from raydpo.stages.model_checks import (
+    Vocabulary,
+    check_model,
+    check_precision,
+    check_reference_tokenizer,
+    check_special_tokens,
+    plan_skeleton,
+    vocabulary,
+)
 from raydpo.training.deepspeed_config import deepspeed_config, hidden_size, with_deepspeed_file
 from raydpo.training.drift import DRIFT_TOLERANCES
 from raydpo.training.resume import with_absolute_path
@@ -60,6 +69,8 @@ class RunPlan:
     """How the policy's model reads images, or why it reads none."""
     seq2seq: Seq2SeqText | None = None
     """What the text of an encoder-decoder depends on; None for a decoder model."""
+    vocabularies: tuple[Vocabulary, ...] = ()
+    """The token ids that policy and reference have rows for, where that is known without loading them."""
     notes: Notes = field(default_factory=Notes)
     """What the run does otherwise than its options say, as it is found out."""
 
@@ -121,6 +132,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     adapter, reference_adapter = resolve_adapters(job)
     config = load_config(source, trust_remote_code=trust)
     deepspeed = deepspeed_config(job, file, train_group, hidden_size(config))
+    check_precision(job, precision, deepspeed, gpu=train_group.gpu)
     check_router(config, job.loss.router_aux_loss_coef)
     policy = plan_model(job, (source, adapter), train_group, precision, config, flops_model(config))
     reference_config, flops = config, policy.planner.flops
@@ -140,7 +152,9 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     seq2seq = seq2seq_text(config)
     if seq2seq is not None:
         check_targets(tokenizer)
-    plan = RunPlan(job, run_dir, tokenizer, policy, reference, pipelined, deepspeed, images, seq2seq)
+    vocabularies = check_models(job, (policy, config), (reference, reference_config), tokenizer)
+    models = (tokenizer, policy, reference)
+    plan = RunPlan(job, run_dir, *models, pipelined, deepspeed, images, seq2seq, vocabularies)
     plan.notes.add(*overridden)
     return plan
 
@@ -156,6 +170,23 @@ def plan_images(source: ModelSource, tokenizer: PreTrainedTokenizerBase, job: Jo
     if not tokenizer.chat_template and images.identity.chat_template:
         tokenizer.chat_template = images.identity.chat_template
     return images
+
+
+def check_models(
+    job: JobConfig, policy: tuple[ModelPlan, Any], reference: tuple[ModelPlan, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Vocabulary, ...]:
+    """Check options and tokenizer against the architectures of policy and reference, each with its Hugging Face config.
+
+    Returns the token ids that they have rows for. Raises ModelError where something does not fit.
+    """
+    trust = job.model.trust_remote_code
+    found = [vocabulary(check_model(job, *policy), policy[0].source)]
+    if job.scores_reference and reference[0].source != policy[0].source:
+        found.append(vocabulary(plan_skeleton(*reference, trust=trust), reference[0].source))
+        check_reference_tokenizer(tokenizer, reference[0], trust=trust)
+    vocabularies = tuple(one for one in found if one)
+    check_special_tokens(tokenizer, vocabularies)
+    return vocabularies
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.blocks.schema import Block
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import total_extras
@@ -48,6 +49,16 @@ class RunData:
     eval_strategy=no."""
     entries: tuple[EntryRows, ...] = ()
     """The data sets of the training data, and the rows that each gives."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, of training and of held-out pairs."""
+        return [block for part in (self.train, *self.held_out.values()) for block in part.blocks]
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence in tokens, of training and of held-out pairs."""
+        return max(part.longest for part in (self.train, *self.held_out.values()))
 
 
 def tokenize(plan: "RunPlan") -> RunData:

@@ -102,7 +102,8 @@ def test_scoring_next_to_training_without_room_is_refused(tiny_model: Path, tmp_
 def test_drift_tolerance_follows_precision_and_options(
     tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: float | None
 ) -> None:
-    assert plan_of(tiny_model, tmp_path, **options).drift_tolerance == expected
+    nodes = [GPU_NODE] if "fp16" in options else None
+    assert plan_of(tiny_model, tmp_path, nodes, attn_implementation="sdpa", **options).drift_tolerance == expected
 
 
 def test_another_reference_has_no_drift_tolerance(tiny_model: Path, tmp_path: Path) -> None:

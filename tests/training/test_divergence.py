@@ -15,6 +15,7 @@ from raydpo.training import deepspeed_engine
 from raydpo.training.deepspeed_config import deepspeed_config
 from raydpo.training.deepspeed_engine import MAX_SKIPPED, DeepSpeedEngine
 from raydpo.training.divergence import DivergenceCheck, check_start, poisoned
+from tests.training.engines import GROUP
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,12 +34,13 @@ def process(single_rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_of(stage: int, precision: str) -> DeepSpeedEngine:
     """Return DeepSpeed's engine around a small model."""
-    job = config.from_flat({"zero_stage": stage, "learning_rate": 1e-2})
+    halves = {"bf16": precision == "bfloat16", "fp16": precision == "float16"}
+    job = config.from_flat({"zero_stage": stage, "learning_rate": 1e-2, **halves})
     torch.manual_seed(0)
     task: Any = SimpleNamespace(
         job=job,
         schedule=Schedule(pairs=10, global_batch=1, total_steps=100),
-        deepspeed_config=deepspeed_config(job, precision, gpu=False, num_workers=1),
+        deepspeed_config=deepspeed_config(job, {}, GROUP, None),
         policy=SimpleNamespace(gpu=False),
     )
     return DeepSpeedEngine(nn.Linear(4, 4).to(DTYPES[precision]), task)
