@@ -1,6 +1,7 @@
 """Fixtures shared by all tests (one Ray instance, a tiny model), and the marker `ray` of the tests that need Ray."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +79,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make this process the only rank of a process group."""
+    """Make this process the only rank of a process group, for DeepSpeed too, and leave nothing of it behind."""
     import torch
 
     group = tmp_path_factory.mktemp("group") / "group"
+    environment = dict(os.environ)
     torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(environment)
+    if "deepspeed" in sys.modules:  # it keeps the group, which the next module does not have
+        import deepspeed
+
+        deepspeed.comm.comm.cdb = None
+        kept = vars(deepspeed.utils.groups)
+        kept.update({name: None for name, value in kept.items() if isinstance(value, torch.distributed.ProcessGroup)})
