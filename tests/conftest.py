@@ -74,3 +74,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make this process the only rank of a process group."""
+    import torch
+
+    group = tmp_path_factory.mktemp("group") / "group"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

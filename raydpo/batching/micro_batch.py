@@ -82,6 +82,10 @@ class MicroBatch:
     images: tuple[tuple[str, ...], ...] = ()
     """For each prompt of `layout`, filler excluded, the digest of each of its images in the order of its tokens."""
 
+    spare_image: str | None = None
+    """Digest of an image to encode for nothing if the micro-batch has none, as other ranks encode theirs in the same
+    forward; None where no rank does, or there is one rank only."""
+
     @property
     def pairs(self) -> int:
         """Number of pairs (B); 0 in a dummy batch."""

@@ -43,6 +43,8 @@ class TokenizedBlock:
         self._rejected = ListColumn(table, schema.REJECTED_IDS)
         names = {field.name for field in schema.LOSS_MASK_FIELDS} & set(table.column_names)
         self._loss_masks = {name: ListColumn(table, name) for name in names}
+        has_images = schema.IMAGES in table.column_names
+        self._images: list[list[str]] = table.column(schema.IMAGES).to_pylist() if has_images else []
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -67,6 +69,7 @@ class TokenizedBlock:
             rejected_ids=self._rejected[row].astype(np.int64),
             chosen_loss_mask=self._loss_mask(schema.CHOSEN_LOSS_MASK, row),
             rejected_loss_mask=self._loss_mask(schema.REJECTED_LOSS_MASK, row),
+            images=tuple(self._images[row]) if self._images else (),
         )
 
     def _loss_mask(self, name: str, row: int) -> BoolArray | None:
@@ -117,6 +120,7 @@ class ScoredBlock:
             rejected_loss_mask=pair.rejected_loss_mask,
             weight=self._weights[row],
             margin=self._margins[row],
+            images=pair.images,
         )
 
     def _mismatch(self, problem: str) -> ReferenceMismatch:

@@ -19,6 +19,7 @@ CHOSEN_LOSS_MASK = "chosen_loss_mask"
 REJECTED_LOSS_MASK = "rejected_loss_mask"
 WEIGHT = "weight"
 MARGIN = "margin"
+IMAGES = "images"
 
 TOKENIZED_SCHEMA = pa.schema(
     [
@@ -48,6 +49,10 @@ LOSS_MASK_FIELDS = (
 """Further columns of a block with masked tokens (`loss_on` assistant): whether each completion token is a target."""
 EXTRAS_FIELDS = {name: pa.field(name, pa.float32(), nullable=False) for name in (WEIGHT, MARGIN)}
 """Columns that a block's file has after the others where rows have a weight other than 1 or a margin other than 0."""
+
+IMAGES_TYPE = pa.list_(pa.string())
+IMAGES_FIELD = pa.field(IMAGES, IMAGES_TYPE, nullable=False)
+"""Last column of a block's file where prompts have images: the digest of each image, in the order of its tokens."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -83,6 +88,8 @@ class Block:
     """SHA-256 (hex) of the weights in the block's file; empty if all are 1. The scores do not depend on it."""
     margins: str = ""
     """SHA-256 (hex) of the margins in the block's file; empty if all are 0. The scores do not depend on it."""
+    images: str = ""
+    """SHA-256 (hex) of the images of the block's prompts, of which `content` depends; empty without any."""
 
     def part(self, rows: Sequence[int]) -> "Block":
         """Return some rows of the block, given in order, as a block with scores of its own.

@@ -18,6 +18,7 @@ from raydpo.errors import ConfigError, RaydpoError, StorageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from raydpo.data.images.processing import ImageProcessing
     from raydpo.data.inspection import ShardReport
     from raydpo.data.shards import Shard
 
@@ -39,6 +40,7 @@ class Inspected:
 
     job: JobConfig
     tokenizer: "PreTrainedTokenizerBase"
+    images: "ImageProcessing | None" = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +110,7 @@ def inspect(job: JobConfig, shown: InspectConfig) -> int:
     if tokenizer is not None and writes_date(tokenizer) and job.data.chat_template_date is None:
         today = datetime.date.today().isoformat()  # that of a run which starts now
         job = replace(job, data=replace(job.data, chat_template_date=today))
-    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer))
+    plan = Inspected(job, cast("PreTrainedTokenizerBase", tokenizer), images_of(job, tokenizer))
     request = tokenization_request(plan, Path())
     slicing, recipe = request.slicing, request.recipe
     examine = without_tokenizer(recipe.mapping) if tokenizer is None else with_tokenizer(tokenizer, recipe)
@@ -169,6 +171,17 @@ def tokenizer_of(job: JobConfig) -> "PreTrainedTokenizerBase | None":
     source = resolve_tokenizer(name, job.model.model_revision, trust_remote_code=trust)
     template = read_chat_template(job.model.chat_template)
     return loading.load_tokenizer(source, trust_remote_code=trust, chat_template=template)
+
+
+def images_of(job: JobConfig, tokenizer: "PreTrainedTokenizerBase | None") -> "ImageProcessing | None":
+    """Return how the job's model reads images; None without a model whose files are here."""
+    name, trust = job.model.model_name_or_path, job.model.trust_remote_code
+    if name in (None, STARTER) or tokenizer is None:
+        return None
+    from raydpo.models.source import resolve_tokenizer
+    from raydpo.stages.plan import plan_images
+
+    return plan_images(resolve_tokenizer(str(name), job.model.model_revision, trust_remote_code=trust), tokenizer, job)
 
 
 def draw_lengths(reports: Sequence["ShardReport"], job: JobConfig, png: str | None, unit: str) -> None:

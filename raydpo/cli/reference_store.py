@@ -76,7 +76,8 @@ def _list(cache_dir: str, found: list[StoredReference], tokens: StoredTokens) ->
     for stored in found:
         print(_line(stored.identity, stored.blocks, stored.bytes, stored.model))
     if tokens.files:
-        print(_line("tokenized", tokens.blocks, tokens.bytes, f"{len(tokens.entries):,} shards in the index"))
+        images = f", {len(tokens.images):,} images" if tokens.images else ""
+        print(_line("tokenized", tokens.blocks, tokens.bytes, f"{len(tokens.entries):,} shards in the index{images}"))
     print(f"{_blocks(found)} in {storage.join(cache_dir, SCORED)}")
     return 0
 

@@ -8,7 +8,7 @@ CHOICE_TARGETS = ("best", "strength", "scores", "ranks")
 """Names of what tells the better one of several completions: its index or column, a signed strength of the preference,
 their scores, or their ranks."""
 MAPPING_TARGETS = (
-    *("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs", "history"),
+    *("prompt", "chosen", "rejected", "system", "tools", "chat_template_kwargs", "history", "images"),
     *("completions", *CHOICE_TARGETS),
     *("weight", "margin", "score_chosen", "score_rejected", "ref_chosen_logps", "ref_rejected_logps"),
 )

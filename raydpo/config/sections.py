@@ -54,6 +54,16 @@ class ModelConfig(Section):
         "with it. Unset: the tokenizer's own.",
     )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model on the hub.")
+    freeze_vision_tower: bool = option(
+        True,
+        "Leave the vision tower of a vision-language model (and its audio tower, if it has one) untrained, and out of "
+        "reach of lora_target_modules. No effect on other models. TRL: trained.",
+    )
+    freeze_multi_modal_projector: bool = option(
+        True,
+        "Leave the projector, which maps features of the vision tower to embeddings of the language model, untrained, "
+        "and out of reach of lora_target_modules. No effect on models without one. TRL: trained.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,10 @@ def write_block(shard: str, index: int, good: Sequence[TokenizedRow], cache_dir:
     scores = [row.scores for row in good if row.scores is not None]
     if scores:
         content = hashlib.sha256("".join([content, *map(_digest, scores)]).encode()).hexdigest()
+    images = [row.pair.images for row in good]
+    images_digest = digest_of_images(images)
+    if images_digest:  # the scores depend on the pictures too
+        content = hashlib.sha256(f"{content} images {images_digest}".encode()).hexdigest()
     extras = extras_columns([row.extras for row in good])
     digests = {column.name: column.digest for column in extras}
     # Another shard may have the same tokens with other pair ids, weights, margins or masks. The file name depends on
@@ -54,7 +58,12 @@ def write_block(shard: str, index: int, good: Sequence[TokenizedRow], cache_dir:
     name = hashlib.sha256("\n".join([content, *marks, *pair_ids]).encode()).hexdigest()
     url = block_url(cache_dir, f"{name}.parquet")
     if not storage.exists(url):
-        storage.write_table(url, _table(pair_ids, columns, scores, extras, masks))
+        table = _table(pair_ids, columns, scores, extras, masks)
+        if images_digest:
+            table = table.append_column(
+                schema.IMAGES_FIELD, pa.array([list(row) for row in images], schema.IMAGES_TYPE)
+            )
+        storage.write_table(url, table)
     return Block(
         content=content,
         shard=shard,
@@ -65,7 +74,14 @@ def write_block(shard: str, index: int, good: Sequence[TokenizedRow], cache_dir:
         weights=digests.get(schema.WEIGHT, ""),
         margins=digests.get(schema.MARGIN, ""),
         loss_masks=masks_digest,
+        images=images_digest,
     )
+
+
+def digest_of_images(images: Sequence[Sequence[str]]) -> str:
+    """Return the SHA-256 (hex) of the images of each pair's prompt, given by their digests; empty without any."""
+    lines = "\n".join(" ".join(row) for row in images)
+    return hashlib.sha256(lines.encode()).hexdigest() if any(images) else ""
 
 
 def _table(

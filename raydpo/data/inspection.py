@@ -129,7 +129,8 @@ def inspect_shard(
 
 
 def with_tokenizer(tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> Examine:
-    """Return the function that examines rows as a run with this recipe tokenizes them."""
+    """Return the function that examines rows as a run with this recipe tokenizes them; it keeps no images."""
+    recipe = replace(recipe, cache_dir="")
 
     def examine(raw: RawBlock) -> tuple[Sequence[GoodRow], Sequence[BadRow]]:
         uncut, refused, _ = tokenized_rows(raw, tokenizer, replace(recipe, truncation=Truncation()))
@@ -205,7 +206,8 @@ def _canonical_row(row: ReadRow, dialect: str, mapping: ColumnMapping) -> GoodRo
         raise RowError(row.reason)
     pair = to_pair(row.columns, dialect, chat=True, mapping=mapping)
     prompt, chosen, rejected = (_messages_text(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    variables = {"tools": pair.tools, "chat_template_kwargs": dict(pair.chat_template_kwargs) or None}
+    variables: dict[str, Any] = {"tools": pair.tools, "chat_template_kwargs": dict(pair.chat_template_kwargs) or None}
+    variables["images"] = len(pair.images)
     notes = tuple(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in variables.items() if value)
     shown = ShownPair(row.number, (prompt, chosen, rejected), None, notes)
     return GoodRow(row.number, (len(prompt), len(chosen), len(rejected)), False, lambda: shown)

@@ -4,12 +4,13 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.blocks.schema import Block
 from raydpo.data.extras import ExtrasCounts, total_extras
+from raydpo.data.images.rows import ImageCounts, total_images
 from raydpo.data.index.settings_digest import settings_digest
 from raydpo.data.index.token_index import TokenIndex
 from raydpo.data.quarantine import BadRow
@@ -72,6 +73,8 @@ class PreparedData:
     """Numbers of good rows with a weight or a margin."""
     by_shard: Mapping[str, ShardCounts] = field(default_factory=dict)
     """Counts by shard name; shards without rows are missing."""
+    images: ImageCounts = field(default_factory=ImageCounts, compare=False)
+    """Counts of the images of all rows; those of reused rows count as read and not as processed."""
 
     @property
     def pairs(self) -> int:
@@ -122,6 +125,9 @@ class _Tally:
     reused: int = 0
 
     def add(self, outcome: BlockOutcome, reused: bool) -> None:
+        # Images of reused rows were processed by an earlier run; names of files are of no further use.
+        images = replace(outcome.images, files={}, processed=0 if reused else outcome.images.processed)
+        outcome = replace(outcome, images=images)
         self.outcomes.append(outcome)
         self.rows += outcome.rows
         self.reused += outcome.rows if reused else 0
@@ -189,6 +195,7 @@ def _summary(tally: _Tally, shards: Sequence[Shard]) -> PreparedData:
         rows_reused=tally.reused,
         extras_counts=total_extras(outcome.extras_counts for outcome in outcomes),
         by_shard=_counts(outcomes, shards),
+        images=total_images(outcome.images for outcome in outcomes),
     )
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.pair import Pair, RowError
 from raydpo.data.encoding import REFUSED, Encoder, PairIds, TokenIds
+from raydpo.data.images.expansion import expanded_texts, start_of_images
 from raydpo.data.remarks import DROPPED_WORDS, GENERATION_TAIL, MERGED_TAIL, OWN_TOKENS, Remark
 from raydpo.data.row_errors import attempt
 from raydpo.data.templates.probe import TOOLS
@@ -51,6 +52,10 @@ class EncodedPair:
     """Whether each token of `chosen_ids` is a target of the loss; None: every token is (see `assistant_spans`)."""
     rejected_mask: BoolArray | None = None
     """The mask of `rejected_ids`."""
+    images: tuple[str, ...] = ()
+    """Digest of each image of the prompt, in the order of its tokens."""
+    image_start: int | None = None
+    """Position in `prompt_ids` of the first token of an image; None without images."""
 
     @property
     def tokens(self) -> int:
@@ -81,7 +86,7 @@ class Truncation:
         """Return the truncated pair. Raises RowError if nothing to learn from is left."""
         prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
         if self.max_prompt_length is not None:
-            prompt = prompt[max(len(prompt) - self.max_prompt_length, 0) :]
+            prompt = self._cut_prompt(pair, prompt, max(len(prompt) - self.max_prompt_length, 0))
         longest = max(len(chosen), len(rejected))
         limit = self.max_length or len(prompt) + longest
         excess = len(prompt) + longest - limit
@@ -96,13 +101,26 @@ class Truncation:
                 raise RowError(
                     "completion too long", f"its {longest} tokens leave no room for a prompt in max_length={limit}"
                 )
-            prompt = prompt[excess:]
+            prompt = self._cut_prompt(pair, prompt, excess)
         if np.array_equal(chosen, rejected):
             cause = f"after truncation to max_length={limit}" if excess > 0 else "although the row's texts differ"
             raise RowError("chosen and rejected are the same", f"their tokens are identical {cause}")
         masks = (_cut_mask(pair.chosen_mask, len(chosen), limit), _cut_mask(pair.rejected_mask, len(rejected), limit))
         cut = replace(pair, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
         return replace(cut, chosen_mask=masks[0], rejected_mask=masks[1])
+
+    def _cut_prompt(self, pair: EncodedPair, prompt: TokenIds, tokens: int) -> TokenIds:
+        """Return the prompt without its first tokens. Raises RowError if a token of an image would be among them."""
+        before = len(pair.prompt_ids) - len(prompt)
+        if pair.image_start is not None and before + tokens > pair.image_start:
+            raise RowError(
+                "image cut off",
+                f"max_prompt_length={self.max_prompt_length} and max_length={self.max_length} "
+                f"(truncation_mode={self.truncation_mode}) cut off the first {before + tokens} of "
+                f"{len(pair.prompt_ids)} tokens of the prompt, and an image begins at token {pair.image_start}; raise "
+                "the limit, or use a smaller picture",
+            )
+        return prompt[tokens:]
 
 
 def _cut_mask(mask: BoolArray | None, length: int, limit: int) -> BoolArray | None:
@@ -129,32 +147,45 @@ def tokenize(
             places = [i for i, pair in enumerate(batch) if pair.conversational == conversational]
             # A chat template writes special tokens itself; for text, the tokenizer adds them.
             special = None if conversational else special_tokens(tokenizer, options)
-            texts = _texts(tokenizer, [batch[i] for i in places], special, options)
-            found.update(zip(places, _encode(Encoder(tokenizer, special), texts), strict=True))
+            members = [batch[i] for i in places]
+            texts = _texts(tokenizer, members, special, options)
+            found.update(zip(places, _encode(Encoder(tokenizer, special), members, texts), strict=True))
         yield from (found[i] for i in range(len(batch)))
 
 
 def _texts(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], special: SpecialTokens | None, options: TextOptions
 ) -> list[Rendered | RowError]:
+    """Return the texts of pairs, with the text of each image in its place, or the reason why a pair has none."""
     if special is None:
-        return render_conversations(tokenizer, pairs, options)
-    return [attempt(partial(_plain_texts, pair, special, options), REFUSED) for pair in pairs]
+        texts = render_conversations(tokenizer, pairs, options)
+    else:
+        texts = [attempt(partial(_plain_texts, pair, special, options), REFUSED) for pair in pairs]
+    return [
+        text if isinstance(text, RowError) else attempt(partial(expanded_texts, text, pair.expansion), REFUSED)
+        for text, pair in zip(texts, pairs, strict=True)
+    ]
 
 
-def _encode(encoder: Encoder, texts: Sequence[Rendered | RowError]) -> Iterator[EncodedPair | RowError]:
+def _encode(
+    encoder: Encoder, pairs: Sequence[Pair], texts: Sequence[Rendered | RowError]
+) -> Iterator[EncodedPair | RowError]:
     """Yield the encoded pair of each text, in order, or the reason why it has none."""
     ids = iter(encoder.encode([text for text in texts if not isinstance(text, RowError)]))
-    for text in texts:
+    for pair, text in zip(pairs, texts, strict=True):
         if isinstance(text, RowError):
             yield text
             continue
         found = next(ids)
-        yield found if isinstance(found, RowError) else attempt(partial(_pair, encoder, text, found), REFUSED)
+        yield found if isinstance(found, RowError) else attempt(partial(_pair, encoder, pair, text, found), REFUSED)
 
 
-def _pair(encoder: Encoder, text: Rendered, ids: PairIds) -> EncodedPair:
+def _pair(encoder: Encoder, source: Pair, text: Rendered, ids: PairIds) -> EncodedPair:
     pair = _join(*ids)
+    if source.expansion is not None:
+        parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+        start = start_of_images(encoder.tokenizer, source.expansion, parts)
+        pair = replace(pair, images=source.expansion.digests, image_start=start)
     remarks = [Remark(DROPPED_WORDS, words.kind, words.example) for words in text.dropped]
     if len(pair.dropped_tail):
         topic = MERGED_TAIL if text.begins_with_prompt else GENERATION_TAIL
@@ -176,7 +207,8 @@ def _batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
 
 
 def _size(pair: Pair) -> int:
-    return sum(
+    images = sum(map(len, pair.expansion.texts)) if pair.expansion else 0
+    return images + sum(
         len(part) if isinstance(part, str) else sum(_characters(message.get("content")) for message in part)
         for part in (pair.prompt, pair.chosen, pair.rejected)
     )

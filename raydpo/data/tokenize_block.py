@@ -16,6 +16,9 @@ from raydpo.data.dialects.detect import to_pair
 from raydpo.data.dialects.pair import Pair, RowError, kind_of
 from raydpo.data.extras import Extras, ExtrasCounts, ExtrasOptions, count_extras, read_extras
 from raydpo.data.files.rows import ReadRow, RowSlice
+from raydpo.data.images.loading import no_images
+from raydpo.data.images.processing import ImageProcessing
+from raydpo.data.images.rows import ImageCounts, ImageReader, lack_of_images
 from raydpo.data.mixtures.shard_rows import parse_rows
 from raydpo.data.remarks import DROPPED_WORDS, Remark, Remarks, counted
 from raydpo.data.row_errors import attempt, reason_text
@@ -62,6 +65,8 @@ class BlockRecipe:
     """What happens where a chat template drops words, and to special tokens of text."""
     extras_options: ExtrasOptions = field(default_factory=ExtrasOptions)
     """Columns that weights and margins come from."""
+    images: ImageProcessing | None = None
+    """How the model reads images; None: it takes none."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class BlockOutcome:
     """Length of the longest sequence in tokens, after truncation."""
     extras_counts: ExtrasCounts = field(default_factory=ExtrasCounts)
     """Numbers of good rows with a weight or a margin."""
+    images: ImageCounts = field(default_factory=ImageCounts)
+    """Counts of the images of its rows."""
 
 
 def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> BlockOutcome:
@@ -95,7 +102,8 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
     Raises DataError if the tokenizer lacks what the rows need: a chat template for conversations, or an EOS token for
     text.
     """
-    good, bad, total = tokenized_rows(raw, tokenizer, recipe)
+    reader = image_reader(raw, tokenizer, recipe)
+    good, bad, total = tokenized_rows(raw, tokenizer, recipe, reader)
     quarantined = quarantine.write(recipe.quarantine_dir, raw.rows.first_row, raw.shard.url, bad) if bad else ""
     return BlockOutcome(
         shard_index=raw.shard_index,
@@ -109,7 +117,14 @@ def tokenize_block(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: Bl
         quarantine_file=quarantined,
         longest=max((row.pair.length for row in good), default=0),
         extras_counts=count_extras([row.extras for row in good]),
+        images=reader.counts,
     )
+
+
+def image_reader(raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe) -> ImageReader:
+    """Return the reader of the images of a raw block's rows."""
+    processing = recipe.images or no_images(tokenizer.name_or_path)
+    return ImageReader(processing, tokenizer, raw.shard.url, recipe.cache_dir)
 
 
 def _placed(remark: Remark, row: TokenizedRow, shard: Shard) -> Remark:
@@ -121,9 +136,13 @@ def _placed(remark: Remark, row: TokenizedRow, shard: Shard) -> Remark:
 
 
 def tokenized_rows(
-    raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe
+    raw: RawBlock, tokenizer: PreTrainedTokenizerBase, recipe: BlockRecipe, images: ImageReader | None = None
 ) -> tuple[list[TokenizedRow], list[quarantine.BadRow], int]:
-    """Return the good rows and the bad rows, both in order, and the total number of rows."""
+    """Return the good rows and the bad rows, both in order, and the total number of rows.
+
+    `images` reads the images of the rows and counts them (None: a new `image_reader`).
+    """
+    images = images or image_reader(raw, tokenizer, recipe)
     reasons: list[tuple[ReadRow, RowError]] = []
     rows: list[ReadRow] = []
     pairs: list[Pair] = []
@@ -136,12 +155,16 @@ def tokenized_rows(
             reasons.append((row, read))
             continue
         pair, logps, extra = read
-        if lack := _lack_of(tokenizer, pair):
+        if lack := _lack_of(tokenizer, pair) or lack_of_images(images.processing, pair):
             reasons.append((row, lack))
             lacks.append(lack)
             continue
+        pair_or_reason = attempt(partial(images.read, pair), UNREADABLE)
+        if isinstance(pair_or_reason, RowError):
+            reasons.append((row, pair_or_reason))
+            continue
         rows.append(row)
-        pairs.append(pair)
+        pairs.append(pair_or_reason)
         dataset_logps.append(logps)
         extras.append(extra)
     if lacks and not pairs and raw.index == 0:  # no other row of the shard has shown that it fits the tokenizer

@@ -17,6 +17,7 @@ from raydpo.batching.flops import FlopsModel
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.batching.order import EpochOrder, Window, global_batch_bounds, group_equal_keys
 from raydpo.batching.planner import MicroBatchPlanner
+from raydpo.batching.prefix_tree import PromptTree
 from raydpo.blocks.block import ScoredBlock, TokenizedBlock
 from raydpo.blocks.schema import Block, IntArray, ScoredPair
 from raydpo.reference.readers import LogpReader
@@ -145,12 +146,15 @@ class BatchSource:
         with_prompts = self._spec.with_prompts
         nll_tokens = sum(pair.weight * pair.chosen_targets for pair in pairs)
         nll_tokens += sum(pair.weight * (len(pair.prompt_ids) - 1) for pair in pairs) if with_prompts else 0
+        spare = _spare_image(all_trees) if self._spec.ranks > 1 else None
         return [
             RankBatch(
                 start=position,
                 stop=position + len(pairs),
                 micro_batches=tuple(
-                    collate_scored(trees, pairs, with_prompts=with_prompts, multiple=planner.multiple)
+                    _with_spare(
+                        collate_scored(trees, pairs, with_prompts=with_prompts, multiple=planner.multiple), spare
+                    )
                     for trees in micro_batches
                 ),
                 tokens=tokens,
@@ -222,3 +226,17 @@ class BatchSource:
         rows, blocks = self._windows[key]
         block, row = rows[offset - order.windows[index].start]
         return blocks[int(block)].pair(int(row))
+
+
+def _spare_image(trees: Sequence[PromptTree]) -> str | None:
+    """Return the digest of an image of a global batch; None if it has none."""
+    return next((digest for tree in trees for digest in tree.images), None)
+
+
+def _with_spare(batch: MicroBatch, spare: str | None) -> MicroBatch:
+    """Return the micro-batch with a spare image if it has none.
+
+    Each forward of a global batch then runs the vision tower, or none does: under ZeRO-3 its modules are collectives,
+    and under the other stages its gradients are.
+    """
+    return batch if spare is None or any(batch.images) else replace(batch, spare_image=spare)

@@ -1,5 +1,7 @@
 """Adding new LoRA adapters to a model and loading saved ones, with peft; checks which modules may be adapted."""
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -9,22 +11,27 @@ from raydpo.config import AdapterConfig
 from raydpo.errors import ModelError
 from raydpo.models.loading import LOAD_ERRORS
 from raydpo.models.source import ModelSource, local_adapter
+from raydpo.models.vision import frozen_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
+def add_lora(model: PreTrainedModel, adapter: AdapterConfig, frozen: Sequence[str] = ()) -> "PeftModel":
     """Freeze the model and add a LoRA adapter whose initial output is 0, so that policy equals base model at the start.
 
-    The adapter has the model's dtype; DeepSpeed holds the float32 copy that updates are applied to. Raises ModelError
-    if a named module does not exist, cannot be adapted, or is the output embedding or tied to it: log-probs are
-    computed directly from the weight of the output embedding.
+    The default targets are the linear layers of the language model. Names of target modules mean none within the
+    modules `frozen`, given by their full names: a vision tower often has layers of the same names as the language
+    model. The adapter has the model's dtype; DeepSpeed holds the float32 copy that updates are applied to. Raises
+    ModelError if a named module does not exist, cannot be adapted, or is the output embedding or tied to it: log-probs
+    are computed directly from the weight of the output embedding.
     """
     # Imported here: peft takes 0.3 s at the start of each worker, and most runs have no adapter.
     from peft import LoraConfig, TaskType, get_peft_model
 
+    frozen = frozen if adapter.lora_target_modules else frozen_modules(model, tower=True, projector=True)
     _check_names(model, "lora_target_modules", adapter.lora_target_modules)
+    _check_reach(model, adapter.lora_target_modules, frozen)
     _check_names(model, "lora_modules_to_save", adapter.lora_modules_to_save)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -32,6 +39,7 @@ def add_lora(model: PreTrainedModel, adapter: AdapterConfig) -> "PeftModel":
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=list(adapter.lora_target_modules) or "all-linear",
+        exclude_modules=_within(frozen),
         modules_to_save=list(adapter.lora_modules_to_save) or None,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
@@ -92,6 +100,24 @@ def _check_names(model: PreTrainedModel, flag: str, names: tuple[str, ...]) -> N
             raise ModelError(
                 f"{flag}={name} is the output embedding or shares its weight, which must stay a plain linear layer; "
                 f"leave it out: {_linear_modules(model)}"
+            )
+
+
+def _within(modules: Sequence[str]) -> str | None:
+    """Return a regular expression of the names of these modules and of all modules within them; None for no modules."""
+    return rf"(?:{'|'.join(map(re.escape, modules))})(?:\..*)?" if modules else None
+
+
+def _check_reach(model: PreTrainedModel, targets: Sequence[str], frozen: Sequence[str]) -> None:
+    """Raise ModelError if a target names modules within frozen ones only."""
+    pattern = re.compile(_within(frozen) or "(?!)")
+    for name in targets:
+        matched = [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
+        if all(map(pattern.fullmatch, matched)):
+            raise ModelError(
+                f"lora_target_modules={name} matches modules of the vision tower or projector only, first "
+                f"{matched[0]}, which are frozen; leave it out, or set freeze_vision_tower=false or "
+                "freeze_multi_modal_projector=false"
             )
 
 

@@ -1,17 +1,21 @@
 """The module that wraps a policy or reference model: it maps a packed micro-batch to the log-probs of its targets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.blocks.schema import IntArray
+from raydpo.errors import ModelError
 from raydpo.models.attention.padded import row_lengths
 from raydpo.models.device import to_device
 from raydpo.models.head import LOGPS_ONLY, CompletionHead, TokenStatsRequest
-from raydpo.models.inputs import packed_inputs, padded_inputs
+from raydpo.models.images.inputs import ImageInputs
+from raydpo.models.images.reader import Arrays
+from raydpo.models.inputs import BodyInputs, packed_inputs, padded_inputs
 from raydpo.models.logit_transform import fit_transform, probe_logits
 from raydpo.models.own_forward import OwnForward, logits_of, set_own_attention
 from raydpo.models.rope_rows import use_own_lengths
@@ -30,13 +34,20 @@ class CompletionLogps(nn.Module):
     """A causal language model, with or without a LoRA adapter, whose forward returns per-token log-probs."""
 
     def __init__(
-        self, model: nn.Module, *, shares: bool, chunk_tokens: int | None = None, router_loss: RouterLoss | None = None
+        self,
+        model: nn.Module,
+        *,
+        shares: bool,
+        chunk_tokens: int | None = None,
+        router_loss: RouterLoss | None = None,
+        images: Callable[[str], Arrays] | None = None,
     ) -> None:
         """Replace the model's output embedding by a `CompletionHead`; the model cannot generate text afterwards.
 
         `shares` states that the model was loaded with one of the attention functions of `models.attention` and
         therefore takes packed rows; otherwise each completion gets a padded row of its own. `chunk_tokens` is passed to
-        the head. Raises ModelError if the model's output embedding is not separate from its body.
+        the head. `images` reads what the processor made of an image, by its digest; None where there are none. Raises
+        ModelError if the model's output embedding is not separate from its body.
         """
         super().__init__()
         self.model = model
@@ -47,6 +58,8 @@ class CompletionLogps(nn.Module):
         self._own = OwnForward.of(self.causal_lm, head)
         self._row_lengths = use_own_lengths(self.causal_lm)
         self._probed = False
+        self._images = images
+        self._image_inputs: ImageInputs | None = None
 
     @property
     def shares(self) -> bool:
@@ -90,9 +103,12 @@ class CompletionLogps(nn.Module):
                 self._row_lengths.set(None)
             return (self._own.logits({"input_ids": to_device(micro_batch.input_ids, device)}),)
         inputs = packed_inputs(micro_batch, device) if self._shares else padded_inputs(micro_batch, device)
+        if any(micro_batch.images) or micro_batch.spare_image:
+            inputs = self._with_images(inputs, micro_batch, device)
         if self._row_lengths:
             self._row_lengths.set(None if self._shares else row_lengths(micro_batch))
-        hidden, router_logits = self._hidden(inputs.arguments)
+        with inputs.encoding:
+            hidden, router_logits = self._hidden(inputs.arguments)
         hidden = hidden.to(last)
         targets = to_device(micro_batch.targets, last)
         outputs: tuple[Tensor, ...] = head(hidden, to_device(inputs.predictors, last), targets, request)
@@ -100,6 +116,17 @@ class CompletionLogps(nn.Module):
         if self._router_loss:
             loss = self._router_loss(router_logits, to_device(inputs.multiplicity, last))
         return *outputs, loss
+
+    def _with_images(self, inputs: BodyInputs, micro_batch: MicroBatch, device: torch.device) -> BodyInputs:
+        """Return the inputs with the images of the micro-batch. Raises ModelError if the model takes none."""
+        if self._image_inputs is None:
+            if self._images is None:
+                raise ModelError(
+                    f"{type(self.causal_lm).__name__} takes no images, and pairs have some; choose a vision-language "
+                    "model, or leave the images out"
+                )
+            self._image_inputs = ImageInputs(self.causal_lm, self._images)
+        return self._image_inputs.add(inputs, micro_batch, device, packed=self._shares)
 
     @property
     def _head(self) -> CompletionHead:

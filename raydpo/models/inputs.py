@@ -1,6 +1,7 @@
 """The arguments of a model's forward for a micro-batch, in each of the layouts that models take."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class BodyInputs:
     """[N]: index into the flattened R * T tokens of the token that predicts each of `MicroBatch.targets`."""
     multiplicity: IntArray
     """[R, T]: number of the 2B sequences that contain each token; 0 for padding."""
+    encoding: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Context of the forward, in which each of its images is encoded once."""
 
 
 def packed_inputs(micro_batch: MicroBatch, device: torch.device) -> BodyInputs:

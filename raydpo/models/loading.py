@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -26,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from raydpo.errors import ModelError
 from raydpo.models.attention.choice import IMPLEMENTATIONS
 from raydpo.models.attention.kernels import register_attention
+from raydpo.models.classes import auto_class, by_part
 from raydpo.models.noise import keep_noise_off
 from raydpo.models.source import ModelSource, local_folder
 
@@ -117,7 +117,7 @@ def load_causal_lm(
     quantization: str | None = None,
     device_map: str | Mapping[str, int | str] | None = None,
 ) -> PreTrainedModel:
-    """Load a decoder language model, with its key-value cache switched off.
+    """Load a decoder language model, or a vision-language model with all its parts; its cache is switched off.
 
     `dtype` is a key of `DTYPES`. `attn_implementation` is a name that transformers knows, or what `attention.choose`
     returned; None leaves the choice to the model. `device_map` has the meaning it has in transformers; None loads onto
@@ -129,11 +129,11 @@ def load_causal_lm(
     config = load_config(source, trust_remote_code=trust_remote_code)
     register_attention()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             folder,
             config=config,
             dtype=DTYPES[dtype],
-            attn_implementation=attn_implementation,
+            attn_implementation=by_part(config, attn_implementation),
             trust_remote_code=trust_remote_code,
             device_map=device_map,
             quantization_config=None if quantization is None else QUANTIZATIONS[quantization](DTYPES[dtype]),

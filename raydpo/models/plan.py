@@ -27,6 +27,8 @@ class ModelPlan:
     """Groups pairs into micro-batches within the token budget."""
     own_length: bool = False
     """Whether the model's rotary factors depend on a sequence's length, and therefore follow each row's own."""
+    images: str | None = None
+    """cache_dir, where what the processor made of images lies, for a vision-language model; None for others."""
 
     @property
     def gpu(self) -> bool:

@@ -44,13 +44,14 @@ NOTHING_REUSED = ReusedScores((), np.zeros((0, 5), dtype=np.int64))
 
 
 def completion_keys(block: Block) -> Keys:
-    """Read a block; return [pairs, 2] digests of each prompt with its chosen and with its rejected completion."""
+    """Read a block; return [pairs, 2] digests of each prompt (and images) with its chosen and rejected completion."""
     tokenized = TokenizedBlock(block)
     keys = np.zeros((len(tokenized), 2), dtype=f"S{KEY_BYTES}")
     for row in range(len(tokenized)):
         pair = tokenized.pair(row)
         prompt = hashlib.blake2b(len(pair.prompt_ids).to_bytes(8, "little"), digest_size=KEY_BYTES)
         prompt.update(pair.prompt_ids.tobytes())
+        prompt.update("".join(pair.images).encode())
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             sequence = prompt.copy()
             sequence.update(ids.tobytes())

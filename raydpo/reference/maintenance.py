@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from raydpo.data.images import store as image_store
 from raydpo.data.index import index_entries
 from raydpo.errors import DamagedFile
 from raydpo.reference.store import IDENTITY_FILE, READERS, SCORED
@@ -46,11 +47,13 @@ class StoredTokens:
     """Files of the tokenized blocks, the oldest first."""
     entries: tuple[File, ...]
     """Files of the index entries, one per shard, the oldest first."""
+    images: tuple[File, ...] = ()
+    """Files of the processed images, the oldest first. A shard whose images are gone is tokenized again."""
 
     @property
     def files(self) -> tuple[File, ...]:
         """All files that pruning may remove."""
-        return self.blocks + self.entries
+        return self.blocks + self.entries + self.images
 
     @property
     def bytes(self) -> int:
@@ -78,7 +81,11 @@ def stored_references(cache_dir: str) -> list[StoredReference]:
 
 def stored_tokens(cache_dir: str) -> StoredTokens:
     """Return the tokenized blocks and the index entries in cache_dir; no file is opened."""
-    return StoredTokens(tuple(index_entries.block_files(cache_dir)), tuple(index_entries.entry_files(cache_dir)))
+    return StoredTokens(
+        tuple(index_entries.block_files(cache_dir)),
+        tuple(index_entries.entry_files(cache_dir)),
+        tuple(image_store.image_files(cache_dir)),
+    )
 
 
 def damaged(blocks: Sequence[File]) -> list[tuple[File, str]]:
@@ -121,7 +128,7 @@ def prune(cache_dir: str, blocks: Iterable[File]) -> None:
     """
     for block in blocks:
         storage.remove(block.url)
-    folders = (SCORED, index_entries.TOKENIZED, index_entries.TOKEN_INDEX)
+    folders = (SCORED, index_entries.TOKENIZED, index_entries.TOKEN_INDEX, image_store.IMAGES)
     for file in [file for folder in folders for file in storage.files(storage.join(cache_dir, folder))]:
         if file.url.endswith(".part") and file.modified < time.time() - LEFT_OVER_S:
             storage.remove(file.url)

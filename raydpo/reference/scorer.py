@@ -20,6 +20,7 @@ from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.device import device
 from raydpo.models.forward_check import CheckedModel, ForwardCheck, check_forward
+from raydpo.models.images.reader import open_images
 from raydpo.models.loading import load_causal_lm, quiet_libraries
 from raydpo.models.plan import ModelPlan
 from raydpo.reference.dedup import (
@@ -98,7 +99,12 @@ class Scorer:
             model = load_adapter(model, plan.adapter, trainable=False)
         if spec.torch_compile:
             compile_layers(model, bounded=plan.attention.shares)
-        reference = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=spec.logits_chunk_tokens).eval()
+        reference = CompletionLogps(
+            model,
+            shares=plan.attention.shares,
+            chunk_tokens=spec.logits_chunk_tokens,
+            images=open_images(plan.images),
+        ).eval()
         self._model = reference if spec.device_map else reference.to(target)
         dtype, multiple = "quantized" if spec.quantization else plan.precision, plan.planner.multiple
         check = check_forward(CheckedModel(self._model, self._model, dtype, trains=False, multiple=multiple))

@@ -63,6 +63,12 @@ def read_bytes(url: str) -> bytes:
     return bytes(filesystem.cat_file(path))
 
 
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Return the bytes of a file from `start` up to `stop`. Raises FileNotFoundError if it does not exist."""
+    filesystem, path = _filesystem(url)
+    return bytes(filesystem.cat_file(path, start=start, end=stop))
+
+
 def write_bytes(url: str, content: bytes) -> None:
     """Write a file atomically: a reader sees the old content or the new content, never a part of it.
 

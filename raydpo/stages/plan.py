@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.batching.flops import FlopsModel
 from raydpo.batching.planner import MicroBatchPlanner
 from raydpo.config import BASE, JobConfig
+from raydpo.data.images.loading import load_image_processing
+from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.templates.chat_template import writes_date
 from raydpo.errors import ConfigError
 from raydpo.models.attention.choice import choose, follows_own_length
+from raydpo.models.classes import is_vision_language
 from raydpo.models.loading import load_config, load_tokenizer
 from raydpo.models.model_flops import flops_model
 from raydpo.models.plan import ModelPlan
@@ -25,7 +28,7 @@ from raydpo.models.source import ModelSource, resolve_adapter, resolve_model
 from raydpo.models.template_option import read_chat_template
 from raydpo.reporting.rundir import RunDir
 from raydpo.reporting.trackers import check_trackers
-from raydpo.runtime import resources
+from raydpo.runtime import resources, storage
 from raydpo.runtime.resources import Node, WorkerGroup
 from raydpo.training.deepspeed_engine import deepspeed_config
 from raydpo.training.drift import DRIFT_TOLERANCES
@@ -49,6 +52,8 @@ class RunPlan:
     """Whether the reference is scored while the policy trains."""
     deepspeed_config: dict[str, Any]
     """DeepSpeed config of the train workers."""
+    images: ImageProcessing | None = None
+    """How the policy's model reads images, or why it reads none."""
 
     @property
     def ranks(self) -> int:
@@ -117,8 +122,22 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     )
     template = read_chat_template(job.model.chat_template)
     tokenizer = load_tokenizer(source, trust_remote_code=trust, chat_template=template)
+    images = plan_images(source, tokenizer, job)
     run_dir = RunDir(job.run.output_dir)
-    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed)
+    return RunPlan(dated(job, run_dir, tokenizer), run_dir, tokenizer, policy, reference, pipelined, deepspeed, images)
+
+
+def plan_images(source: ModelSource, tokenizer: PreTrainedTokenizerBase, job: JobConfig) -> ImageProcessing:
+    """Return how a model reads images; its tokenizer gets the processor's chat template if it has none."""
+    images = load_image_processing(
+        source.folder,
+        tokenizer,
+        trust_remote_code=job.model.trust_remote_code,
+        own_template=job.model.chat_template is not None,
+    )
+    if not tokenizer.chat_template and images.identity.chat_template:
+        tokenizer.chat_template = images.identity.chat_template
+    return images
 
 
 def dated(job: JobConfig, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> JobConfig:
@@ -196,5 +215,6 @@ def plan_model(
     tokens = job.tokens_per_micro_batch(gpu=group.gpu)
     multiple = -(-tokens // COMPILED_LENGTHS) if job.model.torch_compile else GPU_MULTIPLE if group.gpu else 1
     planner = MicroBatchPlanner(tokens=tokens, flops=flops, padded=not attention.shares, multiple=multiple)
+    images = storage.absolute(job.data.cache_dir) if is_vision_language(config) else None
     own_length = follows_own_length(config, job.data.max_length)
-    return ModelPlan(*model, group, precision, attention, planner, own_length)
+    return ModelPlan(*model, group, precision, attention, planner, own_length, images)

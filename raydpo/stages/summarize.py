@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpo.blocks.schema import Block
+from raydpo.data.images.rows import total_images
 from raydpo.data.mixtures.mixture import EntryRows
 from raydpo.data.prepare import PreparedData
 from raydpo.objectives.objective import loss_at_reference
@@ -111,10 +112,19 @@ def _rows(data: RunData) -> dict[str, Any]:
         "template_losses": dict(train.template_losses),
         "weights": train.extras_counts.weights,
         "margins": train.extras_counts.margins,
+        **_images(data),
         **{f"held_out_{what}": sum(part[what] for part in counts.values()) for what in _counts(train)},
         **({"held_out_sets": counts} if any(held_out) else {}),
         "datasets": [_entry_rows(entry, data) for entry in data.entries],
     }
+
+
+def _images(data: RunData) -> dict[str, Any]:
+    """Return the counts of the images of all rows; nothing without images."""
+    counts = total_images(part.images for part in (data.train, *data.held_out.values()))
+    reused = counts.read - counts.processed
+    found = {"read": counts.read, "distinct": counts.distinct, "processed": counts.processed, "reused": reused}
+    return {"images": found} if counts.read else {}
 
 
 def _counts(part: PreparedData) -> dict[str, int]:
@@ -210,6 +220,11 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         print(f"{'':<12} {part['taken']:,} of {part['rows']:,} rows of {part['path']}{out}")
     if rows["reasons"]:
         print(f"{'':<12} reasons: {', '.join(f'{count:,} {why}' for why, count in rows['reasons'].items())}")
+    if images := rows.get("images"):
+        print(
+            f"{'Images':<12} {images['read']:,} read, {images['distinct']:,} different, {images['processed']:,} "
+            "processed in this run"
+        )
     if rows["template_losses"]:
         losses = ", ".join(f"{kind} of {count:,}" for kind, count in rows["template_losses"].items())
         print(f"{'':<12} trained on without what the chat template drops: {losses} pairs")

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from raydpo.config import JobConfig
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.extras import total_extras
+from raydpo.data.images.processing import ImageProcessing
+from raydpo.data.images.rows import ImageCounts, total_images
 from raydpo.data.mixtures.mixture import EntryRows, Mixture, draw_rows, find_entries
 from raydpo.data.mixtures.row_counts import count_all
 from raydpo.data.prepare import PreparedData, TokenizationRequest, prepare
@@ -65,7 +67,8 @@ def tokenize(plan: "RunPlan") -> RunData:
     reused = sum(part.rows_reused for part in parts)
     cached = f", {reused:,} from the cache" if reused else ""
     extras = total_extras(part.extras_counts for part in parts)
-    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine{describe_extras(extras)}")
+    images = describe_images(total_images(part.images for part in parts))
+    stage.done(f"{rows:,} rows ({', '.join(dialects)}){cached}, {bad:,} to quarantine{describe_extras(extras)}{images}")
     if unused := unused_margins(plan.job.loss, extras):
         _log.warning(unused)
     return RunData(train, held_out, mixture.entries)
@@ -95,6 +98,13 @@ def _prepare(
     return prepare(shards, tokenization_request(plan, quarantine), plan.job.data.max_bad_rows, on_progress)
 
 
+def describe_images(counts: ImageCounts) -> str:
+    """Return the counts of images as the end of the line of the stage; empty without any."""
+    if not counts.read:
+        return ""
+    return f", {counts.read:,} images ({counts.distinct:,} different, {counts.processed:,} processed now)"
+
+
 class Tokenizing(Protocol):
     """What tokenization needs of a plan."""
 
@@ -105,6 +115,10 @@ class Tokenizing(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model."""
+
+    @property
+    def images(self) -> ImageProcessing | None:
+        """How the model reads images."""
 
 
 def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequest:
@@ -121,5 +135,6 @@ def tokenization_request(plan: Tokenizing, quarantine: Path) -> TokenizationRequ
         assistant_only=plan.job.loss.loss_on == "assistant",
         text=TextOptions(data.on_template_loss, data.add_special_tokens, data.chat_template_date),
         extras_options=extras_options(plan.job.loss),
+        images=plan.images,
     )
     return TokenizationRequest(plan.tokenizer, Slicing(data.dataset_format, data.block_pairs, mapping), recipe)

@@ -8,8 +8,10 @@ from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.compile import compile_layers
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.forward_check import CheckedModel, ForwardCheck, check_forward
+from raydpo.models.images.reader import open_images
 from raydpo.models.loading import disable_dropout, enable_gradient_checkpointing, load_causal_lm
 from raydpo.models.router import RouterLoss, router_loss
+from raydpo.models.vision import freeze, frozen_modules
 from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
 
@@ -30,14 +32,24 @@ def build_policy(task: TrainTask) -> tuple[CompletionLogps, RouterLoss | None]:
     if plan.adapter:
         model = load_adapter(model, plan.adapter, trainable=True)
     elif job.adapter.use_peft:
-        model = add_lora(model, job.adapter)
+        frozen = frozen_modules(
+            model, tower=job.model.freeze_vision_tower, projector=job.model.freeze_multi_modal_projector
+        )
+        model = add_lora(model, job.adapter, frozen)
+    else:
+        freeze(model, tower=job.model.freeze_vision_tower, projector=job.model.freeze_multi_modal_projector)
     if job.loss.disable_dropout:
         disable_dropout(model)
     if job.model.torch_compile:
         compile_layers(model, bounded=plan.attention.shares)
     del keep_alive  # kept until here, as transformers keeps only a weak reference
-    chunk_tokens = job.model.logits_chunk_tokens
-    policy = CompletionLogps(model, shares=plan.attention.shares, chunk_tokens=chunk_tokens, router_loss=router)
+    policy = CompletionLogps(
+        model,
+        shares=plan.attention.shares,
+        chunk_tokens=job.model.logits_chunk_tokens,
+        router_loss=router,
+        images=open_images(plan.images),
+    )
     return policy, router
 
 

@@ -14,6 +14,7 @@ OURS = {
     "reference_drift_tolerance",
     "reference_quantization",
     "reference_dtype", "reference_from_dataset", "reference_schedule",
+    "freeze_vision_tower", "freeze_multi_modal_projector",
     "block_pairs", "cache_dir", "column_mapping", "cpus_per_worker", "dataset_format", "eval_dataset_name",
     "gpus_per_worker", "max_bad_rows", "max_failures", "num_workers", "offload", "reference_cpus_per_worker",
     "reference_gpus_per_worker", "reference_label_selector", "reference_model", "reference_num_workers",

@@ -125,6 +125,26 @@ def test_ranks_get_each_pair_once_in_equally_many_forwards(blocks: list[Block]) 
         assert max(len(micro.input_ids) for batch in batches for micro in batch.micro_batches) <= 40
 
 
+def test_every_forward_of_a_batch_with_images_has_one() -> None:
+    """The vision tower is a collective under ZeRO-3: each rank runs it in each forward of a global batch, or none."""
+    ids = np.ones(3, dtype=np.int64)
+    pairs = [schema.ScoredPair(str(row), ids + row, ids, ids + 1, ids[:3] * 0.0, ids * 0.0) for row in range(6)]
+
+    def spares(images: tuple[str, ...], ranks: int) -> list[str | None]:
+        members = [replace(pair, images=images if pair.pair_id == "4" else ()) for pair in pairs]
+        feed = source([Block("content", "shard", 0, len(pairs), 60, "")], ranks=ranks, global_batch=7)
+        feed.pairs = lambda position, version=None: members  # type: ignore[method-assign]
+        batches = [batch for rank in feed.rank_batches(0) for batch in rank.micro_batches]
+        assert len(batches) > 2 or ranks == 1
+        return [batch.spare_image if not any(batch.images) else "its own" for batch in batches]
+
+    found = spares(("a", "b"), ranks=4)
+    assert sorted(set(map(str, found))) == ["a", "its own"]
+    assert found.count("its own") == 1
+    assert set(map(str, spares(("a",), ranks=1))) <= {"None", "its own"}
+    assert set(spares((), ranks=4)) == {None}
+
+
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_weights_and_margins_go_with_their_pairs(with_prompts: bool, blocks: list[Block], tmp_path: Path) -> None:
     table = storage.read_table(blocks[0].url)

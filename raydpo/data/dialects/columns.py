@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.config.column_mapping import MAPPING_TARGETS, check_column_mapping
+from raydpo.data.dialects.images import IMAGE_COLUMNS
 from raydpo.data.dialects.pair import ColumnError, RowError, type_name
 
 NONE = "none"
@@ -61,6 +62,8 @@ class ColumnMapping:
             replaced |= _OTHER_DIALECTS
         if "prompt" in self.paths:
             replaced |= set(PROMPT_NAMES)
+        if "images" in self.paths:
+            replaced |= set(IMAGE_COLUMNS)
         replaced |= _MEANS_TEXT & {path for paths in self.paths.values() for path in paths}
         mapped = {name: value for name, value in row.items() if name not in replaced}
         for target, paths in self.paths.items():
@@ -69,7 +72,7 @@ class ColumnMapping:
             values = [_find(row, path) for path in paths]
             mapped[target] = values[0] if len(values) == 1 else _joined(values, target)
         if self.paths.get("prompt") == (NONE,):  # no other column is to be looked at as a prompt either
-            mapped = {name: value for name, value in mapped.items() if name in MAPPING_TARGETS}
+            mapped = {name: value for name, value in mapped.items() if name in (*MAPPING_TARGETS, *IMAGE_COLUMNS)}
         return self._chosen(mapped) if "completions" in self.paths else mapped
 
     def _chosen(self, row: dict[str, Any]) -> dict[str, Any]:

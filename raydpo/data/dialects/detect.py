@@ -8,15 +8,15 @@
   `preferred_output` and `non_preferred_output`.
 
 Other columns are read by `column_mapping` and under a few common names (`columns.py`). All dialects also read
-`system`, `history`, `tools` (a list, or its JSON) and `chat_template_kwargs`. Text that is the JSON of messages stands
-for these messages.
+`system`, `history`, `tools` (a list, or its JSON), `chat_template_kwargs`, and `image` or `images`. Text that is the
+JSON of messages stands for these messages.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raydpo.data.dialects import columns, hh, turns
+from raydpo.data.dialects import columns, hh, images, turns
 from raydpo.data.dialects.columns import ColumnMapping
 from raydpo.data.dialects.implicit_prompt import check_no_other_prompt, split_text
 from raydpo.data.dialects.messages import UNREAD, as_messages, is_blank, unwrap_messages
@@ -34,7 +34,7 @@ COLUMNS = frozenset(
         "input preferred_output non_preferred_output ref_chosen_logps ref_rejected_logps "
         "weight margin score_chosen score_rejected"
     ).split()
-) | frozenset({*columns.ALIASES, *UNREAD})
+) | frozenset({*columns.ALIASES, *UNREAD, *images.IMAGE_COLUMNS})
 """All columns that any dialect reads."""
 _CONTEXT = ("system", "history", "tools")
 """Columns of what stands before the prompt."""
@@ -82,7 +82,8 @@ def to_pair(row: Mapping[str, Any], dialect: str, chat: bool, mapping: ColumnMap
     """Return the canonical pair of a row. Raises RowError if the row holds no valid pair.
 
     `chat` is whether the tokenizer has a chat template. If so, `hh` transcripts become conversations, and so does a
-    text row that has a column `system`, `history` or `tools`; otherwise they stay text.
+    text row that has a column `system`, `history` or `tools`; otherwise they stay text. Images are not opened, and
+    whether the model takes any is for the caller to check.
     """
     try:
         return _to_pair(_named(row, mapping or ColumnMapping()), dialect, chat)
@@ -105,7 +106,8 @@ def _named(row: Mapping[str, Any], mapping: ColumnMapping) -> dict[str, Any]:
 def _to_pair(row: dict[str, Any], dialect: str, chat: bool) -> Pair:
     for name in UNREAD:
         if row.get(name):
-            raise RowError("not text", f"column {name!r} is not empty, and only text is read")
+            raise RowError("not text", f"column {name!r} is not empty; only text and images are read")
+    in_columns = images.column_images(row)
     if dialect == "openai" and "preferred_output" in row:
         row = _from_openai(row)
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
@@ -115,7 +117,9 @@ def _to_pair(row: dict[str, Any], dialect: str, chat: bool) -> Pair:
     else:
         prompt, chosen, rejected = _assemble(row, _prompt(row, dialect, chosen, rejected), chosen, rejected)
     prompt, chosen, rejected = _with_context(row, (prompt, chosen, rejected), tools, chat)
+    prompt, sources = images.take_images(prompt, in_columns)
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
+        images.check_none(completion, name)
         if is_blank(completion):
             raise RowError("empty completion", f"{name} holds no text")
     if chosen == rejected:
@@ -123,7 +127,7 @@ def _to_pair(row: dict[str, Any], dialect: str, chat: bool) -> Pair:
     if isinstance(prompt, str):
         _check_text(prompt, chosen, rejected)
         tools = None
-    return Pair(prompt, chosen, rejected, tools, _template_kwargs(row))
+    return Pair(prompt, chosen, rejected, tools, _template_kwargs(row), sources)
 
 
 def _from_openai(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +138,11 @@ def _from_openai(row: Mapping[str, Any]) -> dict[str, Any]:
         "chosen": _column(row, "preferred_output"),
         "rejected": _column(row, "non_preferred_output"),
         **{name: source[name] for name in ("messages", "tools") if name in source},
-        **{name: row[name] for name in ("tools", "chat_template_kwargs", "system") if name in row},
+        **{
+            name: row[name]
+            for name in ("tools", "chat_template_kwargs", "system", *images.IMAGE_COLUMNS)
+            if name in row
+        },
     }
 
 

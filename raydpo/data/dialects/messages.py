@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from raydpo.data.dialects import images
 from raydpo.data.dialects.pair import Messages, RowError, type_name
 from raydpo.data.files.json_text import parse_json_text
 
@@ -37,8 +38,8 @@ REASONING_KEYS = (
 )
 """Keys under which a message may have the model's reasoning, apart from its content."""
 _PAYLOAD_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
-UNREAD = ("images", "image", "videos", "video", "audios", "audio")
-"""Columns, and keys of messages, that a text model cannot read; a row that has something in one of them is refused."""
+UNREAD = ("videos", "video", "audios", "audio")
+"""Columns, and keys of messages, that no model here can read; a row that has something in one of them is refused."""
 _CONTENT_KEYS = ("content", "value", "text")
 """Keys of a message's content: OpenAI's, ShareGPT's and Open Assistant's."""
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
@@ -146,9 +147,12 @@ def _message(value: Any, column: str) -> dict[str, Any]:
         raise RowError("unknown role", f"{given!r} in column {column!r}; known roles are {', '.join(ROLES)}")
     content = _one_of(value, *_CONTENT_KEYS, column=column)
     if unread := next((key for key in UNREAD if value.get(key)), None):
-        raise RowError("not text", f"a message in column {column!r} has {unread!r}, and only text is read")
-    message = {key: part for key, part in value.items() if key not in ("role", "from", *_CONTENT_KEYS)}
+        raise RowError("not text", f"a message in column {column!r} has {unread!r}; only text and images are read")
+    read = ("role", "from", *_CONTENT_KEYS, *images.IMAGE_COLUMNS)
+    message = {key: part for key, part in value.items() if key not in read}
     message = {"role": ROLES[name], "content": _content(content, column), **_with_calls(message, column)}
+    if beside := images.parts_of_message(value, column):
+        message["content"] = [*beside, *_as_parts(message["content"])]
     if name in _CALL_ROLES:
         message |= {"content": "", "tool_calls": _calls_in_text(content, column)}
     if message["content"] is None:
@@ -177,12 +181,27 @@ def _content(content: Any, column: str) -> Any:
     raise RowError("wrong type", f"a content in column {column!r} is {type_name(content)}, not a string")
 
 
+def _as_parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
 def _part(part: Any, column: str) -> dict[str, Any]:
-    """Return a part of a content as `{"type": "text", "text": ...}`. Raises RowError where it is not text."""
+    """Return a part of a content as `{"type": "text", "text": ...}`, or an image as `images.image_part` does.
+
+    Raises RowError where it is neither.
+    """
     text = part.get("text") if isinstance(part, Mapping) else part
     kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+    if kind in images.IMAGE_PARTS:
+        return images.image_part(part, column)
     if kind not in TEXT_PARTS:
-        raise RowError("not text", f"a content in column {column!r} has a part of type {kind!r}; only text is read")
+        raise RowError(
+            "not text", f"a content in column {column!r} has a part of type {kind!r}; only text and images are read"
+        )
+    if isinstance(part, Mapping) and images.has_source(part):
+        raise RowError("two parts in one", f"a part of type {kind!r} in column {column!r} names an image too")
     if not isinstance(text, str):
         raise RowError("wrong type", f"a part of a content in column {column!r} is {type_name(text)}, not text")
     return {"type": "text", "text": text}
@@ -235,7 +254,7 @@ def _without_payload(message: Mapping[str, Any]) -> bool:
 def content_text(message: Mapping[str, Any]) -> str:
     """Return the text of a converted message's content: the content itself, or the texts of its parts."""
     content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def is_blank(completion: str | Messages) -> bool:

@@ -29,6 +29,18 @@ def kind_of(reason: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageExpansion:
+    """The texts that take the places of the image tokens of a prompt."""
+
+    token: str
+    """The token that a chat template, or text, has in the place of an image."""
+    texts: tuple[str, ...]
+    """The text that takes the place of each image's token, in order."""
+    digests: tuple[str, ...]
+    """Digest of each image, in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A prompt and its two completions: either three texts or three lists of messages."""
 
@@ -39,6 +51,10 @@ class Pair:
     """JSON schemas of the functions that the chat template presents to the model."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Additional variables for the chat template."""
+    images: tuple[Any, ...] = ()
+    """Where each image of the prompt comes from, in order; see `dialects.images`."""
+    expansion: "ImageExpansion | None" = None
+    """What stands for the images in the prompt's text, once they were read; None for a prompt without images."""
 
     @property
     def conversational(self) -> bool:

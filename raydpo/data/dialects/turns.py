@@ -1,6 +1,6 @@
 """Divide conversations into prompt, chosen and rejected, and check that their turns make sense.
 
-Turns are compared by role, text and tool calls; surrounding whitespace makes no difference.
+Turns are compared by role, text, images and tool calls; surrounding whitespace makes no difference.
 """
 
 import re
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from raydpo.data.dialects.images import in_messages
 from raydpo.data.dialects.messages import REASONING_KEYS, content_text, is_from_model
 from raydpo.data.dialects.pair import Messages, RowError
 
@@ -41,7 +42,8 @@ def same_turn(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _said(message: Mapping[str, Any]) -> tuple[Any, ...]:
     reasoning = [str(message.get(key) or "").strip() for key in REASONING_KEYS]
-    return message["role"], content_text(message).strip(), message.get("tool_calls") or [], reasoning
+    said = (message["role"], content_text(message).strip(), message.get("tool_calls") or [], reasoning)
+    return (*said, in_messages([message]))
 
 
 def _same(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:

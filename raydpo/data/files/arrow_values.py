@@ -13,6 +13,9 @@ from raydpo.data.files.json_text import parse_json_text
 MAX_TYPE_DEPTH = 50
 """Maximum number of levels of a column's type; Arrow itself cannot pass on columns of more than 64."""
 
+IMAGE_FIELDS = ("bytes", "image", "images")
+"""Names of columns and fields whose binary values are images, as `datasets` and chat APIs name them."""
+
 Converter = Callable[[Any], Any]
 """A function from a value of `to_pylist` that is not None to a value as JSON has it. It may raise RowError."""
 
@@ -37,27 +40,36 @@ def _has_counterpart(kind: pa.DataType) -> bool:
     return _is_json_value(kind) or isinstance(kind, pa.JsonType) or types.is_decimal(kind) or types.is_temporal(kind)
 
 
-def converter(kind: pa.DataType) -> Converter | None:
-    """Return the function that converts values of this type; None if they are values of JSON already."""
-    if _is_json_value(kind):
+def converter(kind: pa.DataType, name: str = "") -> Converter | None:
+    """Return the function that converts values of this type; None if they are values of JSON already.
+
+    Binary values stay bytes where the column or field of this name may hold an image.
+    """
+    if _is_json_value(kind) or (name in IMAGE_FIELDS and is_binary(kind)):
         return None
     if isinstance(kind, pa.JsonType):
         return parse_json_text
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return converter(kind.value_type)
+        return converter(kind.value_type, name)
     if types.is_map(kind):
         return _map_converter(_or_none(converter(kind.key_type)), _or_none(converter(kind.item_type)))
     if types.is_struct(kind):
-        fields = {field.name: _or_none(convert) for field in kind if (convert := converter(field.type)) is not None}
+        fields = {field.name: _or_none(convert) for field in kind if (convert := converter(field.type, field.name))}
         return (lambda value: _convert_fields(value, fields)) if fields else None
     if _is_list(kind):
-        convert = converter(kind.value_type)
+        convert = converter(kind.value_type, name)
         return None if convert is None else _list_converter(_or_none(convert))
     if types.is_decimal(kind):
         return _number
     if types.is_temporal(kind):
         return str
     return _refusal(kind)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Return whether values of this type are bytes."""
+    fixed = types.is_fixed_size_binary(kind)
+    return bool(fixed or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _is_json_value(kind: pa.DataType) -> bool:
@@ -113,7 +125,7 @@ def _number(value: Decimal) -> int | float:
 
 
 def _refusal(kind: pa.DataType) -> Converter:
-    what = "binary data" if "binary" in str(kind) else f"values of the type {kind}"
+    what = "binary data" if is_binary(kind) else f"values of the type {kind}"
 
     def refuse(value: Any) -> Any:
         raise RowError("wrong type", f"it holds {what}, which are neither text nor JSON")

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpo.data.dialects.pair import RowError
-from raydpo.data.files.arrow_values import MAX_TYPE_DEPTH, converter, is_readable, type_depth
+from raydpo.data.files.arrow_values import (
+    IMAGE_FIELDS,
+    MAX_TYPE_DEPTH,
+    Converter,
+    converter,
+    is_readable,
+    type_depth,
+)
 from raydpo.data.files.json_text import without_nulls
 from raydpo.data.files.streams import CHUNK_BYTES, Damaged, ShardStream
 
@@ -17,6 +24,9 @@ READ_ROWS = 256
 
 _PAIR = frozenset({"prompt", "chosen", "rejected"})
 """Columns of a file that needs no others to be understood."""
+
+_WORDS = _PAIR | frozenset("conversations messages system tools chat_template_kwargs history completions".split())
+"""Columns that hold words. A binary column of another name is one that `column_mapping` reads images from."""
 
 _UNREADABLE = (ValueError, OverflowError, LookupError, TypeError, NotImplementedError, pa.ArrowException)
 """Exceptions of pyarrow for a value that Python cannot hold, such as a date of the year 30000."""
@@ -78,7 +88,7 @@ def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
 
     Nulls inside a struct are left out (see `json_text.without_nulls`).
     """
-    converters = {field.name: convert for field in batch.schema if (convert := converter(field.type)) is not None}
+    converters = {field.name: convert for field in batch.schema if (convert := _converter_of(field)) is not None}
     try:
         decoded: list[dict[str, Any] | str] = batch.to_pylist()
     except _UNREADABLE:
@@ -95,6 +105,10 @@ def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
                 break
         else:
             yield {name: without_nulls(value) for name, value in row.items()}
+
+
+def _converter_of(field: pa.Field) -> Converter | None:
+    return converter(field.type, field.name if field.name in _WORDS else IMAGE_FIELDS[0])
 
 
 def _row_or_reason(one: pa.RecordBatch) -> dict[str, Any] | str:

@@ -8,13 +8,24 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 _SCALARS = (str, int, float, bool, type(None))
 
 
+class Identified:
+    """An object with a form in JSON that says what it is, though not all that it holds: that of its `identity`."""
+
+    identity: Any
+    """A dataclass whose fields decide what the object does."""
+
+
 def to_json(value: Any) -> Any:
     """Return a value as JSON: a dataclass as an object, a mapping as a list of pairs, a sequence or set as a list.
+
+    An object that is `Identified` is given as its identity.
 
     Sets are sorted, so that equal values give equal JSON. Raises TypeError for any other type.
     """
     if isinstance(value, _SCALARS):
         return value
+    if isinstance(value, Identified):
+        return to_json(value.identity)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

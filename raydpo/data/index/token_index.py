@@ -12,9 +12,12 @@ import posixpath
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from raydpo.data import quarantine
+from raydpo.data.images import store
+from raydpo.data.images.rows import KEY_CHARACTERS, changed_file, total_images
 from raydpo.data.index import index_entries
 from raydpo.data.index.index_entries import IndexEntry
 from raydpo.data.index.record_json import from_json, to_json
@@ -103,7 +106,7 @@ class TokenIndex:
         except (DamagedFile, TypeError, KeyError, ValueError) as error:
             _log.warning("%s is tokenized again: its entry %s cannot be used (%s)", shard.url, url, error)
             return None
-        if fault := self._faulty_block(entry):
+        if fault := self._faulty_block(entry) or self._faulty_images(outcomes):
             _log.warning("%s is tokenized again: %s", shard.url, fault)
             return None
         for name, content in entry.quarantine.items():
@@ -129,6 +132,19 @@ class TokenIndex:
                 storage.remove(url)  # a file that exists would not be written again
                 return f"the block {url} had {size} bytes, not {expected}"
         return ""
+
+    def _faulty_images(self, outcomes: Sequence[BlockOutcome]) -> str:
+        """Return what is wrong with the images of outcomes: changed since, or gone from the store; "" if nothing."""
+        for outcome in outcomes:
+            if (name := changed_file(outcome.images)) is not None:
+                return f"the image {name} was changed, or could not be read before"
+        wanted = total_images(outcome.images for outcome in outcomes).keys
+        missing = wanted - self._stored_images if wanted else wanted
+        return f"{len(missing)} of its {len(wanted)} images are gone from the cache" if missing else ""
+
+    @cached_property
+    def _stored_images(self) -> frozenset[str]:
+        return frozenset(digest[:KEY_CHARACTERS] for digest in store.digests(self.cache_dir))
 
     def add(self, position: int, key: str, outcomes: Sequence[BlockOutcome]) -> None:
         """Write the entry of a shard that was tokenized completely, unless it has changed since its key was made."""

@@ -21,6 +21,7 @@ from raydpo.blocks.schema import BoolArray
 from raydpo.data.dialects.messages import is_from_model
 from raydpo.data.dialects.pair import Messages, Pair, RowError
 from raydpo.data.encoding import TokenIds
+from raydpo.data.images.expansion import expanded
 from raydpo.data.row_errors import ROW_ERRORS
 from raydpo.data.templates.chat_template import ChatTemplate
 from raydpo.data.templates.rendering import for_template, template_of
@@ -130,7 +131,8 @@ class _Completion:
 
     def _rendered_by(self, template: ChatTemplate, count: int, *, generation_prompt: bool = False) -> str:
         try:
-            return template.render([self.conversation(count)], generation_prompt=generation_prompt)[0]
+            text = template.render([self.conversation(count)], generation_prompt=generation_prompt)[0]
+            return expanded(text, self.pair.expansion)
         except ROW_ERRORS as error:
             raise RowError(
                 "refused by the chat template",

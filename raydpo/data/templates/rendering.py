@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from raydpo.data.dialects.images import PLACEHOLDER, in_messages, is_image
 from raydpo.data.dialects.messages import TEXT_PARTS
 from raydpo.data.dialects.pair import Pair, RowError, type_name
 from raydpo.data.row_errors import attempt, attempt_each
@@ -98,7 +99,12 @@ def for_template(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: TextOp
         pair = replace(pair, prompt=sides[0], chosen=sides[1], rejected=sides[2])
     if not found.needs_parts and all(content is None or isinstance(content, str) for content in contents):
         return pair
-    form = partial(_with_text, joined=not found.renders_parts, split=found.needs_parts)
+    has_images = any(map(in_messages, sides))
+    if has_images and pair.expansion is None:
+        raise RowError("wrong type", "a part of a content is an image, which was not read")
+    # As in TRL, all contents beside one with images are parts, where the template renders these.
+    split = found.needs_parts or (found.renders_parts and has_images)
+    form = partial(_with_text, joined=not found.renders_parts, split=split)
     prompt, chosen, rejected = ([form(message) for message in side] for side in sides)
     return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
@@ -112,6 +118,9 @@ def _with_text(message: Mapping[str, Any], *, joined: bool, split: bool) -> dict
         return {**message, "content": [{"type": "text", "text": content}]}
     if not isinstance(content, list):
         raise RowError("wrong type", f"a content is {type_name(content)}, not text or a list of text parts")
+    if any(map(is_image, content)):  # a template may render the parts of a user and not those of an answer
+        parts = [PLACEHOLDER if is_image(part) else {"type": "text", "text": _part_text(part)} for part in content]
+        return {**message, "content": parts}
     texts = [_part_text(part) for part in content]
     # Servers of models whose templates take text only join the parts by line breaks too (vLLM's chat API).
     return {**message, "content": "\n".join(texts) if joined else [{"type": "text", "text": text} for text in texts]}

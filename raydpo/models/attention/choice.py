@@ -30,6 +30,13 @@ convolution, a mask or positions that packed rows break, but not a window of 4,0
 attention function, nor an expert's capacity that only long rows exhaust. For a listed family the tests look for these
 too; for others, the user decides. Packed rows that fail the proof are given up for padded ones.
 """
+VISION_SHARING_MODEL_TYPES = frozenset(
+    """
+    gemma3 idefics3 internvl llava llava_next mistral3 qwen2_5_vl qwen2_vl qwen3_vl smolvlm
+    """.split()
+)
+"""Values of `model_type` of vision-language models whose packed rows, with and without images, are tested to give the
+same log-probs as the model's own forward. Their text model is their own, or of one of `SHARING_MODEL_TYPES`."""
 SINK_MODEL_TYPES = frozenset({"gpt_oss"})
 """The ones of `SHARING_MODEL_TYPES` whose attention heads each have a sink, which takes part in the softmax."""
 WINDOW_IN_MASK = frozenset({"qwen2_moe"})
@@ -128,19 +135,32 @@ def sharing_obstacle(config: Any, share_prompts: bool | str = True, max_length: 
     layers = set(getattr(text, "layer_types", None) or ())
     if layers - SUPPORTED_LAYER_TYPES:
         return f"packed rows do not support layers of type {', '.join(sorted(layers - SUPPORTED_LAYER_TYPES))}"
-    if config.model_type in WINDOW_IN_MASK and "sliding_attention" in layers:
-        return f"{config.model_type} models do not pass their sliding window to the attention function"
+    if text.model_type in WINDOW_IN_MASK and "sliding_attention" in layers:
+        return f"{text.model_type} models do not pass their sliding window to the attention function"
     if getattr(text, "use_bidirectional_attention", None):
         return "the model's attention is not causal"
     return None
+
+
+def _untested(config: Any, text: Any) -> str | None:
+    """Return the `model_type` for which packed rows are not tested, or None.
+
+    `text` is the config of the text model within a vision-language model, or `config` itself.
+    """
+    if text is config:
+        return None if config.model_type in SHARING_MODEL_TYPES else config.model_type
+    if config.model_type not in VISION_SHARING_MODEL_TYPES:
+        return str(config.model_type)
+    known = text.model_type in SHARING_MODEL_TYPES or text.model_type == f"{config.model_type}_text"
+    return None if known else str(text.model_type)
 
 
 def _family_obstacle(config: Any) -> str | None:
     """Return why a model is not of a family that is tested to share prompts, or None if it is."""
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return "the model comes with its own code"
-    if config.model_type not in SHARING_MODEL_TYPES:
-        return f"prompt sharing is not tested for {config.model_type} models"
+    if untested := _untested(config, config.get_text_config()):
+        return f"prompt sharing is not tested for {untested} models"
     return None
 
 
@@ -148,6 +168,8 @@ def _trial_obstacle(config: Any, max_length: int | None) -> str | None:
     """Return why the proof at load could not tell that a model shares prompts correctly, or None if it can."""
     if _family_obstacle(config) is None:
         return None
+    if config.get_text_config() is not config:
+        return f"share_prompts=try compares text, which says nothing about the images of a {config.model_type} model"
     if not _takes_attention_functions(config):
         return f"{config.model_type} models take no attention function from outside"
     for window in short_and_long_windows(config):
@@ -190,7 +212,7 @@ def _backend(config: Any, requested: str | None, gpu: bool, dtype: str) -> tuple
 def _unsupported(config: Any, backend: str) -> str | None:
     """Return a clause that names what the model's attention needs and the backend does not support, or None."""
     text = config.get_text_config()
-    if backend != "sdpa" and config.model_type in SINK_MODEL_TYPES:
+    if backend != "sdpa" and text.model_type in SINK_MODEL_TYPES:
         return f"{backend} does not support attention sinks, which the model has"
     if backend != "varlen":
         return None

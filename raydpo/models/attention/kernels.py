@@ -7,6 +7,7 @@ own, for which transformers builds no mask; the layout of the row reaches it as 
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import AttentionInterface
 from raydpo.errors import ModelError
 from raydpo.models.attention.choice import IMPLEMENTATIONS, VARLEN_MAX_HEAD_DIM
 from raydpo.models.attention.segments import Part, Segments
+
+_log = logging.getLogger(__name__)
 
 
 def register_attention() -> None:
@@ -54,7 +57,7 @@ def sdpa(
     for part, q, k, v in zip(segments.parts, queries, keys, values, strict=True):
         if part.prompt:
             k, v = (_with_prompt(part, parts[part.trunk], own, window) for parts, own in ((keys, k), (values, v)))
-        mask = segments.mask(q.shape[2], k.shape[2], window)
+        mask = segments.part_mask(part, k.shape[2], window)
         attend = _eager_attention if options.get("softcap") or options.get("s_aux") is not None else _fused_attention
         outputs.append(attend(q, k, v, mask, options).transpose(1, 2))
     return torch.cat(outputs, dim=1), None
@@ -126,6 +129,9 @@ def varlen(
     queries and all linear layers are computed once.
     """
     _check(query, attention_mask, segments, options, without=("dropout", "softcap", "s_aux"))
+    if segments.blocks:
+        tell_blocks("varlen")
+        return sdpa(module, query, key, value, None, segments=segments, **options)
     kernel = varlen_kernel(query, value)
     index, window = segments.varlen, segments.window(options.get("sliding_window"))
     q_THD, k_TKD, v_TKD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -145,6 +151,12 @@ def varlen(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output_THD[None], None
+
+
+@cache  # once per process and backend
+def tell_blocks(backend: str) -> None:
+    """Log that rows with images are computed with sdpa, where the tokens of an image attend to each other."""
+    _log.info("Rows with images take sdpa attention: %s does not support tokens that see later ones.", backend)
 
 
 def varlen_kernel(query: Tensor, value: Tensor) -> Callable[..., Tensor]:
@@ -199,6 +211,9 @@ def flex(
     without dropout and sinks.
     """
     _check(query, attention_mask, segments, options, without=("dropout", "s_aux"))
+    if segments.blocks:
+        tell_blocks("flex_attention")
+        return sdpa(module, query, key, value, None, segments=segments, **options)
     softcap = options.get("softcap")
     kernel: Any = _compiled_flex() if query.is_cuda else flex_attention
     output: Tensor = kernel(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raydpo.batching.flops import padded_width
-from raydpo.batching.micro_batch import MicroBatch
+from raydpo.batching.micro_batch import Layout, MicroBatch
 from raydpo.blocks.schema import IntArray
 
 
@@ -21,6 +21,23 @@ class PaddedRows:
     """[R, W]: number of the 2B sequences that contain the row's completion; 0 for padding."""
     predictors: IntArray
     """[N]: index into the flattened R * W tokens of the token that predicts each of `MicroBatch.targets`."""
+
+
+@dataclass(frozen=True)
+class RowSpan:
+    """The completion of a padded row."""
+
+    prompt: int
+    """Index of its prompt in the layout."""
+    start: int
+    """Index of the completion's first token in the packed row."""
+    stop: int
+    """Index after its last token in the packed row."""
+
+
+def row_spans(layout: Layout) -> list[RowSpan]:
+    """Return the completion of each padded row, in the order of the layout; a layout without any has no rows here."""
+    return [RowSpan(prompt, start, stop) for start, stop, prompt in layout.completions]
 
 
 def to_padded_rows(batch: MicroBatch) -> PaddedRows:

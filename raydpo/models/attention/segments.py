@@ -54,13 +54,16 @@ class VarlenIndex:
 class Segments:
     """The layout of one packed row for the attention backends, made once per forward and shared by all layers."""
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, blocks: tuple[tuple[int, int], ...] = ()) -> None:
         """Split the row into parts.
 
+        `blocks` are the (start, stop) of spans within prompts whose tokens attend to each other in both directions.
         Raises ValueError if the layout leaves out a token of the row or contains one twice.
         """
         self._layout = layout
         self._device = device
+        self.blocks = blocks
+        """Spans within prompts, (start, stop), whose tokens attend to each other in both directions."""
         self.parts = _parts(layout)
         self.lengths = [part.length for part in self.parts]
         """Number of tokens of each part, in the order of the row."""
@@ -69,6 +72,7 @@ class Segments:
         self.longest = max(part.prompt + part.length for part in self.parts)
         """Number of tokens of the longest sequence, including its prompt."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._block_parts: dict[tuple[int, int | None], Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
         self._copies: dict[torch.device, Segments] = {}
 
@@ -81,7 +85,7 @@ class Segments:
         if target == self._device:
             return self
         if target not in self._copies:
-            self._copies[target] = Segments(self._layout, target)
+            self._copies[target] = Segments(self._layout, target, self.blocks)
         return self._copies[target]
 
     def window(self, sliding_window: int | None) -> int | None:
@@ -104,6 +108,22 @@ class Segments:
             mask = torch.ones(queries, keys, dtype=torch.bool, device=self._device).tril(keys - queries)
             self._masks[shape] = mask if window is None else mask.triu(keys - queries - window + 1)
         return self._masks[shape]
+
+    def part_mask(self, part: Part, keys: int, window: int | None) -> Tensor | None:
+        """Return the mask of a part with its `keys` keys like `mask`, in which blocks see themselves whole.
+
+        A window hides what is further to the left also within a block, as in Gemma 3.
+        """
+        blocks = [(start, stop) for start, stop in self.blocks if part.start <= start < part.stop]
+        if not blocks:
+            return self.mask(part.length, keys, window)
+        place = (part.start, window)
+        if place not in self._block_parts:
+            mask = torch.ones(part.length, part.length, dtype=torch.bool, device=self._device).tril()
+            for start, stop in blocks:
+                mask[start - part.start : stop - part.start, start - part.start : stop - part.start] = True
+            self._block_parts[place] = mask if window is None else mask.triu(1 - window)
+        return self._block_parts[place]
 
     @cached_property
     def varlen(self) -> VarlenIndex:

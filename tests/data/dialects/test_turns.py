@@ -132,17 +132,17 @@ REFUSED: dict[str, tuple[Row, str]] = {
         {"prompt": [USER], "chosen": [{**YES, "role": "pirate"}], "rejected": [NO]},
         "unknown role: 'pirate'",
     ),
-    "an image": (
-        {"prompt": [USER], "chosen": [YES], "rejected": [NO], "images": [{"path": "x"}]},
-        "not text: column 'images'",
+    "a video": (
+        {"prompt": [USER], "chosen": [YES], "rejected": [NO], "videos": [{"path": "x"}]},
+        "not text: column 'videos'",
     ),
-    "an image part": (
+    "a video part": (
         {
-            "prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+            "prompt": [{"role": "user", "content": [{"type": "video", "video": "x"}]}],
             "chosen": [YES],
             "rejected": [NO],
         },
-        "not text: a content in column 'prompt' has a part of type 'image_url'",
+        "not text: a content in column 'prompt' has a part of type 'video'",
     ),
     "a part that is no text": (
         {
@@ -264,11 +264,11 @@ def test_a_message_with_its_words_under_text_is_read_and_two_contents_are_refuse
         pair_of({"prompt": [USER], "chosen": [{**YES, "text": "Paris."}], "rejected": [NO]})
 
 
-def test_images_of_a_message_are_not_left_out() -> None:
-    row = {"prompt": [{**USER, "images": ["a.png"]}], "chosen": [YES], "rejected": [NO]}
-    with pytest.raises(RowError, match=r"^not text: a message in column 'prompt' has 'images'"):
+def test_videos_of_a_message_are_not_left_out() -> None:
+    row = {"prompt": [{**USER, "videos": ["a.mp4"]}], "chosen": [YES], "rejected": [NO]}
+    with pytest.raises(RowError, match=r"^not text: a message in column 'prompt' has 'videos'"):
         pair_of(row)
-    assert pair_of({**row, "prompt": [{**USER, "images": []}]}).chosen == [YES]
+    assert pair_of({**row, "prompt": [{**USER, "videos": []}]}).chosen == [YES]
 
 
 @pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060", "\x00", "\u00a0"])

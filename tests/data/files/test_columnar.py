@@ -136,8 +136,8 @@ def test_a_file_without_the_columns_of_a_pair_is_read_with_all_its_columns_but_b
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_binary_values_in_a_column_that_is_needed_are_bad_rows(tmp_path: Path, name: str) -> None:
-    kind = pa.struct([("text", pa.string()), ("image", pa.binary())])
-    parts = pa.array([[{"text": "t", "image": None}], [{"text": None, "image": b"\xff"}]], pa.list_(kind))
+    kind = pa.struct([("text", pa.string()), ("sound", pa.binary())])
+    parts = pa.array([[{"text": "t", "sound": None}], [{"text": None, "sound": b"\xff"}]], pa.list_(kind))
     rows = read(write(tmp_path / name, {"prompt": parts, "chosen": pa.array([b"a", None])}))
     assert [row.reason.split(":")[0] for row in rows] == ["wrong type", "wrong type"]
     assert "binary data, which" in rows[1].reason

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from raydpo.data.images.loading import no_images
+from raydpo.data.images.processing import ImageProcessing
 from raydpo.data.index.settings_digest import NOT_DECIDING, settings_digest, tokenizer_digest
 from raydpo.data.ray_stream import Slicing
 from raydpo.data.tokenization import Truncation
@@ -21,6 +23,8 @@ def changed(hint: Any, value: Any) -> Any:
     """Return another value of the same type."""
     if get_origin(hint) is types.UnionType:
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if hint is ImageProcessing:
+        return no_images("model")
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         field = dataclasses.fields(hint)[0]
         part = getattr(value, field.name) if value is not None else None

@@ -145,6 +145,26 @@ def test_flex_forward_matches_plain_attention(shared_heads: int, window: int | N
     torch.testing.assert_close(found, plain_rows(*inputs, **options))
 
 
+@pytest.mark.parametrize("backend", [sdpa, varlen, flex])
+@pytest.mark.parametrize("window", [None, 2, 5])
+def test_the_tokens_of_an_image_see_each_other(backend: Callable[..., Any], window: int | None) -> None:
+    """Check a block of tokens 2 to 5 of the first prompt: only their own output differs from that without a block.
+
+    A window hides what is too far to the left, also within the block.
+    """
+    q, k, v = tensors(HEADS)
+    plain = plain_rows(q, k, v, scaling=0.3, sliding_window=window)
+    found, _ = backend(
+        MODULE, q, k, v, None, segments=Segments(LAYOUT, CPU, ((2, 6),)), scaling=0.3, sliding_window=window
+    )
+    torch.testing.assert_close(found[0, :2], plain[0, :2])
+    torch.testing.assert_close(found[0, 6:], plain[0, 6:])
+    for token in range(2, 6):
+        seen = [key for key in range(6) if key > token - (window or 6)]
+        scores = torch.einsum("hd,hkd->hk", q[0, :, token], k[0][:, seen]) * 0.3
+        torch.testing.assert_close(found[0, token], torch.einsum("hk,hkd->hd", scores.softmax(-1), v[0][:, seen]))
+
+
 def test_varlen_without_a_gpu_is_refused_with_a_remedy() -> None:
     inputs = tensors(HEADS)
     with pytest.raises(ModelError, match=r"needs an Ampere GPU.*cpu device.*attn_implementation=sdpa"):
