@@ -8,9 +8,8 @@ REFUSED: dict[str, str] = {
     "doge@experts": NOT_CAUSAL,  # its router mixes tokens
     "emu3": "lack 21 weights of Emu3ForCausalLM",
     "gemma@two ways": NOT_CAUSAL,
-    "phi3@longrope": "depends on the padding or the longest sequence",
     "prophetnet": "only models with one prediction per token",
-    "reformer": "its layers fail in training mode",  # rows must have one fixed length
+    "reformer": "depends on the padding or the longest sequence",
     "roberta@encoder": NOT_CAUSAL,
     "xlm": NOT_CAUSAL,
     "xlnet": NOT_CAUSAL,
