@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_LMS
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WITH_IMAGES
 
 from raydpo.errors import ModelError
 from raydpo.models.loading import load_tokenizer, quiet_libraries
@@ -17,11 +18,11 @@ from tests.models.matrix.configs import tiny_config
 from tests.models.matrix.exports import export_gap
 from tests.models.matrix.families import CORE, SPECIAL, VARIANTS
 from tests.models.matrix.harness import Pairs, Subject, compare, own_logps, own_model, save_tiny, some_pairs
-from tests.models.matrix.outcomes import REFUSED, UNBUILDABLE
+from tests.models.matrix.outcomes import EXPORT_DIFFERS, REFUSED, UNBUILDABLE, UNSHRUNK
 
 TOLERANCE = 1e-4
 EXPORT_TOLERANCE = 1e-5
-FAMILIES = sorted(CAUSAL_LMS)
+FAMILIES = sorted((CAUSAL_LMS.keys() | WITH_IMAGES.keys()) - UNSHRUNK)
 CASES = [*FAMILIES, *VARIANTS]
 BUILD_ERRORS = (
     AssertionError,
@@ -67,6 +68,8 @@ def test_values_and_gradients_are_those_of_the_models_own_forward(
     subject = Subject.at(tmp_path / "model")
     gaps = compare(model_type, tmp_path / "model", subject, some)
     assert max(gaps.values()) < TOLERANCE, gaps
+    if case in EXPORT_DIFFERS:
+        return
     gap = export_gap(model_type, tmp_path / "export", subject, some, tokenizer)
     assert gap < EXPORT_TOLERANCE, f"the export differs by {gap:.1e}"
 
