@@ -54,4 +54,4 @@ UNSHRUNK = frozenset(
 """Families with images whose configs `configs` cannot shrink yet: their vision towers need settings of their own."""
 
 EXPORT_DIFFERS = frozenset({"youtu"})
-"""Families whose weights transformers changes when it loads them: the padding token's row becomes 0, also in the head."""
+"""Families whose weights transformers changes when it loads them: the padding token's row, which the head has, is 0."""
