@@ -16,7 +16,7 @@ from raydpo.errors import ModelError
 from raydpo.models.loading import load_tokenizer, quiet_libraries
 from raydpo.models.source import resolve_model
 from tests.models.matrix.configs import tiny_config
-from tests.models.matrix.exports import export_gap
+from tests.models.matrix.exports import adapter_gaps, export_gap
 from tests.models.matrix.families import CORE, SPECIAL, VARIANTS
 from tests.models.matrix.harness import Pairs, Subject, compare, own_logps, own_model, save_tiny, some_pairs
 from tests.models.matrix.outcomes import EXPORT_DIFFERS, REFUSED, UNBUILDABLE, UNSHRUNK
@@ -74,6 +74,17 @@ def test_values_and_gradients_are_those_of_the_models_own_forward(
         return
     gap = export_gap(model_type, tmp_path / "export", subject, some, tokenizer)
     assert gap < EXPORT_TOLERANCE, f"the export differs by {gap:.1e}"
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", ["gemma2", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen3"])
+def test_an_adapter_starts_at_its_base_and_is_the_trained_one_once_loaded_and_merged(
+    case: str, tmp_path: Path, some: Pairs, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model_type = make(case, tmp_path / "model")
+    subject = Subject.at(tmp_path / "model")
+    gaps = adapter_gaps(model_type, tmp_path / "model", tmp_path / "adapter", subject, some, tokenizer)
+    assert max(gaps.values()) < TOLERANCE, gaps
 
 
 @pytest.mark.models
