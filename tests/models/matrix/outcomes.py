@@ -4,20 +4,39 @@ NOT_CAUSAL = "it is no causal language model"
 
 REFUSED: dict[str, str] = {
     "bert@encoder": NOT_CAUSAL,
+    "chameleon": "log-probs differ from its own forward's",  # logits of images' tokens are the least number there is
     "cpmant": NOT_CAUSAL,  # the position of a token depends on the row's end
     "doge@experts": NOT_CAUSAL,  # its router mixes tokens
-    "emu3": "lack 21 weights of Emu3ForCausalLM",
+    "diffusion_gemma": NOT_CAUSAL,
     "gemma@two ways": NOT_CAUSAL,
-    "phi3@longrope": "depends on the padding or the longest sequence",
+    "paligemma": NOT_CAUSAL,  # a prefix is seen both ways
     "prophetnet": "only models with one prediction per token",
-    "reformer": "its layers fail in training mode",  # rows must have one fixed length
+    "qwen2_5_omni_thinker": "its layers fail on padded rows",
+    "qwen3_omni_moe_thinker": "its layers fail on padded rows",
+    "reformer": "depends on the padding or the longest sequence",
     "roberta@encoder": NOT_CAUSAL,
+    "shieldgemma2": "lack 29 weights of Gemma3ForConditionalGeneration",  # a classifier
     "xlm": NOT_CAUSAL,
     "xlnet": NOT_CAUSAL,
 }
 """A regular expression for the error of each case that is refused."""
 
 UNBUILDABLE: dict[str, str] = {
+    "blip": "pixel_values",
+    "blip-2": "pixel_values",
+    "evolla": "Unrecognized configuration class",
+    "fast_vlm": "requires the timm library",
+    "idefics": "pixel_values",
+    "inkling_mm_model": "No module named 'scipy'",
+    "instructblip": "pixel_values",
+    "instructblipvideo": "pixel_values",
+    "kosmos-2": "pixel_values",
+    "perception_lm": "requires the timm library",
+    "pi0": "'state'",
+    "pix2struct": "flattened_patches",
+    "t5gemma2": "exactly one of input_ids or inputs_embeds",
+    "udop": "Bbox",
+    "vision-encoder-decoder": "pixel_values",
     "gemma3n": "requires the timm library",
     "gemma4_assistant": "hidden_size_per_layer_input must be 0",
     "gemma4_unified_assistant": "layer types producing a cache",
@@ -25,3 +44,14 @@ UNBUILDABLE: dict[str, str] = {
     "musicgen_melody": "has no attribute 'dropout'",
 }
 """A regular expression for the error of transformers on each case of which it computes no tiny model from text here."""
+
+UNSHRUNK = frozenset(
+    """
+    cosmos3_edge deepseek_ocr2 deepseek_vl_hybrid ernie4_5_vl_moe florence2 glm5_next granite4_vision hunyuan_vl molmo2
+    muse_glimmer muse_spark nemotron_h_omni pp_formulanet unlimited_ocr
+    """.split()
+)
+"""Families with images whose configs `configs` cannot shrink yet: their vision towers need settings of their own."""
+
+EXPORT_DIFFERS = frozenset({"youtu"})
+"""Families whose weights transformers changes when it loads them: the padding token's row, which the head has, is 0."""

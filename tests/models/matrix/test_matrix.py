@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_LMS
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WITH_IMAGES
 
 from raydpo.errors import ModelError
 from raydpo.models.loading import load_tokenizer, quiet_libraries
 from raydpo.models.source import resolve_model
 from tests.models.matrix.configs import tiny_config
-from tests.models.matrix.exports import export_gap
+from tests.models.matrix.exports import adapter_gaps, export_gap
 from tests.models.matrix.families import CORE, SPECIAL, VARIANTS
 from tests.models.matrix.harness import Pairs, Subject, compare, own_logps, own_model, save_tiny, some_pairs
-from tests.models.matrix.outcomes import REFUSED, UNBUILDABLE
+from tests.models.matrix.outcomes import EXPORT_DIFFERS, REFUSED, UNBUILDABLE, UNSHRUNK
 
 TOLERANCE = 1e-4
 EXPORT_TOLERANCE = 1e-5
-FAMILIES = sorted(CAUSAL_LMS)
+FAMILIES = sorted((CAUSAL_LMS.keys() | WITH_IMAGES.keys()) - UNSHRUNK)
 CASES = [*FAMILIES, *VARIANTS]
 BUILD_ERRORS = (
     AssertionError,
@@ -29,6 +31,7 @@ BUILD_ERRORS = (
     ImportError,
     LookupError,
     RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -67,8 +70,21 @@ def test_values_and_gradients_are_those_of_the_models_own_forward(
     subject = Subject.at(tmp_path / "model")
     gaps = compare(model_type, tmp_path / "model", subject, some)
     assert max(gaps.values()) < TOLERANCE, gaps
+    if case in EXPORT_DIFFERS:
+        return
     gap = export_gap(model_type, tmp_path / "export", subject, some, tokenizer)
     assert gap < EXPORT_TOLERANCE, f"the export differs by {gap:.1e}"
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("case", ["gemma2", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen3"])
+def test_an_adapter_starts_at_its_base_and_is_the_trained_one_once_loaded_and_merged(
+    case: str, tmp_path: Path, some: Pairs, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model_type = make(case, tmp_path / "model")
+    subject = Subject.at(tmp_path / "model")
+    gaps = adapter_gaps(model_type, tmp_path / "model", tmp_path / "adapter", subject, some, tokenizer)
+    assert max(gaps.values()) < TOLERANCE, gaps
 
 
 @pytest.mark.models
