@@ -28,7 +28,7 @@ MERGERS = {
     "gemma3": "multi_modal_projector",
     "smolvlm": "connector",
 }
-TEXT_ONLY = sorted(VISION_SHARING_MODEL_TYPES | {"glm4v", "lfm2_vl", "mllama", "qwen3_5"})
+TEXT_ONLY = sorted(VISION_SHARING_MODEL_TYPES | {"glm4v", "lfm2_vl", "llama4", "mllama", "qwen3_5"})
 
 
 def folder_of(family: str, folder: Path, tiny_model: Path) -> Path:
