@@ -34,10 +34,8 @@ def _each(what: str, names: str) -> dict[str, str]:
 FIXES: dict[str, str] = {
     **_each(ORDER, "seed data_seed block_pairs shuffle_window train_sampling_strategy"),
     **_each(BATCH, "per_device_train_batch_size gradient_accumulation_steps num_workers"),
-    **_each(
-        TOKENS,
-        "max_length max_prompt_length max_completion_length truncation_mode add_special_tokens chat_template_date loss_on",
-    ),
+    **_each(TOKENS, "max_length max_prompt_length max_completion_length truncation_mode add_special_tokens"),
+    **_each(TOKENS, "chat_template_date loss_on"),
     **_each(ROWS, "dataset_config dataset_train_split dataset_format column_mapping dataset_seed test_split_size"),
     **_each(ROWS, "on_template_loss"),
     **_each(
