@@ -12,15 +12,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from raydpo.errors import ModelError
 from raydpo.models.attention.kernels import register_attention
+from raydpo.models.classes import auto_class
 from raydpo.models.loading import LOAD_ERRORS
 from raydpo.models.lora_targets import outside_language_model
 from raydpo.models.source import weight_files
@@ -65,20 +61,11 @@ def _build(config: Any, attn_implementation: str | None, trust_remote_code: bool
     try:
         with torch.device("meta"):
             # A copy, as building a model writes into its config.
-            return _auto_class(config).from_config(
+            return auto_class(config).from_config(
                 copy.deepcopy(config), trust_remote_code=trust_remote_code, **arguments
             )
     except BUILD_ERRORS as error:
         return error
-
-
-def _auto_class(config: Any) -> Any:
-    """Return transformers' automatic class for models with this config."""
-    if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    images = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if images and not known else AutoModelForCausalLM
 
 
 def embedding_rows(model: PreTrainedModel) -> tuple[int, int | None]:
