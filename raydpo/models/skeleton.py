@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from raydpo.errors import ModelError
 from raydpo.models.attention.kernels import register_attention
-from raydpo.models.classes import auto_class
+from raydpo.models.classes import auto_class, by_part
 from raydpo.models.loading import LOAD_ERRORS
 from raydpo.models.lora_targets import outside_language_model
 from raydpo.models.source import weight_files
@@ -57,7 +57,9 @@ def build_skeleton(
 
 def _build(config: Any, attn_implementation: str | None, trust_remote_code: bool) -> Any:
     """Return the model on the meta device, or the error with which its code refuses."""
-    arguments: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    arguments: dict[str, Any] = {}
+    if attn_implementation is not None:
+        arguments["attn_implementation"] = by_part(config, attn_implementation)
     try:
         with torch.device("meta"):
             # A copy, as building a model writes into its config.

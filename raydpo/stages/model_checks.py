@@ -1,7 +1,6 @@
 """Checks of the options against the models, before a worker starts: on skeletons, which have shapes and no weights."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from raydpo.models.plan import ModelPlan
 from raydpo.models.router import router_loss
 from raydpo.models.skeleton import build_skeleton, embedding_rows, learned_positions, stored_embedding_rows
 from raydpo.models.source import ModelSource, local_folder
+from raydpo.models.vision import frozen_modules
 
 _log = logging.getLogger(__name__)
 
@@ -35,22 +35,13 @@ class Vocabulary:
     """Number of tokens in a sequence that the model has position embeddings for; None: no limit of this kind."""
 
 
-def check_precision(job: JobConfig, precision: str, deepspeed: Mapping[str, Any], *, gpu: bool) -> None:
-    """Raise ConfigError where the policy would be trained in float16 on CPUs, for which DeepSpeed has no support.
-
-    Also where a DeepSpeed file asks for ZeRO-3, with which compiled layers do not work.
-    """
-    in_file = bool(deepspeed.get("fp16", {}).get("enabled"))
-    if not gpu and (precision == "float16" or in_file):
-        option = "fp16=true" if job.optim.fp16 else "dtype=float16" if precision == "float16" else "fp16 in deepspeed"
+def check_precision(job: JobConfig, precision: str, *, gpu: bool) -> None:
+    """Raise ConfigError where the policy would be trained in float16 on CPUs, for which DeepSpeed has no support."""
+    if not gpu and precision == "float16":
+        option = "fp16=true" if job.optim.fp16 else "dtype=float16"
         raise ConfigError(
             f"{option} needs GPUs: the train workers of this run are on CPUs, where float16 is not supported; leave it "
             "out for float32, or set bf16=true"
-        )
-    if job.model.torch_compile and deepspeed["zero_optimization"]["stage"] == 3:
-        raise ConfigError(
-            f"torch_compile=true does not work with ZeRO stage 3, set by deepspeed={job.cluster.deepspeed}, which "
-            "replaces the weights of compiled layers; set stage 2 there, or leave torch_compile out"
         )
 
 
@@ -68,8 +59,9 @@ def check_model(job: JobConfig, plan: ModelPlan, config: Any) -> PreTrainedModel
     if job.model.torch_compile:
         layers_to_compile(skeleton)
     if job.adapter.use_peft and not plan.adapter:
+        parts = {"tower": job.model.freeze_vision_tower, "projector": job.model.freeze_multi_modal_projector}
         with torch.device("meta"):
-            add_lora(skeleton, job.adapter)
+            add_lora(skeleton, job.adapter, frozen_modules(skeleton, **parts))
     return skeleton
 
 

@@ -132,7 +132,7 @@ def plan_run(job: JobConfig, nodes: Sequence[Node]) -> RunPlan:
     adapter, reference_adapter = resolve_adapters(job)
     config = load_config(source, trust_remote_code=trust)
     deepspeed = deepspeed_config(job, file, train_group, hidden_size(config))
-    check_precision(job, precision, deepspeed, gpu=train_group.gpu)
+    check_precision(job, precision, gpu=train_group.gpu)
     check_router(config, job.loss.router_aux_loss_coef)
     policy = plan_model(job, (source, adapter), train_group, precision, config, flops_model(config))
     reference_config, flops = config, policy.planner.flops

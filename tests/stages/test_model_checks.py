@@ -141,8 +141,12 @@ def test_sequences_longer_than_learned_positions_are_refused(tiny_model: Path, t
 def test_what_a_deepspeed_file_sets_is_checked_too(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "deepspeed.json"
     for content, options, message in (
-        ({"fp16": {"enabled": True}}, {}, "fp16 in deepspeed needs GPUs"),
-        ({"zero_optimization": {"stage": 3}}, {"torch_compile": True}, "does not work with ZeRO stage 3"),
+        ({"fp16": {"enabled": True}}, {}, "fp16=true needs GPUs"),
+        (
+            {"zero_optimization": {"stage": 3}},
+            {"torch_compile": True},
+            "torch_compile=true does not work with zero_stage=3",
+        ),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match=message):
