@@ -1,6 +1,7 @@
 """The end of a train worker: the trained model or adapter is written, loaded anew and compared with the policy."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,19 @@ from raydpo.errors import ModelError
 from raydpo.models.checkpoint_keys import checkpoint_keys, load_notes
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.export_check import ExportCheck, Exported, check_export, trained_logps
+from raydpo.models.loading import load_tokenizer
+from raydpo.models.source import ModelSource
 from raydpo.training import deepspeed_engine
 from raydpo.training.task import TrainTask
+
+
+def run_target(task: TrainTask, name: str, source: ModelSource) -> ExportTarget:
+    """Return the target for weights in the folder `name` of the run, which rank 0 writes."""
+    tokenizer = load_tokenizer(
+        task.policy.source, trust_remote_code=task.job.model.trust_remote_code, chat_template=task.chat_template
+    )
+    is_main = torch.distributed.get_rank() == 0
+    return ExportTarget(folder=str(Path(task.run_dir) / name), source=source, tokenizer=tokenizer, is_main=is_main)
 
 
 def export_policy(engine: Any, task: TrainTask, target: ExportTarget) -> ExportCheck:

@@ -21,9 +21,7 @@ from raydpo.errors import (
 from raydpo.feed.batches import RankBatch
 from raydpo.feed.prefetch import Prefetcher
 from raydpo.models.device import device
-from raydpo.models.export import ExportTarget
-from raydpo.models.loading import load_tokenizer, quiet_libraries
-from raydpo.models.source import ModelSource
+from raydpo.models.loading import quiet_libraries
 from raydpo.reporting.rundir import REFERENCES
 from raydpo.reporting.runlog import RunLog
 from raydpo.reporting.trackers import Trackers
@@ -35,7 +33,7 @@ from raydpo.training.checkpoint import TrainState
 from raydpo.training.divergence import DivergenceCheck, check_start
 from raydpo.training.drift import Drift, check_drift
 from raydpo.training.evaluation import evaluate
-from raydpo.training.exporting import export_policy
+from raydpo.training.exporting import export_policy, run_target
 from raydpo.training.global_batch_loss import RewardMean
 from raydpo.training.metric_sums import MetricSums
 from raydpo.training.policy import build_policy, check_policy
@@ -167,7 +165,10 @@ class Worker:
         sync = self._task.sync
         if sync is None:
             return None
-        target, gather = self._target(REFERENCES, sync.source), deepspeed_engine.gather(self._task.deepspeed_config)
+        target, gather = (
+            run_target(self._task, REFERENCES, sync.source),
+            deepspeed_engine.gather(self._task.deepspeed_config),
+        )
         return ReferenceSync(sync, self._model, target, gather, self._announce)
 
     def _announce(self, version: ReferenceVersion) -> None:
@@ -274,23 +275,9 @@ class Worker:
         self._divergence.checkpoint = checkpoint.name(state.step)
         self._throughput.restart()
 
-    def _target(self, name: str, source: ModelSource) -> ExportTarget:
-        """Return the target for weights in a folder of the run."""
-        tokenizer = load_tokenizer(
-            self._task.policy.source,
-            trust_remote_code=self._job.model.trust_remote_code,
-            chat_template=self._task.chat_template,
-        )
-        return ExportTarget(
-            folder=str(Path(self._task.run_dir) / name),
-            source=source,
-            tokenizer=tokenizer,
-            is_main=self._rank == 0,
-        )
-
     def export(self) -> TrainReport:
         """Write the trained model or adapter, and return the report of the run."""
-        target = self._target("model", self._task.policy.source)
+        target = run_target(self._task, "model", self._task.policy.source)
         exported = export_policy(self._engine, self._task, target)
         if self._trackers:
             self._trackers.close()
