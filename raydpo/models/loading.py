@@ -163,6 +163,7 @@ def load_causal_lm(
             "or set reference_quantization"
         )
     model.config.use_cache = False
+    _freeze_what_is_not_saved(model)
     if getattr(model.config, "rescale_every", 0):
         # RWKV divides weights in place while it is evaluated, for float16, and they would be exported like that.
         model.config.rescale_every = 0
@@ -223,6 +224,19 @@ def _check_loaded(source: ModelSource, model: PreTrainedModel, info: dict[str, A
             f"model {source.name!r} ({type(model).__name__}) has no output embedding (lm_head), which log-probs "
             "need; choose a causal language model"
         )
+
+
+def _freeze_what_is_not_saved(model: PreTrainedModel) -> None:
+    """Freeze the weights that a model computes and never saves, such as Marian's positions.
+
+    Loading makes all weights trainable, and an export would have these as they were before training.
+    """
+    ignored = set(model._keys_to_ignore_on_save or ())
+    named = list(model.named_parameters(remove_duplicate=False))
+    saved = {id(parameter) for name, parameter in named if name not in ignored}
+    for _, parameter in named:
+        if id(parameter) not in saved:
+            parameter.requires_grad_(False)
 
 
 def _load_error(kind: str, source: ModelSource, error: Exception, trust_remote_code: bool) -> ModelError:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from raydpo.models.lora_faults import layers_lost_on_loading, layers_sharing_weights, layers_without_gradient
 from raydpo.models.weight_reads import layers_read_directly
 
 ROUTER_WORDS = ("router", "gating")
@@ -27,8 +28,8 @@ def default_lora_targets(model: PreTrainedModel) -> list[str]:
     """Return the full paths of the plain linear layers of the language model, in the model's order.
 
     Left out are the output embedding and layers that share its weight; layers outside the language model, which are
-    vision and audio towers and what connects them to it; routers and gates of experts; and layers whose weight the
-    model's code reads itself, such as Mamba's `out_proj`, where an adapter would be bypassed.
+    vision and audio towers and what connects them to it; routers and gates of experts; and layers on which an adapter
+    would be bypassed, lost, merged wrongly or never trained, as `usable_lora_targets` tells.
     """
     usable, head = usable_lora_targets(model), head_parameters(model)
     return [
@@ -41,38 +42,51 @@ def default_lora_targets(model: PreTrainedModel) -> list[str]:
     ]
 
 
+BYPASSED = "whose weight the model's code passes to a kernel without calling the layer, bypassing an adapter"
+SHARED = "whose weight other layers have too, so that the adapter of one, merged into it, would change them all"
+LOST = "whose adapter peft loses on loading, as its name is changed by a rule of transformers for published checkpoints"
+UNTRAINED = "which no gradient reaches, so that an adapter is not trained"
+OUTSIDE = (
+    "which is a frozen part outside the language model, where an adapter is not trained; with "
+    "freeze_vision_tower=false or freeze_multi_modal_projector=false it is, if lora_target_modules names it"
+)
+
+
 @dataclass(frozen=True)
 class UsableTargets:
-    """The modules of a model on which an adapter has no effect, whoever names them."""
+    """The modules of a model on which an adapter has no effect or a wrong one, whoever names them."""
 
-    bypassed: set[str]
-    """Paths of layers whose weight the model's code reads itself."""
-    outside: set[str]
-    """Paths of modules outside the language model, or of those that are frozen."""
+    faults: tuple[tuple[str, set[str]], ...]
+    """Pairs of a reason, as a clause, and the paths of the modules that it holds for."""
 
     def reason(self, path: str) -> str | None:
-        """Return why an adapter on this module has no effect, as a clause; None if it has one."""
-        if path in self.bypassed:
-            return "whose weight the model's code passes to a kernel without calling the layer, bypassing an adapter"
-        if path in self.outside:
-            return (
-                "which is a frozen part outside the language model, where an adapter is not trained; with "
-                "freeze_vision_tower=false or freeze_multi_modal_projector=false it is, if lora_target_modules names it"
-            )
-        return None
+        """Return why an adapter on this module is of no use, as a clause; None if it is."""
+        return next((reason for reason, paths in self.faults if path in paths), None)
 
 
 def usable_lora_targets(model: PreTrainedModel, frozen: Sequence[str] | None = None) -> UsableTargets:
-    """Return the modules on which an adapter has no effect.
+    """Return the modules on which an adapter has no effect, is lost when it is loaded, or is merged wrongly.
 
     `frozen` are the full names of the modules that are not trained; None: those outside the language model.
     """
     if frozen is None:
-        return UsableTargets(layers_read_directly(model), outside_language_model(model))
-    within = {
-        path for path, _ in model.named_modules() if any(path == part or path.startswith(f"{part}.") for part in frozen)
-    }
-    return UsableTargets(layers_read_directly(model), within)
+        outside = outside_language_model(model)
+    else:
+        outside = {
+            path
+            for path, _ in model.named_modules()
+            if any(path == part or path.startswith(f"{part}.") for part in frozen)
+        }
+    linear = [path for path, module in model.named_modules() if is_linear(module)]
+    return UsableTargets(
+        (
+            (BYPASSED, layers_read_directly(model)),
+            (OUTSIDE, outside),
+            (UNTRAINED, layers_without_gradient(model)),
+            (SHARED, layers_sharing_weights(model)),
+            (LOST, layers_lost_on_loading(model, linear)),
+        )
+    )
 
 
 def matching(model: nn.Module, name: str) -> list[str]:

@@ -145,6 +145,32 @@ def test_a_named_layer_that_would_bypass_its_adapter_is_refused(name: str, targe
         add_lora(build(name), AdapterConfig(lora_target_modules=(target,)))
 
 
+BART: dict[str, Any] = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+                        "is_decoder": True, "is_encoder_decoder": False}  # fmt: skip
+ZAMBA: dict[str, Any] = {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"],
+                         "mamba_d_state": 8, "attention_hidden_size": 64, "head_dim": 16}  # fmt: skip
+LAGUNA: dict[str, Any] = {**EXPERTS, "shared_expert_intermediate_size": 16, "mlp_layer_types": ["dense", "sparse"],
+                          "layer_types": ["full_attention"] * 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "target", "left_out", "message"),
+    [
+        ("bart", BART, "encoder_attn.q_proj", "encoder_attn", "no gradient reaches"),
+        ("laguna", LAGUNA, "shared_experts.up_proj", "shared_experts", "peft loses on loading"),
+        ("zamba", ZAMBA, "q_proj", "shared_transf", "other layers have too"),
+    ],
+)
+def test_layers_whose_adapter_is_never_trained_or_lost_or_wrongly_merged_have_none(
+    name: str, options: dict[str, Any], target: str, left_out: str, message: str
+) -> None:
+    paths = default_lora_targets(build(name, **options))
+    assert paths
+    assert not any(left_out in path for path in paths)
+    with pytest.raises(ModelError, match=rf"lora_target_modules={target} is .*{left_out}.*{message}"):
+        add_lora(build(name, **options), AdapterConfig(lora_target_modules=(target,)))
+
+
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "image_size": 28, "patch_size": 14}  # fmt: skip
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from raydpo.config import AdapterConfig
-from raydpo.models.adapters import add_lora
+from raydpo.models.adapters import add_lora, load_adapter
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.export import ExportTarget, export_adapter, export_model
 from raydpo.models.loading import disable_dropout
+from raydpo.models.source import resolve_adapter
 from tests.models.matrix.harness import Pairs, Subject, own_logps, own_model
 
 
@@ -50,7 +51,10 @@ def export_gap(
 def adapter_gaps(
     model_type: str, base: Path, folder: Path, subject: Subject, pairs: Pairs, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
-    """Return differences of a LoRA policy: at its start from its base, and trained from its export and its merge."""
+    """Return differences of a LoRA policy: at its start from its base, and trained from its export and its merge.
+
+    Also from its own evaluation, and from the export as scoring workers load it.
+    """
     model = add_lora(subject.load(), AdapterConfig(use_peft=True, lora_r=4, lora_alpha=8, lora_dropout=0.0))
     disable_dropout(model)
     policy = CompletionLogps(model, shares=subject.choice.shares).train()
@@ -67,7 +71,11 @@ def adapter_gaps(
     assert adapted, "no layer was adapted"
     assert _largest(trained, start) > 1e-3, "the adapter has no effect"
     export_adapter(model, ExportTarget(str(folder), subject.source, tokenizer, True), ungathered)
+    adapter = load_adapter(subject.load(), resolve_adapter(str(folder)), trainable=False)
+    scorer = CompletionLogps(adapter, shares=subject.choice.shares).eval()
     with torch.no_grad():
+        gaps["evaluation"] = _largest(policy.eval()(pairs.batch)[0][pairs.tokens], trained)
+        gaps["scorer"] = _largest(scorer(pairs.batch)[0][pairs.tokens], trained)
         loaded: Any = PeftModel.from_pretrained(own, str(folder)).eval()
         gaps["export"] = _largest(own_logps(loaded, pairs), trained)
         gaps["merge"] = _largest(own_logps(loaded.merge_and_unload(), pairs), trained)

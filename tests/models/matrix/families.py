@@ -198,6 +198,13 @@ CORE = frozenset(
     """.split()
 )
 """The 25 families that `make test` runs."""
+ADAPTED = """
+    bart gemma2 gemma3n_text gpt2 inkling2_text jamba laguna llama llama4_text longcat_flash mamba2 mistral
+    mistral_large4 olmo2 phi3 phimoe qwen3 zamba
+    """.split()
+"""Families whose adapters are compared: plain ones, and those with layers on which an adapter would be wrong."""
+ADAPTED_CORE = frozenset({"laguna", "zamba"})
+"""Those of them that `make test` runs: adapters would be lost in the former, and merged wrongly in the latter."""
 
 _ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 _YARN = {**_ROPE, "rope_type": "yarn"}

@@ -54,4 +54,7 @@ UNSHRUNK = frozenset(
 """Families with images whose configs `configs` cannot shrink yet: their vision towers need settings of their own."""
 
 EXPORT_DIFFERS = frozenset({"youtu"})
-"""Families whose weights transformers changes when it loads them: the padding token's row, which the head has, is 0."""
+"""Families whose weights transformers changes when it loads them: the padding token's row, which the head has, is 0.
+
+Youtu's `_init_weights` sets that row through `weight.data`, which does not have the mark of a weight that was loaded.
+"""

@@ -17,7 +17,7 @@ from raydpo.models.loading import load_tokenizer, quiet_libraries
 from raydpo.models.source import resolve_model
 from tests.models.matrix.configs import tiny_config
 from tests.models.matrix.exports import adapter_gaps, export_gap
-from tests.models.matrix.families import CORE, SPECIAL, VARIANTS
+from tests.models.matrix.families import ADAPTED, ADAPTED_CORE, CORE, SPECIAL, VARIANTS
 from tests.models.matrix.harness import Pairs, Subject, compare, own_logps, own_model, save_tiny, some_pairs
 from tests.models.matrix.outcomes import EXPORT_DIFFERS, REFUSED, UNBUILDABLE, UNSHRUNK
 
@@ -37,9 +37,9 @@ BUILD_ERRORS = (
 )
 
 
-def _params(names: list[str]) -> list[object]:
+def _params(names: list[str], core: frozenset[str] = CORE) -> list[object]:
     """Return the cases as parameters, those outside the core marked as the lane's own."""
-    return [pytest.param(name, marks=() if name in CORE else pytest.mark.models) for name in names]
+    return [pytest.param(name, marks=() if name in core else pytest.mark.models) for name in names]
 
 
 def make(case: str, folder: Path) -> str:
@@ -76,8 +76,7 @@ def test_values_and_gradients_are_those_of_the_models_own_forward(
     assert gap < EXPORT_TOLERANCE, f"the export differs by {gap:.1e}"
 
 
-@pytest.mark.models
-@pytest.mark.parametrize("case", ["gemma2", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen3"])
+@pytest.mark.parametrize("case", _params(ADAPTED, core=ADAPTED_CORE))
 def test_an_adapter_starts_at_its_base_and_is_the_trained_one_once_loaded_and_merged(
     case: str, tmp_path: Path, some: Pairs, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -104,5 +103,6 @@ def test_what_transformers_cannot_compute_from_text_is_known(case: str, tmp_path
 
 
 def test_the_tables_name_cases_of_the_matrix() -> None:
-    assert CORE | REFUSED.keys() | UNBUILDABLE.keys() <= set(CASES)
+    assert CORE | set(ADAPTED) | REFUSED.keys() | UNBUILDABLE.keys() <= set(CASES)
+    assert set(ADAPTED) >= ADAPTED_CORE
     assert not CORE & (REFUSED.keys() | UNBUILDABLE.keys())
