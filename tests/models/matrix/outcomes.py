@@ -44,8 +44,8 @@ UNBUILDABLE: dict[str, str] = {
 """A regular expression for the error of transformers on each case of which it computes no tiny model from text here."""
 
 UNSHRUNK = frozenset({"florence2", "nemotron_h_omni", "pp_formulanet"})
-"""Families with images without a tiny model here: two are encoder-decoders that read an image and no text, and the
-tower of nemotron_h_omni needs settings that the config classes of its parts do not have."""
+"""Families with images without a tiny model here: two are encoder-decoders, whose forward of token ids alone gives no
+logits of these, and the towers of nemotron_h_omni need settings that the config classes of its parts do not have."""
 
 EXPORT_DIFFERS = frozenset({"youtu"})
 """Families whose weights transformers changes when it loads them: the padding token's row, which the head has, is 0."""
