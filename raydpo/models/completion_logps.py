@@ -62,6 +62,8 @@ class CompletionLogps(nn.Module):
         self._shift = shift_of(self.causal_lm) if self.is_encoder_decoder else None
         self._row_lengths = None if self.is_encoder_decoder else use_own_lengths(self.causal_lm)
         self._probed = False
+        self.learns_transform = False
+        """Whether what the model does to its logits after the head depends on a weight that is not frozen."""
         self._images = images
         self._image_inputs: ImageInputs | None = None
 
@@ -160,7 +162,9 @@ class CompletionLogps(nn.Module):
                 return self._own.hidden(arguments)[0], router.logits
             probe = probe_logits(self._head.vocabulary, self._head.weight.device)
             hidden, output = self._own.hidden(arguments, probe)
-        self._head.transform = fit_transform(probe, logits_of(output), type(self.causal_lm).__name__)
+        found = logits_of(output)
+        self.learns_transform = found.requires_grad
+        self._head.transform = fit_transform(probe, found, type(self.causal_lm).__name__)
         self._probed = True
         return hidden, router.logits
 

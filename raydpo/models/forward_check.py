@@ -19,6 +19,7 @@ from raydpo.batching.collate import split_by_completion
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
 from raydpo.models.completion_logps import CompletionLogps, PlainRows
+from raydpo.models.logit_transform import RULED_OUT
 from raydpo.models.probe_sequences import BEGINNING, ProbeSequences
 from raydpo.models.rope_limit import rope_limit
 
@@ -34,7 +35,6 @@ neighbour that is missed by a good part of it. In float32, other kernels and sha
 1e-5 of the spread, and by the rounding of a number of some nats (1e-6). bfloat16 rounds a logit of 16 to 0.06 nats and
 hidden states to 0.4 %, and an expert may be chosen otherwise, which together is some 0.05 nats per token on average;
 float16 has 8 times the precision. Quantised layers round with the batch that they see."""
-
 
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ModelError)
 """What a layer raises that was not made for packed rows: their arguments, shapes or mask are not what it expects."""
@@ -112,6 +112,12 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
             found = _compare(model, sequences, oracle)
         if found.problem:
             raise _refusal(model, sequences, oracle, found.problem)
+    if policy.learns_transform:
+        raise ModelError(
+            f"{type(policy.causal_lm).__name__} ({config.model_type}): its logits have a factor or a bias after the "
+            "output embedding that is trained, which would stay as it is here; train with LoRA (use_peft=true), which "
+            "freezes it, or choose another model"
+        )
     check = ForwardCheck(
         model_type=policy.causal_lm.config.model_type,
         layout="packed" if policy.shares else "padded",
@@ -149,7 +155,7 @@ def _oracle(model: CheckedModel, sequences: ProbeSequences) -> _Oracle:
     start = len(sequences.prompt)
     (both, single), tolerance = _own_logps(model, [PlainRows(rows) for rows in sequences.rows])
     seen = (both[0, :start] - both[1, :start]).abs()
-    mixed = model.agree(float(seen.where(both[0, :start] > -1e4, 0.0).mean(-1).max()))
+    mixed = model.agree(float(seen.where(both[0, :start] > RULED_OUT, 0.0).mean(-1).max()))
     if mixed > tolerance:
         policy = model.policy
         raise ModelError(
@@ -186,7 +192,7 @@ def _own_logps(model: CheckedModel, batches: Sequence[PlainRows]) -> tuple[list[
         logits = logits.float()
         if model.agree(float(logits.isnan().any())):
             raise _nan(model)
-        usable = torch.where(logits > -1e4, logits, torch.nan)  # entries that the model masks have no spread
+        usable = torch.where(logits > RULED_OUT, logits, torch.nan)  # entries that the model masks have no spread
         spreads.append(float((usable - usable.nanmean(-1, keepdim=True)).square().nanmean().sqrt()))
         logps.append(logits.log_softmax(dim=-1))
     share, nats = TOLERANCES[model.dtype]
@@ -242,9 +248,11 @@ def _problem(gap: float, tolerance: float, where: str) -> str:
 def _gap(model: CheckedModel, batch: MicroBatch, sequences: ProbeSequences, oracle: _Oracle) -> float:
     """Return the largest mean |difference| of a sequence that the micro-batch has, over all ranks."""
     values = model.run(batch)[0].float().cpu().numpy()
-    trees = sequences.trees[: len(batch.images)]
+    trees, owns = sequences.trees[: len(batch.images)], [own.numpy() for own in oracle.logps]
     parts = [part for tree in split_by_completion(values, trees) for part in tree]
-    gaps = [float(np.abs(part - own.numpy()).mean()) for part, own in zip(parts, oracle.logps, strict=False)]
+    # A token that the model rules out has some lowest log-prob or other.
+    pairs = [(np.maximum(part, RULED_OUT), np.maximum(own, RULED_OUT)) for part, own in zip(parts, owns, strict=False)]
+    gaps = [float(np.abs(part - own).mean()) for part, own in pairs]
     return model.agree(max(float("inf") if np.isnan(gap) else gap for gap in gaps))
 
 

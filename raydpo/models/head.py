@@ -217,7 +217,7 @@ class CompletionHead(nn.Module):
         """Share (not copy) the weight and bias of `output_embedding`, so that names and ties stay as they were.
 
         `chunk_tokens` is the number of tokens whose logits are in memory at a time; None means `default_chunk_tokens`.
-        Raises ModelError if `output_embedding` has no weight of its own.
+        Raises ModelError if `output_embedding` has no weight of its own, or more weights than that.
         """
         super().__init__()
         weight, bias = getattr(output_embedding, "weight", None), getattr(output_embedding, "bias", None)
@@ -225,6 +225,12 @@ class CompletionHead(nn.Module):
             raise ModelError(
                 f"the output embedding is a {type(output_embedding).__name__} without a weight of its own, and only "
                 "a linear head can be trained; leave it out of lora_target_modules and of quantisation"
+            )
+        others = [name for name, _ in output_embedding.named_parameters() if name not in ("weight", "bias")]
+        if others:
+            raise ModelError(
+                f"the output embedding, a {type(output_embedding).__name__}, has {', '.join(others)} beside its weight "
+                "and bias, which would be neither trained nor exported; choose another model"
             )
         self.weight = weight
         self.bias: nn.Parameter | None = bias

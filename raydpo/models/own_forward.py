@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raydpo.errors import ModelError
@@ -17,7 +18,10 @@ from raydpo.models.attention.choice import IMPLEMENTATIONS
 
 
 class _Recorder(nn.Module):
-    """Stands for an output embedding: keeps its input, and returns `logits`, or those of no token if that is None."""
+    """Stands for an output embedding: keeps its input, and returns `logits`, or those of no token if that is None.
+
+    With `logits`, gradients are on from here, so that what the model makes of them tells whether a weight takes part.
+    """
 
     def __init__(self, embedding: Any, logits: Tensor | None) -> None:
         super().__init__()
@@ -34,8 +38,10 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Keep the input and return the logits; those of no token, [R, 0, V], take no memory."""
         self.inputs.append(hidden)
-        none = (*hidden.shape[:-2], 0, self._embedding[0].vocabulary)
-        return hidden.new_zeros(none) if self._logits is None else self._logits
+        if self._logits is None:
+            return hidden.new_zeros((*hidden.shape[:-2], 0, self._embedding[0].vocabulary))
+        torch.set_grad_enabled(True)
+        return self._logits
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,9 @@ class OwnForward:
         model = self.causal_lm
         embedding = model.get_submodule(self.path)
         recorder = _Recorder(embedding, logits)
-        output = type(model).forward(_with_module(model, self.path.split("."), recorder), **self._accepted(arguments))
+        copied = _with_module(model, self.path.split("."), recorder)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # the recorder switches it on
+            output = type(model).forward(copied, **self._accepted(arguments))
         name = type(model).__name__
         if len(recorder.inputs) != 1:
             raise ModelError(
@@ -84,19 +92,32 @@ class OwnForward:
         return hidden, output
 
     def logits(self, arguments: Mapping[str, Any]) -> Tensor:
-        """Return the logits [R, T, V] of the model's own forward, with the attention that the model has by itself."""
+        """Return the logits [R, T, V] of the model's own forward, with the attention that the model has by itself.
+
+        Raises ModelError where the model does not give those of each token.
+        """
         with own_attention(self.causal_lm):
-            output = type(self.causal_lm).forward(self.causal_lm, **self._accepted(arguments))
-        return logits_of(output)
+            logits = logits_of(type(self.causal_lm).forward(self.causal_lm, **self._accepted(arguments)))
+        tokens = arguments.get("labels", arguments["input_ids"])
+        if logits.shape[:-1] != tokens.shape:
+            raise ModelError(
+                f"{type(self.causal_lm).__name__} gives logits of shape {list(logits.shape)} for {list(tokens.shape)} "
+                "token ids, and log-probs need those of each token; choose another model"
+            )
+        return logits
 
     def _accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments without a cache, and without router logits where the model has a switch for them."""
+        """Return the arguments without a cache, and without router logits where the model has a switch for them.
+
+        A model that takes no mask gets none: it is causal, and rows are padded on the right.
+        """
         parameters = inspect.signature(type(self.causal_lm).forward).parameters
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         switches = {"use_cache": False} if anything or "use_cache" in parameters else {}
         if "output_router_logits" in parameters:  # the configs of some models turn them on by themselves
             switches["output_router_logits"] = False
-        return {**arguments, **switches}
+        unknown = set() if anything else {"attention_mask"} - parameters.keys()
+        return {name: value for name, value in arguments.items() if name not in unknown} | switches
 
 
 def logits_of(output: Any) -> Tensor:

@@ -41,7 +41,9 @@ class ProbeSequences:
         and those that stand for images or sounds are left out.
         """
         draw = np.random.default_rng(SEED)
-        ids = np.setdiff1d(np.arange(_usable(config, vocabulary)), list(special_ids(config)))
+        usable = np.arange(_usable(config, vocabulary))
+        ids = np.setdiff1d(usable, list(special_ids(config)))
+        ids = ids if len(ids) > 1 else usable  # some vocabulary of a test or a game has little else
         sizes = _fitting(config, longest)
         if apart:
             sizes = (*sizes[:3], sizes[4], min(LONG // 2, sizes[4]))
@@ -85,7 +87,7 @@ def _named_ids(content: dict[Any, Any]) -> Iterator[int]:
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _named_ids(value)
-        elif str(name).endswith(("token_id", "token_ids", "token_index")):
+        elif str(name).endswith(("_id", "_ids", "token_index")):  # also Molmo's image_patch_id, or im_start_id
             values = value if isinstance(value, list) else [value]
             yield from (int(found) for found in values if isinstance(found, int))
 

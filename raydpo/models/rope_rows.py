@@ -13,6 +13,9 @@ from torch import Tensor
 
 from raydpo.models.rope_limit import LENGTH_DEPENDENT, rope_limit
 
+Rotation = Tensor | tuple[Tensor, Tensor]
+"""What a rotary embedding returns: cos and sin, or in DeepSeek-V2 and Llama 4 one complex tensor."""
+
 
 class RowLengths:
     """The number of tokens of each row of the next forward, for the rotary embeddings of a model."""
@@ -45,22 +48,25 @@ def use_own_lengths(model: Any) -> RowLengths | None:
 
 
 def _by_length(
-    forward: Callable[..., tuple[Tensor, Tensor]],
+    forward: Callable[..., Rotation],
     lengths: RowLengths,
     x: Tensor,
     position_ids: Tensor,
     *arguments: Any,
     **named: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [R, T, D] in which each row has the factors of its own length."""
+) -> Rotation:
+    """Return cos and sin [R, T, D], or a complex tensor of both, with the factors of each row's own length."""
     found = lengths.of(position_ids)
     alike = position_ids.shape[-2] == 1  # mostly one row of positions stands for all rows
-    parts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    parts: dict[tuple[int, int], Rotation] = {}
     keys = [(length, 0 if alike else row) for row, length in enumerate(found)]
     for length, row in dict.fromkeys(keys):
         positions = position_ids[..., row : row + 1, :].clamp(max=length - 1)
         # The dynamic type keeps the factors of the longest row so far, until one is within the original length.
         forward(x[:1], torch.zeros_like(positions[..., :1]), *arguments, **named)
         parts[length, row] = forward(x[:1], positions, *arguments, **named)
-    cos, sin = zip(*(parts[key] for key in keys), strict=True)
+    both = [part for key in keys if isinstance(part := parts[key], tuple)]
+    if not both:
+        return torch.cat([part for key in keys if isinstance(part := parts[key], Tensor)], dim=-3)
+    cos, sin = zip(*both, strict=True)
     return torch.cat(cos, dim=-3), torch.cat(sin, dim=-3)

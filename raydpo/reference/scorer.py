@@ -106,6 +106,7 @@ class Scorer:
             chunk_tokens=spec.logits_chunk_tokens,
             images=open_images(plan.images),
         ).eval()
+        reference.requires_grad_(False)
         self._model = reference if spec.device_map else reference.to(target)
         dtype, multiple = "quantized" if spec.quantization else plan.precision, plan.planner.multiple
         check = check_forward(CheckedModel(self._model, self._model, dtype, trains=False, multiple=multiple))

@@ -96,6 +96,51 @@ def test_an_output_embedding_that_is_more_than_a_matrix_is_refused() -> None:
         check(model)
 
 
+def test_a_weight_beside_that_of_the_output_embedding_is_refused() -> None:
+    class Scaled(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(32, 61, bias=False)
+            self.factor = torch.nn.Parameter(torch.ones(()))
+
+    model = windowed()
+    model.lm_head = Scaled()
+    with pytest.raises(ModelError, match=r"a Scaled, has factor beside its weight .* neither trained nor exported"):
+        check(model)
+
+
+class Own(MistralForCausalLM):
+    """A Mistral with code of its own: a bias that is trained, and entries of the vocabulary that are ruled out."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.shift = torch.nn.Parameter(torch.randn(61))
+
+    def forward(self, input_ids: Any) -> Any:
+        """Return the logits alone; the model takes no mask."""
+        (logits,) = super().forward(input_ids, return_dict=False, use_cache=False)[:1]
+        return (logits + self.shift).masked_fill(torch.arange(61) % 5 == 0, float("-inf"))
+
+
+def test_a_trained_bias_after_the_output_embedding_is_refused_and_a_frozen_one_is_right() -> None:
+    torch.manual_seed(0)
+    model = Own(MistralConfig(**SHAPE, initializer_range=0.15))
+    with pytest.raises(ModelError, match=r"a factor or a bias .* that is trained, .* train with LoRA"):
+        check(model)
+    model = Own(model.config)
+    model.shift.requires_grad_(False)
+    _, found = check(model, trains=True)
+    assert found.gap <= found.tolerance / 10
+
+
+def test_logits_of_the_last_token_alone_are_refused() -> None:
+    class Last(MistralForCausalLM):
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            return super().forward(*arguments, **named, logits_to_keep=1)
+
+    with pytest.raises(ModelError, match=r"Last gives logits of shape \[2, 1, 61\] for \[2, 16\] token ids"):
+        check(Last(MistralConfig(**SHAPE)))
+
+
 def test_layers_that_do_not_take_packed_rows_give_way_to_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Segments, sliding_window: int | None) -> None:
         raise TypeError("an argument that no layer expects")
@@ -139,11 +184,15 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
 
 
 def test_the_sequences_have_no_special_tokens_and_fit_into_the_model() -> None:
-    config = MistralConfig(**SHAPE | {"eos_token_id": [2, 9], "max_position_embeddings": 30}, image_token_index=11)
+    config = MistralConfig(
+        **SHAPE | {"eos_token_id": [2, 9], "max_position_embeddings": 30}, image_token_index=11, im_start_id=12
+    )
     sequences = ProbeSequences.draw(config, 61)
     rows = [*sequences.rows[0], *sequences.rows[1]]
-    assert not {0, 1, 2, 9, 11} & {int(token) for row in rows for token in row}
+    assert not {0, 1, 2, 9, 11, 12} & {int(token) for row in rows for token in row}
     assert max(map(len, rows)) == 30
+    few = ProbeSequences.draw(MistralConfig(**SHAPE | {"vocab_size": 3}), 3)
+    assert {int(token) for token in few.rows[1][0]} <= {0, 1, 2}
     longer = ProbeSequences.draw(MistralConfig(**SHAPE, sliding_window=70), 61)
     assert longer.rows[1].shape[1] > 140
     assert all(

@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from raydpo.models.attention.choice import choose, follows_own_length
 from raydpo.models.completion_logps import CompletionLogps
@@ -57,7 +66,24 @@ def by_layer() -> Any:
     return Gemma3ForCausalLM(config)
 
 
-MODELS = {"longrope": longrope, "dynamic": dynamic, "by layer": by_layer}
+def complex_factors() -> Any:
+    """Return a DeepSeek-V2, whose factors are one complex tensor."""
+    torch.manual_seed(0)
+    config = DeepseekV2Config(
+        **SHAPE | {"num_key_value_heads": 4},
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=8,
+        first_k_dense_replace=2,
+        max_position_embeddings=ORIGINAL,
+        rope_parameters=DYNAMIC,
+    )
+    return DeepseekV2ForCausalLM(config)
+
+
+MODELS = {"longrope": longrope, "dynamic": dynamic, "by layer": by_layer, "complex": complex_factors}
 
 
 def forgetful(model: Any) -> Any:

@@ -52,7 +52,7 @@ WINDOWS = (
     "local_attention",
     "attention_chunk_size",
 )
-"""Names of windows in configs, in tokens."""
+"""Names of windows in configs, in tokens. Other names with "window" in them count too, but for numbers of layers."""
 PROVABLE_WINDOW = 80
 """Largest window, in tokens, that the sequences of the proof at load reach beyond."""
 
@@ -139,6 +139,8 @@ def sharing_obstacle(config: Any, share_prompts: bool | str = True, max_length: 
         return f"packed rows do not support layers of type {', '.join(sorted(layers - SUPPORTED_LAYER_TYPES))}"
     if text.model_type in WINDOW_IN_MASK and "sliding_attention" in layers:
         return f"{text.model_type} models do not pass their sliding window to the attention function"
+    if getattr(text, "use_sliding_window", True) is False and "sliding_attention" in layers:
+        return "its layers have a sliding window in the mask only, as use_sliding_window is false"
     if getattr(text, "use_bidirectional_attention", None):
         return "the model's attention is not causal"
     return None
@@ -182,10 +184,11 @@ def _takes_attention_functions(config: Any) -> bool:
 def short_and_long_windows(config: Any) -> list[int]:
     """Return the windows, in tokens, beyond which layers of a model do not see, by the names that configs have."""
     text = config.get_text_config()
-    values = [getattr(text, name, None) for name in WINDOWS]
+    others = [name for name in vars(text) if "window" in name and "layer" not in name and name not in WINDOWS]
+    values = [getattr(text, name, None) for name in (*WINDOWS, *others)]
     if getattr(text, "use_sliding_window", True) is False:
         values[0] = None
-    return [value for value in values if isinstance(value, int) and value > 0]
+    return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
 
 
 def _untested(config: Any, text: Any) -> str | None:

@@ -197,6 +197,7 @@ UNSHARED = {
     "qwen2_moe": {"num_hidden_layers": 2, "use_sliding_window": True, **MIXED},
     "qwen3": {"num_hidden_layers": 2, "layer_types": ["full_attention", "chunked_attention"]},
     "gemma3_text": {"use_bidirectional_attention": True},
+    "smollm3": {"num_hidden_layers": 2, "use_sliding_window": False, **MIXED},
     # Custom code next to the weights, which may compute anything.
     "llama": {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}},
 }
@@ -221,6 +222,8 @@ def test_an_unknown_family_is_tried_on_request_unless_its_window_is_beyond_the_p
     assert choose(listed, **options, share_prompts="try", max_length=16_384).shares, "its window is tested"
     own_code = AutoConfig.for_model("llama", auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"})
     assert choose(own_code, **options, share_prompts="try").shares
+    own_code.local_window = 512
+    assert not choose(own_code, **options, share_prompts="try").shares
     closed = choose(AutoConfig.for_model("falcon"), **options, share_prompts="try")
     assert (closed.shares, "no attention function" in closed.reason) == (False, True)
     chunked = AutoConfig.for_model("qwen3", num_hidden_layers=1, layer_types=["chunked_attention"])

@@ -64,7 +64,111 @@ QWEN4 = {
     "ngram_vocab_size_base": 200,
     "split_ngram_parts": 2,
 }
+OMNI = {"vision_start_token_id": 88, "audio_start_token_id": 90}
+"""Tokens that the config class of an omni model's thinker does not know, and its checkpoints name."""
+GLIMMER = {
+    "projector_hidden_size": 32,
+    "out_hidden_size": 128,
+    "vision_config": {"pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16},
+}
+SAM = {
+    "hidden_size": 16,
+    "output_channels": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "downsample_channels": [8, 32],
+    "global_attn_indexes": [0],
+    "window_size": 2,
+}
+WITH_IMAGES: dict[str, dict[str, Any]] = {
+    "cosmos3_edge": {"text_config": MROPE, "projector_hidden_size": 32},
+    "deepseek_ocr2": {
+        "vision_config": {
+            "sam_config": SAM,
+            "encoder_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 96,
+            },
+        },
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "head_dim": ...},
+    },
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "moe_intermediate_size": [16, 16],
+            "mlp_layer_types": ["dense", "sparse"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        }
+    },
+    "glm5_next": {
+        "text_config": {
+            "index_topk": 8,
+            "index_kpool": 4,
+            "qk_rope_head_dim": 0,
+            "layer_types": ["linear_attention", "indexed_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+            "indexer_types": ["full", "full"],
+        }
+    },
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [1],
+        "vision_config": {"hidden_size": 64},
+        "qformer_config": {
+            "hidden_size": 64,
+            "encoder_hidden_size": 64,
+            "intermediate_size": 32,
+            "num_attention_heads": 1,
+        },
+    },
+    "hunyuan_vl": {
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1, 1]}
+        },
+        "vision_config": {"img_max_token_num": 64, "max_image_size": 64, "max_vit_seq_len": 64, "min_image_size": 28},
+        "im_start_id": 90,
+        "im_end_id": 91,
+        "im_newline_id": 92,
+    },
+    "molmo2": {
+        "text_config": {"additional_vocab_size": 4},
+        "vision_config": {"image_size": [28, 28]},
+        "adapter_config": {
+            "vision_feature_layer": [-1],
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "intermediate_size": 32,
+            "text_hidden_size": 32,
+        },
+        "image_patch_id": 82,
+    },
+    "muse_glimmer": GLIMMER,
+    "muse_spark": {
+        **GLIMMER,
+        "text_config": {"moe_hidden_size": 16, "mlp_layer_types": ["dense", "sparse"]},
+        "audio_config": {
+            "patch_sizes": [4],
+            "hidden_sizes": [16],
+            "depths": [1],
+            "num_hidden_layers": 1,
+            "out_hidden_size": 32,
+        },
+    },
+    "unlimited_ocr": {"text_config": {"layer_types": ["full_attention", "full_attention"]}},
+    "qwen2_5_omni_thinker": {"text_config": MROPE, **OMNI},
+    "qwen3_omni_moe_thinker": OMNI,
+}
+"""Families with images whose configs need more than a text model's settings."""
 SPECIAL: dict[str, dict[str, Any]] = {
+    **WITH_IMAGES,
     "cohere_compass_text": COMPASS,
     "cohere_compass": {"text_config": COMPASS},
     "dbrx": {
@@ -174,7 +278,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "n_mamba_heads": 4, "mamba_headdim": 16},
     "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"]},
     **{name: {"text_config": HALF_MROPE} for name in "glm46v glm4v glm4v_moe glm_ocr glmga".split()},
-    **{name: {"text_config": MROPE} for name in "paddleocr_vl qwen2_vl qwen2_5_vl qwen2_5_omni_thinker".split()},
+    **{name: {"text_config": MROPE} for name in "paddleocr_vl qwen2_vl qwen2_5_vl".split()},
 }
 """Settings by model type, which win over the tables."""
 
