@@ -136,8 +136,10 @@ def _set_default_targets(config: "LoraConfig", model: PreTrainedModel) -> None:
 def _named_targets(model: PreTrainedModel, names: tuple[str, ...], frozen: Sequence[str] | None) -> list[str]:
     """Return the names if an adapter works on all modules that they match, and else the paths of those where it does.
 
-    Raises ModelError where a name matches no module on which an adapter works.
+    Without names, return none. Raises ModelError where a name matches no module on which an adapter works.
     """
+    if not names:
+        return []
     usable = usable_lora_targets(model, frozen)
     left_out: dict[str, str] = {}
     for name in names:

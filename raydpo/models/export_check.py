@@ -6,14 +6,13 @@ folder is loaded as a user would load it, and its own forward with full logits m
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from raydpo.batching.collate import split_by_completion
@@ -21,10 +20,13 @@ from raydpo.blocks.schema import FloatArray, IntArray
 from raydpo.errors import ModelError
 from raydpo.models.carried import CarriedWeights
 from raydpo.models.checkpoint_keys import checkpoint_keys
+from raydpo.models.comparison import mean_gap, spread_of, without_compilation
 from raydpo.models.completion_logps import CompletionLogps
 from raydpo.models.export import shapes_to_export
 from raydpo.models.loading import load_causal_lm
+from raydpo.models.own_forward import OwnForward
 from raydpo.models.probe_sequences import ProbeSequences
+from raydpo.models.seq2seq import is_encoder_decoder
 from raydpo.models.source import ModelSource, local_folder, resolve_model, weight_files
 
 TOLERANCES = {"float32": (1e-4, 1e-5), "bfloat16": (0.1, 0.02), "float16": (0.03, 5e-3)}
@@ -87,11 +89,8 @@ def trained_logps(policy: CompletionLogps, run: nn.Module, *, multiple: int = 1)
     """
     sequences = ProbeSequences.draw(policy.causal_lm.config, policy.vocabulary)
     batch = sequences.micro_batch(multiple=multiple if policy.shares else 1)
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in policy.modules())
-    # Compiled layers run as they are: the short sequences would be compiled for nothing.
-    context: AbstractContextManager[object] = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     run.eval()
-    with context:
+    with without_compilation(policy):
         values = run(batch)[0].float().cpu().numpy()
     return TrainedLogps(sequences, [part for tree in split_by_completion(values, sequences.trees) for part in tree])
 
@@ -117,9 +116,9 @@ def check_export(
     parts = [(tree.prompt, completion) for tree in trained.sequences.trees for completion in tree.completions]
     for (prompt, completion), ours in zip(parts, trained.values, strict=True):
         theirs, spread = _own_logps(loaded, prompt, completion)
-        gaps.append(float(np.abs(theirs - ours).mean()))
+        gaps.append(mean_gap(ours, theirs))
         spreads.append(spread)
-    gap = max(float("inf") if np.isnan(value) else value for value in gaps)
+    gap = max(gaps)
     share, nats = TOLERANCES[exported.dtype]
     tolerance = share * max(spreads) + nats
     if not gap <= tolerance:
@@ -154,7 +153,8 @@ def _load(exported: Exported, source: ModelSource) -> Any:
     if exported.adapter:
         from peft import PeftModel  # imported here for the reason given in `adapters.add_lora`
 
-        return PeftModel.from_pretrained(loaded, exported.folder, autocast_adapter_dtype=False).eval()
+        adapted = PeftModel.from_pretrained(loaded, exported.folder, autocast_adapter_dtype=False).eval()
+        return adapted.get_base_model()  # with the adapter's layers in it
     if keys and keys.renaming:
         raise ModelError(
             f"the weights in {exported.folder} have other names than {type(loaded).__name__} loads: {keys.renaming}; "
@@ -167,17 +167,15 @@ def _own_logps(model: Any, prompt: IntArray, completion: IntArray) -> tuple[Floa
     """Return the log-probs [tokens] of a completion by the model's own forward, and the spread of its logits."""
     targets = torch.from_numpy(np.asarray(completion)).long()
     before = torch.from_numpy(np.asarray(prompt)).long()
-    if getattr(model.config, "is_encoder_decoder", False):
-        logits: Tensor = model(input_ids=before[None], labels=targets[None]).logits[0]
+    own = OwnForward(model, path="")
+    if is_encoder_decoder(model.config):
+        logits = own.logits({"input_ids": before[None], "labels": targets[None]})[0]
     else:
-        rows = torch.cat([before, targets])[None]
-        logits = model(input_ids=rows, use_cache=False).logits[0, len(before) - 1 : -1]
+        logits = own.logits({"input_ids": torch.cat([before, targets])[None]})[0, len(before) - 1 : -1]
     logits = logits.float()
-    usable = torch.where(logits > -1e4, logits, torch.nan)  # entries that the model masks have no spread
-    spread = (usable - usable.nanmean(-1, keepdim=True)).square().nanmean().sqrt()
     logps = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     values: FloatArray = logps.numpy()
-    return values, float(spread)
+    return values, spread_of(logits)
 
 
 def _check_shapes(folder: str, model: PreTrainedModel, source: ModelSource) -> None:

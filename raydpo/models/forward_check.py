@@ -7,7 +7,6 @@ short sequences, each without padding or neighbours, with the attention that the
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from raydpo.batching.collate import split_by_completion
 from raydpo.batching.micro_batch import MicroBatch
 from raydpo.errors import ModelError
+from raydpo.models.comparison import mean_gap, spread_of, without_compilation
 from raydpo.models.completion_logps import CompletionLogps, PlainRows
 from raydpo.models.logit_transform import RULED_OUT
 from raydpo.models.probe_sequences import BEGINNING, ProbeSequences
@@ -99,7 +99,7 @@ def check_forward(model: CheckedModel) -> ForwardCheck:
     # Packed rows of such a model were chosen as no sequence of the run is longer.
     longest = rope_limit(config) if policy.shares else None
     sequences = ProbeSequences.draw(config, policy.vocabulary, longest, apart=apart)
-    with _without_compilation(policy):
+    with without_compilation(policy):
         model.run.eval()
         oracle = _seq2seq_oracle(model, sequences) if apart else _oracle(model, sequences)
         found = _compare(model, sequences, oracle)
@@ -192,8 +192,7 @@ def _own_logps(model: CheckedModel, batches: Sequence[PlainRows]) -> tuple[list[
         logits = logits.float()
         if model.agree(float(logits.isnan().any())):
             raise _nan(model)
-        usable = torch.where(logits > RULED_OUT, logits, torch.nan)  # entries that the model masks have no spread
-        spreads.append(float((usable - usable.nanmean(-1, keepdim=True)).square().nanmean().sqrt()))
+        spreads.append(spread_of(logits))
         logps.append(logits.log_softmax(dim=-1))
     share, nats = TOLERANCES[model.dtype]
     return logps, share * model.agree(max(spreads)) + nats
@@ -250,10 +249,7 @@ def _gap(model: CheckedModel, batch: MicroBatch, sequences: ProbeSequences, orac
     values = model.run(batch)[0].float().cpu().numpy()
     trees, owns = sequences.trees[: len(batch.images)], [own.numpy() for own in oracle.logps]
     parts = [part for tree in split_by_completion(values, trees) for part in tree]
-    # A token that the model rules out has some lowest log-prob or other.
-    pairs = [(np.maximum(part, RULED_OUT), np.maximum(own, RULED_OUT)) for part, own in zip(parts, owns, strict=False)]
-    gaps = [float(np.abs(part - own).mean()) for part, own in pairs]
-    return model.agree(max(float("inf") if np.isnan(gap) else gap for gap in gaps))
+    return model.agree(max(mean_gap(part, own) for part, own in zip(parts, owns, strict=False)))
 
 
 def _nan(model: CheckedModel) -> ModelError:
@@ -290,11 +286,3 @@ def _refusal(model: CheckedModel, sequences: ProbeSequences, oracle: _Oracle, pr
         reason = "its layers need arguments that are not given here, or depend on the length of the row"
         remedy = "choose another model or another attn_implementation"
     return ModelError(f"{name}: {problem}; {reason}; {remedy}")
-
-
-def _without_compilation(policy: nn.Module) -> AbstractContextManager[object]:
-    """Return a context in which compiled layers run as they are: the short sequences would be compiled for nothing."""
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in policy.modules()):
-        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-        return stance
-    return nullcontext()
